@@ -1,0 +1,1 @@
+"""Pruning callbacks for PyTorch Lightning that work on any timm model."""
