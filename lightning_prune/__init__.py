@@ -1,1 +1,19 @@
 """Pruning callbacks for PyTorch Lightning that work on any timm model."""
+
+from lightning_prune.callbacks import LTPCallback, MagnitudeCallback, PruningCallback, Trail, TrailEntry
+from lightning_prune.classifier import TimmClassifier
+from lightning_prune.metrics import CompressionRatio, Sparsity
+from lightning_prune.report import SparsityReport, sparsity_report
+
+__all__ = [
+    "CompressionRatio",
+    "LTPCallback",
+    "MagnitudeCallback",
+    "PruningCallback",
+    "Sparsity",
+    "SparsityReport",
+    "TimmClassifier",
+    "Trail",
+    "TrailEntry",
+    "sparsity_report",
+]

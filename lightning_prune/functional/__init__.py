@@ -1,1 +1,1 @@
-
+"""The methods' equations as pure functions over tensors and floats. No Lightning, no timm, no modules."""

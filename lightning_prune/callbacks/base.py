@@ -1,0 +1,416 @@
+"""What every pruning method shares: phases, masks, budget, hard prune, finetune, state. One method = one subclass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_prune.callbacks import recalibrate
+from lightning_prune.callbacks.finetune import keep_zeros, prune_everywhere
+from lightning_prune.callbacks.guard import OptimizerGuard, check_strategy
+from lightning_prune.callbacks.logs import Monitor
+from lightning_prune.callbacks.phases import Duration, Phases, phases_of
+from lightning_prune.callbacks.trail import TrailWriter
+from lightning_prune.functional import budget
+from lightning_prune.masking import Gate, Skipped, Target, attach, detach, find_targets
+from lightning_prune.masking.kernels import KEPT, STATS, TASK
+
+# dense: no mask yet; soft: the method's gates are on; pruned: zeros are in the weights, nothing is attached.
+Stage = Literal["dense", "soft", "pruned"]
+
+
+class PruningCallback(Callback):
+    """Base of the unstructured methods. A subclass states its gates, how they learn, and its final thresholds.
+
+    Args:
+        target_sparsity: share of prunable weights that are zero after the prune, met to the weight; in [0, 1).
+        target_compression: the same as prunable weights / non-zero ones, ≥ 1; give one of the two.
+        warmup: dense training first. An int counts epochs, a float is a share of the training, "300 steps" steps.
+        sparsify: training under the masks, up to the hard prune; as ``warmup``.
+        finetune: training after the prune; None takes what is left.
+        include: fnmatch patterns on parameter or module names, whole or from any dot on; None takes every conv and
+            linear weight.
+        exclude: patterns of weights to leave dense.
+        skip_first: leave the stem dense.
+        skip_last: leave the classifier dense.
+        min_keep: least share of each layer's weights to keep.
+        recalibrate_batches: training batches on which BatchNorm statistics are re-estimated after the prune; 0: none.
+        max_gap: warn if accuracy on those batches falls by more than this from the soft to the hard network.
+        trail: kept shares, e.g. ``[0.5, 0.2, 0.1]``; an ordinary checkpoint is saved at the first validation after
+            each is crossed.
+        trail_dir: folder of the trail; default ``<log dir>/trail``.
+        trail_metric: validation metric noted in the trail; default the first ``val*acc*`` or ``val*`` that is logged.
+        histogram_every: log weight histograms every that many epochs to loggers that can (costs a second for 10 M
+            weights); 0: never.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        target_sparsity: float | None = None,
+        target_compression: float | None = None,
+        warmup: Duration = 0,
+        sparsify: Duration = 0.6,
+        finetune: Duration | None = None,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+        skip_first: bool = False,
+        skip_last: bool = False,
+        min_keep: float = 0.01,
+        recalibrate_batches: int = 20,
+        max_gap: float = 0.05,
+        trail: Sequence[float] | None = None,
+        trail_dir: str | None = None,
+        trail_metric: str | None = None,
+        histogram_every: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= min_keep < 1:
+            raise ValueError(f"min_keep={min_keep} is a share of each layer, in [0, 1).")
+        self.target_sparsity = budget.one_target(target_sparsity, target_compression)
+        self.durations = (warmup, sparsify, finetune)
+        self.include, self.exclude = include, exclude
+        self.skip_first, self.skip_last = skip_first, skip_last
+        self.min_keep = min_keep
+        self.recalibrate_batches, self.max_gap = recalibrate_batches, max_gap
+        self.monitor = Monitor(histogram_every)
+        self.trail = TrailWriter(trail, trail_dir, trail_metric) if trail else None
+        self._guard = OptimizerGuard(self._expire)
+        self._loaded: dict[str, Any] | None = None
+        self._reset()
+
+    # ---- what a method states -------------------------------------------------------------------------------------
+
+    def start(self, targets: Sequence[Target]) -> None:
+        """Set the method's tensors for these layers; called when the sparsify phase begins and before a resume."""
+        raise NotImplementedError
+
+    def gates(self) -> list[Gate]:
+        """One gate a layer, reading the method's tensors live."""
+        raise NotImplementedError
+
+    def learn(self, stats: Tensor, active: Tensor) -> None:
+        """Move the thresholds, once per optimizer step.
+
+        Args:
+            stats: float64 [layers, len(kernels.STATS)], the sums over each layer as of its last step.
+            active: bool [layers], those that got a finite gradient in this step.
+        """
+        raise NotImplementedError
+
+    def thresholds(self) -> Tensor:
+        """The thresholds on ``w²``, shape [layers], ≥ 0."""
+        raise NotImplementedError
+
+    def scores(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """What the final budget ranks weights by, highest kept first; one float32 tensor a layer.
+
+        By default ``w²/τ``: the budget's cut through it is one common factor on all thresholds.
+        """
+        tiny = torch.finfo(torch.float32).tiny
+        return [w.square() / tau.clamp_min(tiny) for w, tau in zip(weights, self.thresholds().float(), strict=True)]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The method's state: tensors that are saved, and restored in place."""
+        raise NotImplementedError
+
+    def measures(self) -> dict[str, Tensor | float]:
+        """The method's own numbers to log, by name without ``prune/``."""
+        return {}
+
+    def calibration_forward(self, module: LightningModule, batch: Any) -> tuple[Any, Tensor | None]:
+        """How to run the network on a training batch: (output, labels or None). Override for unusual batches."""
+        return recalibrate.forward_first_element(module, batch)
+
+    # ---- numbers that methods and logs share ----------------------------------------------------------------------
+
+    @property
+    def numel(self) -> int:
+        """Prunable weights in all, tied ones once."""
+        return sum(t.numel for t in self.targets)
+
+    @property
+    def progress(self) -> float:
+        """Position in the sparsify phase, from 0 to 1."""
+        return self.phases.progress(self.seen) if self.phases is not None else 0.0
+
+    @property
+    def sparsify_steps(self) -> int:
+        """Optimizer steps in the sparsify phase, at least 1."""
+        if self.phases is None:
+            return 1
+        return max(1, (self.phases.prune - self.phases.begin) // self._accumulate)
+
+    @property
+    def stats(self) -> Tensor:
+        """The last sums of each layer, float64 or float32 [layers, len(kernels.STATS)]."""
+        return self._stats
+
+    def layer_zeros(self) -> list[int]:
+        """Zeros of each layer, counted: at or below the threshold while masks are soft, exact zeros otherwise."""
+        if self.stage == "soft":
+            taus = self.thresholds()
+            return [int((t.param.detach().float().square() <= tau).sum()) for t, tau in zip(self.targets, taus, strict=True)]
+        return [t.numel - int(torch.count_nonzero(t.param.detach())) for t in self.targets]
+
+    # ---- life-cycle -----------------------------------------------------------------------------------------------
+
+    def _reset(self) -> None:
+        self.stage: Stage = "dense"
+        self.seen = 0
+        self.phases: Phases | None = None
+        self.targets: list[Target] = []
+        self.skipped: list[Skipped] = []
+        self._accumulate = 1
+        self._stats = torch.zeros(0, len(STATS))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Called before the model is complete: checks what can be checked, forgets an earlier fit."""
+        if stage == "fit":
+            check_strategy(trainer, type(self).__name__)
+            detach(pl_module)
+            self._reset()
+        self._loaded = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called with the model final and any checkpoint's weights loaded: finds the layers, masks a resumed model."""
+        self._prepare(pl_module)
+        for name, reason in self.skipped:
+            if reason not in ("excluded", "not in include", "first or last layer"):
+                rank_zero_warn(f"{type(self).__name__} leaves {name} dense: {reason}.")
+
+    def _prepare(self, pl_module: LightningModule) -> None:
+        self.targets, self.skipped = find_targets(
+            pl_module, self.include, self.exclude, self.skip_first, self.skip_last
+        )
+        numels = [t.numel for t in self.targets]
+        self.floors = budget.floors(numels, self.min_keep)
+        if self.target_sparsity is not None:
+            keep = budget.keep_count(self.numel, 1 - self.target_sparsity)
+            budget.check_feasible([t.name for t in self.targets], numels, self.floors, keep)
+        if self._loaded is not None:
+            self._restore(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called when the length of the training is known: resolves the phases, starts watching the optimizers."""
+        self._accumulate = trainer.accumulate_grad_batches
+        self.phases = phases_of(trainer, *self.durations)
+        self._guard.watch(trainer.optimizers, [t.param for t in self.targets])
+        if self.stage != "pruned" and self.seen >= self.phases.prune:
+            self._prune(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Called before each batch: sets the masks when the sparsify phase begins."""
+        assert self.phases is not None
+        if self.stage == "dense" and self.phases.at(self.seen) == "sparsify":
+            self._begin(pl_module)
+        self._expire()
+
+    @torch.no_grad()
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Called after unscaling and all-reduce, before clipping: turns gradients into the method's, learns from them."""
+        self._guard.transformed(optimizer)
+        if self.stage == "dense":
+            return
+        mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        ready = [t.param.grad is not None and id(t.param) in mine for t in self.targets]
+        if self.stage == "pruned":
+            keep_zeros(t.param for t, r in zip(self.targets, ready, strict=True) if r)
+            return
+        count = trainer._logger_connector.should_update_logs
+        for i, (target, gate) in enumerate(zip(self.targets, self._gates, strict=True)):
+            if ready[i]:
+                assert target.param.grad is not None
+                self._stats[i] = gate.step_(target.param, target.param.grad, count)
+        # A loss-scaling overflow gives non-finite sums; the scaler skips the weights' step, and so do the thresholds.
+        finite = torch.isfinite(self._stats[:, TASK])
+        active = torch.tensor(ready, device=self._stats.device) & finite & finite.all()
+        self.learn(self._stats, active)
+        self._expire()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Called after each batch: counts it, prunes when the sparsify phase is over, logs."""
+        assert self.phases is not None
+        self.seen += 1
+        if self.stage != "pruned" and self.seen >= self.phases.prune:
+            self._prune(trainer, pl_module)
+        if trainer._logger_connector.should_update_logs:
+            self.monitor.log_step(self, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called after validation, before checkpoints: per-layer numbers, warnings, zeros that came back."""
+        self.monitor.log_epoch(self, trainer)
+        if self.stage == "pruned":
+            self._check_zeros()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called when training ends, early too: whatever is soft becomes hard."""
+        if self.stage == "soft":
+            rank_zero_warn(
+                f"Training ended in the sparsify phase, at {self.progress:.0%} of it: the model is pruned with the "
+                "thresholds learned so far, without finetune and without meeting the target. Checkpoints resume the phase."
+            )
+            self._prune(trainer, pl_module, to_target=False)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called at the end of fit: the module is a plain model again."""
+        self._release(pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Called at the end of every run that does not raise."""
+        self._release(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Called when a run raises: the masks come off, weights stay as they are."""
+        self._release(pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called in fit and alone: evaluation sees the masked weights of a model that a checkpoint left unpruned."""
+        self._mask_for_evaluation(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As `on_validation_start`."""
+        self._mask_for_evaluation(trainer, pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As `on_validation_start`."""
+        self._mask_for_evaluation(trainer, pl_module)
+
+    def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        """Averaging callbacks exchange the weights around validation: masks are computed anew."""
+        self._expire()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called after validation: saves a checkpoint of the trail if the kept share has crossed one of its values."""
+        self._expire()
+        if self.trail is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.trail.visit(self, trainer)
+
+    # ---- steps ----------------------------------------------------------------------------------------------------
+
+    def _begin(self, pl_module: LightningModule) -> None:
+        device = self.targets[0].param.device
+        wide = torch.float64 if device.type == "cpu" else torch.float32
+        self._stats = torch.zeros(len(self.targets), len(STATS), dtype=wide, device=device)
+        self._stats[:, KEPT] = torch.tensor([float(t.numel) for t in self.targets])
+        self.start(self.targets)
+        self._gates = self.gates()
+        attach(self.targets, self._gates)
+        self.stage = "soft"
+
+    def _expire(self) -> None:
+        if self.stage == "soft":
+            for gate in self._gates:
+                gate.expire()
+
+    def _masks(self, to_target: bool) -> list[Tensor]:
+        weights = [t.param.detach().float() for t in self.targets]
+        if to_target and self.target_sparsity is not None:
+            keep = budget.keep_count(self.numel, 1 - self.target_sparsity)
+            return budget.exact_masks(self.scores(weights), self.floors, keep)
+        by_threshold = [w.square() > tau for w, tau in zip(weights, self.thresholds(), strict=True)]
+        return budget.at_least(by_threshold, weights, self.floors)
+
+    @torch.no_grad()
+    def _prune(self, trainer: Trainer, pl_module: LightningModule, to_target: bool = True) -> None:
+        if self.stage == "dense":
+            self._begin(pl_module)
+        batches = recalibrate.calibration_batches(trainer, self.recalibrate_batches) if self.recalibrate_batches else []
+        with self._recalibration():
+            soft = recalibrate.accuracy(trainer, pl_module, batches, self.calibration_forward)
+        masks = self._masks(to_target)
+        self.final_thresholds = self.thresholds().clone()
+        detach(pl_module)
+        prune_everywhere(trainer, self.targets, masks)
+        self.stage = "pruned"
+        self.zeros_at_prune = self.layer_zeros()
+        with self._recalibration():
+            recalibrate.recalibrate(trainer, pl_module, batches, self.calibration_forward)
+            hard = recalibrate.accuracy(trainer, pl_module, batches, self.calibration_forward)
+        self.monitor.log_prune(self, trainer, soft, hard)
+        zeros = sum(self.zeros_at_prune)
+        rank_zero_info(
+            f"{type(self).__name__}: pruned {zeros:,} of {self.numel:,} weights "
+            f"({zeros / self.numel:.2%}, {self.numel / max(self.numel - zeros, 1):.2f}x)."
+        )
+
+    @contextmanager
+    def _recalibration(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            recalibrate.warn_no_forward(error)
+
+    def _check_zeros(self) -> None:
+        now = self.layer_zeros()
+        lost = [f"{t.name} ({b - a})" for t, a, b in zip(self.targets, now, self.zeros_at_prune, strict=True) if a < b]
+        if lost:
+            raise RuntimeError(
+                f"Pruned weights came back in {', '.join(lost[:5])}: something other than the gradient moves them "
+                "(an optimizer with added noise, or weights written to directly). Use a plain optimizer in finetune."
+            )
+
+    def _mask_for_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            if self._loaded is not None:
+                self._prepare(pl_module)
+            elif self.stage == "soft":
+                attach(self.targets, self._gates)
+        self._expire()
+
+    def _release(self, pl_module: LightningModule) -> None:
+        self._guard.release()
+        detach(pl_module)
+
+    # ---- state ----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors, numbers and strings, loadable with ``weights_only=True``. No masks: finetune reads zeros."""
+        state: dict[str, Any] = {"stage": self.stage, "seen": self.seen, "names": [t.name for t in self.targets]}
+        if self.stage == "soft":
+            state["tensors"] = {k: v.detach().clone() for k, v in self.tensors().items()} | {"stats": self._stats.clone()}
+            state["thresholds"] = self.thresholds().clone()
+        if self.trail is not None:
+            state["trail"] = self.trail.state()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Called before the model is final; the state is put in place when it is."""
+        self._loaded = state_dict
+
+    def _restore(self, pl_module: LightningModule) -> None:
+        state, self._loaded = self._loaded, None
+        assert state is not None
+        names = [t.name for t in self.targets]
+        if state["names"] and state["names"] != names:
+            gone, new = sorted(set(state["names"]) - set(names)), sorted(set(names) - set(state["names"]))
+            raise ValueError(
+                f"The checkpoint's pruned layers are not this run's: it also has {gone[:5]}, this run also has {new[:5]}. "
+                "Resume with the same model, include, exclude, skip_first and skip_last."
+            )
+        self.seen = state["seen"]
+        if self.trail is not None and "trail" in state:
+            self.trail.load(state["trail"])
+        if state["stage"] == "soft":
+            self._begin(pl_module)
+            for name, tensor in (self.tensors() | {"stats": self._stats}).items():
+                tensor.copy_(state["tensors"][name])
+            self.restored()
+        self.stage = state["stage"]
+        if self.stage == "pruned":
+            self.zeros_at_prune = self.layer_zeros()
+
+    def restored(self) -> None:
+        """Called after the saved tensors are back in place: set what derives from them."""
+

@@ -1,0 +1,53 @@
+"""Holding zeros: putting the final masks into the weights, and keeping pruned weights at zero afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from lightning_prune.masking import Target
+from lightning_prune.masking.kernels import zeros_step_
+
+
+@torch.no_grad()
+def prune_everywhere(trainer: Trainer, targets: Sequence[Target], masks: Sequence[Tensor]) -> None:
+    """Zero the pruned weights, in place, wherever they live: the model, optimizer state, averaged copies of the model.
+
+    Momentum and averages of pruned weights would otherwise bring them back at the next step or swap.
+
+    Args:
+        trainer: its optimizers and averaging callbacks are searched.
+        targets: layers.
+        masks: bool, one a layer, True where kept.
+    """
+    by_shape: dict[nn.Parameter, Tensor] = {}
+    for target, mask in zip(targets, masks, strict=True):
+        for tensor in (target.param, target.param.grad):
+            if tensor is not None:
+                tensor.masked_fill_(~mask, 0)
+        by_shape[target.param] = mask
+    for optimizer in trainer.optimizers:
+        for param, state in optimizer.state.items():
+            mask = by_shape.get(param)
+            for value in state.values() if mask is not None else ():
+                if torch.is_tensor(value) and mask is not None and value.shape == mask.shape:
+                    value.masked_fill_(~mask.to(value.device), 0)
+    by_name = {t.name: m for t, m in zip(targets, masks, strict=True)}
+    for callback in getattr(trainer, "callbacks", ()):
+        average = getattr(callback, "_average_model", None)
+        if isinstance(average, nn.Module):
+            average = getattr(average, "module", average)
+            for name, param in average.named_parameters():
+                if name in by_name:
+                    param.masked_fill_(~by_name[name].to(param.device), 0)
+
+
+@torch.no_grad()
+def keep_zeros(params: Iterable[nn.Parameter]) -> None:
+    """Zero the gradients of pruned weights, found as ``w == 0``: a finetune checkpoint needs no mask beside it."""
+    for param in params:
+        if param.grad is not None:
+            zeros_step_(param, param.grad)

@@ -1,0 +1,69 @@
+"""Refusing what would prune wrongly without an error: unsupported strategies, optimizers that bypass the hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+
+def check_strategy(trainer: Trainer, callback: str) -> None:
+    """Raise for strategies that shard parameters: a layer's weight is never whole there."""
+    if getattr(trainer.strategy, "restore_checkpoint_after_setup", False):
+        raise NotImplementedError(
+            f"{callback} does not support {type(trainer.strategy).__name__}: it shards or restores weights after the "
+            "masks are set. Use strategy='ddp' or a single device."
+        )
+
+
+class OptimizerGuard:
+    """Watches that each step of an optimizer that holds masked weights went through ``on_before_optimizer_step``."""
+
+    def __init__(self, on_step: Callable[[], None]) -> None:
+        self._on_step = on_step
+        self._handles: list[RemovableHandle] = []
+        self._transformed: set[int] = set()
+
+    def watch(self, optimizers: Iterable[Optimizer], params: Iterable[nn.Parameter]) -> None:
+        """Start watching; `release` stops it.
+
+        Raises:
+            NotImplementedError: an optimizer evaluates its closure several times a step (LBFGS).
+        """
+        self.release()
+        masked = {id(p) for p in params}
+        for optimizer in optimizers:
+            if not any(id(p) in masked for group in optimizer.param_groups for p in group["params"]):
+                continue
+            if isinstance(optimizer, torch.optim.LBFGS):
+                raise NotImplementedError(
+                    "LBFGS evaluates the loss several times a step, and thresholds would move in between. "
+                    "Use a first-order optimizer (SGD, AdamW, ...)."
+                )
+            self._handles.append(optimizer.register_step_post_hook(self._after_step))
+
+    def transformed(self, optimizer: Optimizer) -> None:
+        """Note that the gradients of this optimizer's coming step are the method's."""
+        self._transformed.add(id(optimizer))
+
+    def release(self) -> None:
+        """Stop watching."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._transformed.clear()
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._on_step()
+        if id(optimizer) not in self._transformed:
+            raise RuntimeError(
+                f"{type(optimizer).__name__}.step() ran without Lightning's hooks, so thresholds cannot move and "
+                "pruned weights would come back. In manual optimization step the optimizer that self.optimizers() "
+                "gives (not use_pl_optimizer=False, not one kept from configure_optimizers)."
+            )
+        self._transformed.discard(id(optimizer))

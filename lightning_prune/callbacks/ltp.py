@@ -1,0 +1,187 @@
+"""Learned Threshold Pruning as a callback: one threshold a layer, learned by gradient descent with the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_prune.callbacks.base import PruningCallback
+from lightning_prune.functional import budget, ltp
+from lightning_prune.functional.adam import adam_step_
+from lightning_prune.functional.schedules import Shape, anneal, exponential_path
+from lightning_prune.masking import Gate, SoftGate, Target
+from lightning_prune.masking.kernels import ABS, BAND, KEPT, SQUARE, TASK
+
+_REFRESHES = 20  # times in the phase that the highest allowed thresholds are measured anew
+_TRAVEL = 3.0  # thresholds can travel this many times the distance to the target
+_GAIN, _DAMPING = 20.0, 4.0  # of the price controller: integral over the whole phase, and proportional
+
+
+class LTPCallback(PruningCallback):
+    """Learned Threshold Pruning (Azarian et al., arXiv 2003.00075) on any LightningModule.
+
+    Each conv and linear weight gets a threshold τ on w². While sparsifying, the network uses ``w·sigm((w² − τ)/T)``;
+    τ follows its exact gradient of ``loss + λ·Σ kept``, weights follow the gradient times the gate. Then the weights
+    below the thresholds are zeroed for good, and the rest is finetuned.
+
+    With a target, λ is steered so that the kept share follows an exponential path to it, and one common factor on all
+    thresholds meets it to the weight. Without one, ``lam`` decides, as in the paper.
+
+    Args:
+        target_sparsity: share of weights to prune; 0.9 if no target and no ``lam`` is given.
+        lam: price of keeping all prunable weights, λ·N, in units of the loss; where it is steered, its start. In mode
+            "paper", the price λ of one weight.
+        mode: "normalized" learns ``u = τ/σ²`` (σ² = mean w² of the layer when the phase begins) with Adam, so one setting
+            serves layers of every size; "paper" learns raw τ by plain gradient descent at a constant temperature.
+        temperature: final T0; a layer's temperature is ``T0·Var(|w|)`` [eq. 15].
+        temperature_start: T0 at the start of the phase, annealed down to ``temperature``; unused in mode "paper".
+        temperature_schedule: how it is annealed.
+        weights_in_band: least expected weights of a layer near its threshold; raises T0 of small layers. 0: off.
+        threshold_lr: step of u; None: three times the way to the target over the phase's steps. In mode "paper" the
+            raw learning rate of τ, required there.
+        options: as for `PruningCallback`.
+    """
+
+    def __init__(
+        self,
+        target_sparsity: float | None = None,
+        lam: float | None = None,
+        mode: Literal["normalized", "paper"] = "normalized",
+        temperature: float = 1e-3,
+        temperature_start: float = 1e-2,
+        temperature_schedule: Shape = "exponential",
+        weights_in_band: float = 16.0,
+        threshold_lr: float | None = None,
+        **options: Any,
+    ) -> None:
+        if target_sparsity is None and options.get("target_compression") is None and lam is None:
+            target_sparsity = 0.9
+        super().__init__(target_sparsity=target_sparsity, **options)
+        if lam is not None and lam < 0:
+            raise ValueError(f"lam={lam} must not be negative: it is the price of keeping weights.")
+        if mode not in ("normalized", "paper"):
+            raise ValueError(f"mode={mode!r} must be 'normalized' or 'paper'.")
+        if not 0 < temperature <= temperature_start and mode != "paper":
+            raise ValueError(
+                f"temperature={temperature} must be positive and at most temperature_start={temperature_start}."
+            )
+        if mode == "paper" and (threshold_lr is None or lam is None):
+            raise ValueError(
+                f"mode='paper' needs lam and threshold_lr (got {lam} and {threshold_lr}): the paper's raw λ and η_τ "
+                "depend on the network; 1e-6 and 1e-5·lr are a start for a CIFAR ResNet-20."
+            )
+        self.lam, self.mode = lam, mode
+        self.temperature, self.temperature_start = temperature, temperature_start
+        self.temperature_schedule, self.weights_in_band = temperature_schedule, weights_in_band
+        self.threshold_lr = threshold_lr
+
+    @property
+    def steered(self) -> bool:
+        """Whether the price follows the kept share, or stays as given."""
+        return self.mode == "normalized" and self.target_sparsity is not None
+
+    def start(self, targets: Sequence[Target]) -> None:
+        device = targets[0].param.device
+        n = len(targets)
+        weights = [t.param.detach() for t in targets]
+
+        def vector(values: Sequence[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=device)
+
+        self._numels = vector([t.numel for t in targets])
+        self._t0_floor = vector([ltp.temperature_floor(t.numel, self.weights_in_band) for t in targets])
+        square = torch.stack([w.float().square().sum() for w in weights])
+        absolute = torch.stack([w.float().abs().sum() for w in weights])
+        tiny = torch.finfo(torch.float32).tiny
+        self._scale = (square / self._numels).clamp_min(1e-12) if self.mode == "normalized" else torch.ones(n, device=device)
+        self._variance = ltp.variance_of_magnitude(self._numels, absolute, square).clamp_min(tiny)
+        self._u, self._mean, self._square, self._count = (torch.zeros(n, device=device) for _ in range(4))
+        self._cap = torch.full((n,), torch.inf, device=device)
+        self._slope, self._shift = torch.ones(n, device=device), torch.zeros(n, device=device)
+        lam = 1.0 if self.lam is None else self.lam
+        self._log_price = torch.tensor(lam if self.mode == "normalized" else lam, device=device).clamp_min(1e-12).log()
+        self._steps = torch.zeros((), dtype=torch.int64)
+        self._cool()
+
+    def gates(self) -> list[Gate]:
+        return [SoftGate(slope, shift) for slope, shift in zip(self._slope.unbind(), self._shift.unbind(), strict=True)]
+
+    def thresholds(self) -> Tensor:
+        return self._u * self._scale
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            "u": self._u, "scale": self._scale, "mean": self._mean, "square": self._square, "count": self._count,
+            "variance": self._variance, "cap": self._cap, "log_price": self._log_price, "slope": self._slope,
+            "shift": self._shift, "steps": self._steps,
+        }  # fmt: skip
+
+    def learn(self, stats: Tensor, active: Tensor) -> None:
+        stats = stats.float()
+        fresh = ltp.variance_of_magnitude(self._numels, stats[:, ABS], stats[:, SQUARE])
+        self._variance.copy_(torch.where(active & (fresh > 0), fresh, self._variance))
+        # dL/du = σ² dL/dτ, the exact gradient of loss and penalty.
+        grad = -self._scale * (stats[:, TASK] + self.price * stats[:, BAND])
+        if self.mode == "paper":
+            assert self.threshold_lr is not None
+            self._u.sub_(torch.where(active, self.threshold_lr * grad, torch.zeros_like(grad)))
+        else:
+            self._refresh_caps()
+            adam_step_(self._u, grad, self._mean, self._square, self._count, active, self._step_size())
+            if self.steered:
+                gain = _GAIN / self.sparsify_steps
+                self._log_price.copy_(budget.steer(self._log_price, self._kept(), self._goal(), min(gain, 0.2)))
+        self._u.clamp_(min=0).copy_(torch.minimum(self._u, self._cap / self._scale))
+        self._steps += 1
+        self._cool()
+
+    @property
+    def price(self) -> Tensor:
+        """λ, the price of one kept weight in units of the loss; a scalar."""
+        if self.mode == "paper":
+            return self._log_price.exp()
+        if self.steered:
+            return budget.steered_price(self._log_price, self._kept(), self._goal(), _DAMPING) / self.numel
+        return self._log_price.exp() / self.numel
+
+    def measures(self) -> dict[str, Tensor | float]:
+        price = self.price
+        return {"lambda": price, "temperature": self._t0(), "soft_loss": price * self.stats[:, KEPT].sum().float()}
+
+    def _kept(self) -> Tensor:
+        return (self.stats[:, KEPT].sum() / self.numel).float()
+
+    def _goal(self) -> float:
+        assert self.target_sparsity is not None
+        return exponential_path(self.progress, 1 - self.target_sparsity)
+
+    def _step_size(self) -> float:
+        if self.threshold_lr is not None:
+            return self.threshold_lr
+        way = ltp.gaussian_threshold(self.target_sparsity if self.target_sparsity is not None else 0.9)
+        return min(_TRAVEL * way / self.sparsify_steps, 0.1)
+
+    def _t0(self) -> float:
+        if self.mode == "paper":
+            return self.temperature
+        return anneal(self.progress, self.temperature_start, self.temperature, self.temperature_schedule)
+
+    def _cool(self) -> None:
+        """Set the gates from thresholds and temperatures."""
+        t0 = torch.full_like(self._t0_floor, self._t0())
+        if self.mode != "paper":
+            t0 = torch.maximum(t0, self._t0_floor)
+        torch.reciprocal(t0 * self._variance, out=self._slope)
+        torch.mul(self._slope, -self.thresholds(), out=self._shift)
+
+    def _refresh_caps(self) -> None:
+        """Measure how high each threshold may go with min_keep of the layer left; a few times in the phase."""
+        every = max(1, self.sparsify_steps // _REFRESHES)
+        if int(self._steps) % every == 0:
+            caps = [
+                budget.largest_threshold(t.param, least) for t, least in zip(self.targets, self.floors, strict=True)
+            ]
+            self._cap.copy_(torch.stack(caps))

@@ -1,0 +1,120 @@
+"""Re-estimating BatchNorm statistics after the masks have moved, on a few training batches."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
+
+Forward = Callable[[LightningModule, Any], "tuple[Any, Tensor | None]"]
+
+
+def calibration_batches(trainer: Trainer, limit: int) -> list[Any]:
+    """Up to ``limit`` batches of a fresh pass over the training data, on the device.
+
+    The fit's own iterator, its worker processes and the global random state are left as they are.
+    """
+    loader = trainer.train_dataloader
+    if isinstance(loader, DataLoader):
+        loader = copy.copy(loader)
+        loader.__dict__["_iterator"] = None  # persistent workers belong to the fit's own iterator
+    elif loader is None or iter(loader) is loader:
+        return []
+    batches = []
+    with isolate_rng():
+        for batch in loader:
+            batch = trainer.precision_plugin.convert_input(batch)
+            module = trainer.lightning_module
+            batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+            batches.append(trainer.strategy.batch_to_device(batch, dataloader_idx=0))
+            if len(batches) == limit:
+                break
+    return batches
+
+
+def forward_first_element(module: LightningModule, batch: Any) -> tuple[Any, Tensor | None]:
+    """Run ``module`` on a batch's input: the batch itself, or its first element. Returns (output, labels or None)."""
+    if isinstance(batch, (tuple, list)):
+        labels = batch[1] if len(batch) > 1 and torch.is_tensor(batch[1]) else None
+        return module(batch[0]), labels
+    return module(batch), None
+
+
+def accuracy(trainer: Trainer, module: LightningModule, batches: list[Any], forward: Forward) -> float | None:
+    """Share of right top-1 predictions in eval mode, or None where outputs are not logits [N, C] of labels [N]."""
+    right = total = 0
+    with _eval_mode(module), torch.no_grad(), trainer.precision_plugin.forward_context():
+        for batch in batches:
+            output, labels = forward(module, batch)
+            if not torch.is_tensor(output) or output.ndim != 2 or labels is None or labels.ndim != 1:
+                return None
+            right += int((output.argmax(1) == labels).sum())
+            total += len(labels)
+    return right / total if total else None
+
+
+def recalibrate(trainer: Trainer, module: LightningModule, batches: list[Any], forward: Forward) -> int:
+    """Replace the running statistics of all training BatchNorms by plain averages over ``batches``.
+
+    Only the BatchNorms are in train mode meanwhile, so dropout and stochastic depth do not add noise. In distributed
+    training the ranks' statistics are averaged.
+
+    Returns:
+        Number of BatchNorm layers re-estimated.
+    """
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    if not norms or not batches:
+        return 0
+    momenta = [m.momentum for m in norms]
+    before = [{k: v.clone() for k, v in m.named_buffers()} for m in norms]
+    try:
+        with _eval_mode(module), torch.no_grad(), trainer.precision_plugin.forward_context():
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a cumulative average
+                norm.train()
+            for batch in batches:
+                forward(module, batch)
+    except Exception:
+        for norm, buffers in zip(norms, before, strict=True):
+            norm.load_state_dict(buffers, strict=False)
+        raise
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    for norm in norms:
+        if trainer.world_size > 1:
+            for name in ("running_mean", "running_var"):
+                buffer = getattr(norm, name)
+                buffer.copy_(trainer.strategy.reduce(buffer.clone(), reduce_op="mean"))
+    return len(norms)
+
+
+@contextmanager
+def _eval_mode(module: nn.Module) -> Iterator[None]:
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
+def warn_no_forward(error: Exception) -> None:
+    """Say that recalibration could not run the module, and what to do."""
+    warnings.warn(
+        f"BatchNorm statistics were not re-estimated after the prune: the module could not be called on a training "
+        f"batch ({type(error).__name__}: {error}). Override `calibration_forward` of the callback, or set "
+        "recalibrate_batches=0.",
+        stacklevel=2,
+    )

@@ -1,0 +1,162 @@
+"""The trail: checkpoints saved as the kept share crosses given values, and picking the best of them.
+
+LTP prunes gradually, so one run passes through every sparsity; the trail keeps the stations that the user asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+
+if TYPE_CHECKING:
+    from lightning_prune.callbacks.base import PruningCallback
+
+INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class TrailEntry:
+    """One saved checkpoint: the kept shares that it crossed, what it is, and what it scored."""
+
+    path: str
+    crossed: tuple[float, ...]
+    kept: float
+    sparsity: float
+    phase: str
+    epoch: int
+    step: int
+    metric: str | None = None
+    score: float | None = None
+
+    def prune(self, module: nn.Module) -> nn.Module:
+        """Load this checkpoint's weights into a LightningModule of the same kind, and zero what it had pruned.
+
+        Args:
+            module: the LightningModule (its weights are replaced); strict loading.
+
+        Returns:
+            The same module, with hard zeros.
+        """
+        checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
+        module.load_state_dict(checkpoint["state_dict"])
+        for state in checkpoint["callbacks"].values():
+            if isinstance(state, dict) and "thresholds" in state and "names" in state:
+                params = dict(module.named_parameters())
+                with torch.no_grad():
+                    for name, tau in zip(state["names"], state["thresholds"].tolist(), strict=True):
+                        params[name].masked_fill_(params[name].float().square() <= tau, 0)
+        return module
+
+
+class Trail:
+    """The index of a trail, read back from its folder.
+
+    Args:
+        folder: where the checkpoints and ``index.json`` are.
+
+    Raises:
+        FileNotFoundError: there is no index in the folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        index = Path(folder) / INDEX
+        if not index.is_file():
+            raise FileNotFoundError(f"No trail at {index}: give the trail_dir of a fit that had trail=[...].")
+        rows = json.loads(index.read_text())
+        self.entries = [
+            TrailEntry(**{**row, "crossed": tuple(row["crossed"]), "path": str(Path(folder) / row["path"])})
+            for row in rows
+        ]
+
+    def pick(
+        self, max_kept: float = 1.0, min_kept: float = 0.0, mode: Literal["max", "min"] = "max"
+    ) -> TrailEntry:
+        """The entry with the best score whose kept share lies in the given range; the sparser one of equals.
+
+        Args:
+            max_kept: most of the weights that may be left.
+            min_kept: least of the weights that may be left.
+            mode: whether a high or a low score is good.
+
+        Raises:
+            ValueError: no entry lies in the range.
+        """
+        inside = [e for e in self.entries if min_kept <= e.kept <= max_kept]
+        if not inside:
+            shares = ", ".join(f"{e.kept:.3f}" for e in self.entries)
+            raise ValueError(f"No entry keeps between {min_kept} and {max_kept} of the weights; there are: {shares}.")
+        sign = 1 if mode == "max" else -1
+        worst = float("-inf")
+        return max(inside, key=lambda e: (worst if e.score is None else sign * e.score, -e.kept))
+
+
+@dataclass
+class TrailWriter:
+    """Saves the checkpoints of one fit.
+
+    Args:
+        values: kept shares to stop at, each in (0, 1].
+        folder: where to; None: ``<log dir>/trail``.
+        metric: validation metric to note; None: the first of ``val*acc*`` or ``val*``.
+    """
+
+    values: Sequence[float]
+    folder: str | None = None
+    metric: str | None = None
+    entries: list[TrailEntry] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        bad = [v for v in self.values if not 0 < v <= 1]
+        if bad:
+            raise ValueError(f"trail={list(self.values)}: {bad} are not kept shares, which lie in (0, 1].")
+
+    def visit(self, callback: PruningCallback, trainer: Trainer) -> None:
+        """Save a checkpoint if the kept share has newly come to or under one of the values."""
+        if callback.stage == "dense":
+            return
+        kept = 1 - sum(callback.layer_zeros()) / callback.numel
+        done = {v for e in self.entries for v in e.crossed}
+        # Rounding to whole weights must not make a target miss its own value.
+        crossed = tuple(sorted((v for v in self.values if kept <= v + 1 / callback.numel and v not in done), reverse=True))
+        if not crossed:
+            return
+        folder = self._folder(trainer)
+        name = self.metric or _guess_metric(trainer)
+        score = trainer.callback_metrics.get(name) if name else None
+        path = folder / f"kept-{crossed[-1]:g}.ckpt"
+        entry = TrailEntry(
+            path=path.name, crossed=crossed, kept=kept, sparsity=1 - kept,
+            phase="finetune" if callback.stage == "pruned" else "sparsify",
+            epoch=trainer.current_epoch, step=trainer.global_step,
+            metric=name, score=None if score is None else float(score),
+        )  # fmt: skip
+        self.entries.append(entry)
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            (folder / INDEX).write_text(json.dumps([asdict(e) for e in self.entries], indent=1))
+
+    def state(self) -> dict[str, Any]:
+        """The entries so far, for the callback's state."""
+        return {"entries": [{**asdict(e), "crossed": list(e.crossed)} for e in self.entries]}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on with the entries of a resumed run."""
+        self.entries = [TrailEntry(**{**row, "crossed": tuple(row["crossed"])}) for row in state["entries"]]
+
+    def _folder(self, trainer: Trainer) -> Path:
+        folder = Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir) / "trail")
+        folder = Path(trainer.strategy.broadcast(str(folder)))
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def _guess_metric(trainer: Trainer) -> str | None:
+    names = [n for n in trainer.callback_metrics if n.startswith("val")]
+    return next((n for n in names if "acc" in n), names[0] if names else None)

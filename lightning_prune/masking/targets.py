@@ -1,0 +1,189 @@
+"""Which weights are pruned: every conv and linear weight of a module, narrowed by name patterns."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+from torchmetrics import Metric
+
+_ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One prunable weight: its name, the parameter, and every (module, attribute) that holds it (ties: several)."""
+
+    name: str
+    param: nn.Parameter
+    owners: tuple[tuple[nn.Module, str], ...]
+
+    @property
+    def numel(self) -> int:
+        return self.param.numel()
+
+
+class Skipped(NamedTuple):
+    """A weight that was left out, and why."""
+
+    name: str
+    reason: str
+
+
+def _weights(root: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """(full name, module, attribute) of each conv and linear weight below ``root``, metrics left out."""
+    metrics = tuple(f"{n}." for n, m in root.named_modules() if isinstance(m, Metric))
+    for prefix, module in root.named_modules(remove_duplicate=True):
+        attributes: tuple[str, ...] = ()
+        if isinstance(module, (_ConvNd, nn.Linear)):
+            attributes = ("weight",)
+        elif isinstance(module, nn.MultiheadAttention):
+            attributes = tuple(a for a in _ATTENTION_WEIGHTS if getattr(module, a) is not None)
+        for attribute in attributes:
+            name = f"{prefix}.{attribute}" if prefix else attribute
+            if not name.startswith(metrics):
+                yield name, module, attribute
+
+
+def prunable_weights(
+    root: nn.Module, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
+) -> list[tuple[str, Tensor]]:
+    """(name, weight as the forward reads it) of each conv and linear weight below ``root``, a tied weight once.
+
+    Raises:
+        ValueError: there is none, or a pattern matches none.
+    """
+    found = list(_weights(root))
+    names = [name for name, _, _ in found]
+    if not names:
+        raise ValueError(f"{type(root).__name__} has no conv or linear weight.")
+    _check_patterns(include or (), names, "include")
+    _check_patterns(exclude or (), names, "exclude")
+    seen: set[int] = set()
+    weights = []
+    for name, module, attribute in found:
+        wanted = not include or any(_matches(name, p) for p in include)
+        # A tie is the same Parameter; where the weight is computed from others, each module has its own.
+        identity = id(module._parameters.get(attribute, module))
+        if wanted and not any(_matches(name, p) for p in exclude or ()) and identity not in seen:
+            seen.add(identity)
+            weights.append((name, getattr(module, attribute)))
+    return weights
+
+
+def _reason_to_skip(module: nn.Module, attribute: str) -> str | None:
+    if isinstance(module, torch.jit.ScriptModule):
+        return "a TorchScript module: its forward cannot be masked; use the eager module"
+    param = module._parameters.get(attribute)
+    if param is None:
+        return "computed from other parameters (parametrization, weight_norm or torch.nn.utils.prune): remove that first"
+    if is_lazy(param):
+        return "not initialised yet: run one forward before fit"
+    if "StdConv" in type(module).__name__:
+        return "standardised in forward: its zeros would not stay zero"
+    if not param.requires_grad:
+        return "frozen (requires_grad=False): a threshold cannot be learned without its gradient"
+    return None
+
+
+def _matches(name: str, pattern: str) -> bool:
+    module = name.rpartition(".")[0]
+    return any(fnmatchcase(n, p) for n in (name, module) for p in (pattern, f"*.{pattern}"))
+
+
+def _check_patterns(patterns: Sequence[str], names: Sequence[str], argument: str) -> None:
+    for pattern in patterns:
+        if not any(_matches(n, pattern) for n in names):
+            modules = [n.rpartition(".")[0] for n in names]
+            near = difflib.get_close_matches(pattern, modules + names, n=3, cutoff=0.3) or modules[:3]
+            raise ValueError(
+                f"{argument} pattern {pattern!r} matches no prunable weight. Patterns are fnmatch on parameter or "
+                f"module names, whole or from any dot on; names here are like {', '.join(map(repr, near))}."
+            )
+
+
+def _first_and_last(root: nn.Module, names: Sequence[str]) -> tuple[set[str], set[str]]:
+    """Names of the stem's and the classifier's weights: as a timm model states them, else first and last by order."""
+    for prefix, module in root.named_modules():
+        config: Any = getattr(module, "pretrained_cfg", None)
+        if isinstance(config, dict) and config.get("classifier"):
+
+            def of(key: str, prefix: str = prefix, config: dict[str, Any] = config) -> set[str]:
+                value = config.get(key) or ()
+                parts = (value,) if isinstance(value, str) else tuple(value)
+                starts = tuple(f"{prefix}.{p}." if prefix else f"{p}." for p in parts)
+                return {n for n in names if n.startswith(starts)} if starts else set()
+
+            return of("first_conv") or {names[0]}, of("classifier") or {names[-1]}
+    return {names[0]}, {names[-1]}
+
+
+def find_targets(
+    root: nn.Module,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    skip_first: bool = False,
+    skip_last: bool = False,
+) -> tuple[list[Target], list[Skipped]]:
+    """Find the weights to prune below ``root``: all conv and linear weights, never BatchNorm, biases or embeddings.
+
+    Args:
+        root: module to search; torchmetrics inside it are left out.
+        include: fnmatch patterns on parameter or module names, whole or from any dot on; None takes all.
+        exclude: patterns of weights to leave dense.
+        skip_first: leave the stem dense (timm's ``first_conv``, else the first weight).
+        skip_last: leave the classifier dense (timm's ``classifier``, else the last weight).
+
+    Returns:
+        The targets in the module's order, a tied or shared parameter once, and what was skipped with the reason.
+
+    Raises:
+        ValueError: a pattern matches nothing, or nothing is left to prune.
+    """
+    found = list(_weights(root))
+    names = [name for name, _, _ in found]
+    if not names:
+        raise ValueError(f"{type(root).__name__} has no conv or linear weight: there is nothing to prune.")
+    _check_patterns(include or (), names, "include")
+    _check_patterns(exclude or (), names, "exclude")
+    first, last = _first_and_last(root, names)
+    owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for module in root.modules():
+        for attribute, param in module._parameters.items():
+            if param is not None:
+                owners.setdefault(param, []).append((module, attribute))
+
+    targets: dict[nn.Parameter, Target] = {}
+    skipped: list[Skipped] = []
+    for name, module, attribute in found:
+        if include and not any(_matches(name, p) for p in include):
+            reason: str | None = "not in include"
+        elif any(_matches(name, p) for p in exclude or ()):
+            reason = "excluded"
+        elif (skip_first and name in first) or (skip_last and name in last):
+            reason = "first or last layer"
+        else:
+            reason = _reason_to_skip(module, attribute)
+        if reason is not None:
+            skipped.append(Skipped(name, reason))
+            continue
+        param = module._parameters[attribute]
+        assert param is not None
+        targets.setdefault(param, Target(name, param, tuple(owners[param])))
+    if not targets:
+        why = "; ".join(f"{name}: {reason}" for name, reason in skipped[:5])
+        raise ValueError(f"Nothing to prune in {type(root).__name__}: all {len(skipped)} weights were left out ({why}).")
+    left_out = {n for n, _ in skipped}
+    for target in list(targets.values()):
+        shared = [n for n, m, a in found if m._parameters.get(a) is target.param and n in left_out]
+        if shared and include is None:  # an excluded name means: this tensor stays dense, under each of its names
+            del targets[target.param]
+            skipped.append(Skipped(target.name, f"shares its tensor with {shared[0]}, which is left out"))
+    return list(targets.values()), skipped

@@ -1,0 +1,94 @@
+"""Where the zeros are: a per-layer and total report, counted on the weights that the network actually uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.masking.targets import prunable_weights
+
+
+@dataclass(frozen=True)
+class LayerSparsity:
+    """Zeros of one prunable weight."""
+
+    name: str
+    shape: tuple[int, ...]
+    numel: int
+    zeros: int
+
+    @property
+    def sparsity(self) -> float:
+        return self.zeros / self.numel
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """Zeros of a model's prunable weights, per layer and in all. ``print`` shows a table."""
+
+    layers: tuple[LayerSparsity, ...]
+    parameters: int
+
+    @property
+    def prunable(self) -> int:
+        """Conv and linear weights, tied ones once."""
+        return sum(layer.numel for layer in self.layers)
+
+    @property
+    def zeros(self) -> int:
+        """Zeros among them."""
+        return sum(layer.zeros for layer in self.layers)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros among the prunable weights."""
+        return self.zeros / self.prunable if self.prunable else 0.0
+
+    @property
+    def compression(self) -> float:
+        """Prunable weights / non-zero ones; infinite if none is left."""
+        left = self.prunable - self.zeros
+        return self.prunable / left if left else float("inf")
+
+    def __str__(self) -> str:
+        rows = [(x.name, "x".join(map(str, x.shape)), x.numel, x.zeros, x.sparsity) for x in self.layers]
+        rows.append(("total (prunable)", "", self.prunable, self.zeros, self.sparsity))
+        wide = max(len(r[0]) for r in rows)
+        shape = max(len(r[1]) for r in rows + [("", "shape", 0, 0, 0.0)])
+        lines = [f"{'weight':<{wide}}  {'shape':<{shape}}  {'weights':>12}  {'zeros':>12}  sparsity"]
+        lines += [f"{n:<{wide}}  {s:<{shape}}  {k:>12,}  {z:>12,}  {share:>8.2%}" for n, s, k, z, share in rows]
+        lines.insert(-1, "-" * len(lines[0]))
+        lines.append(f"compression {self.compression:.2f}x; {self.parameters:,} parameters in all")
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def sparsity_report(
+    model: nn.Module, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
+) -> SparsityReport:
+    """Count the zeros of a model's conv and linear weights.
+
+    Counted on the weights that the forward reads: masks of a running callback, ``torch.nn.utils.prune`` and
+    parametrizations included. A tied or shared weight counts once. BatchNorm, biases and embeddings never count.
+
+    Args:
+        model: any module.
+        include: fnmatch patterns on parameter or module names, whole or from any dot on; None takes all.
+        exclude: patterns to leave out.
+
+    Raises:
+        ValueError: the model has no conv or linear weight, or a pattern matches none.
+    """
+    layers = tuple(
+        LayerSparsity(name, tuple(weight.shape), weight.numel(), count_zeros(weight))
+        for name, weight in prunable_weights(model, include, exclude)
+    )
+    return SparsityReport(layers, sum(p.numel() for p in model.parameters()))
+
+
+def count_zeros(weight: Tensor) -> int:
+    """Exact zeros in a tensor."""
+    return weight.numel() - int(torch.count_nonzero(weight))
