@@ -116,6 +116,6 @@ class TimmClassifier(LightningModule):
 
         def factor(step: int) -> float:
             warm = min(1.0, (step + 1) / (h["warmup_steps"] + 1))
-            return warm * (anneal(step / total, 1.0, 0.01, "cosine") if h["schedule"] == "cosine" else 1.0)
+            return float(warm * (anneal(step / total, 1.0, 0.01, "cosine") if h["schedule"] == "cosine" else 1.0))
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}

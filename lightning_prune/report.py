@@ -57,7 +57,7 @@ class SparsityReport:
         rows = [(x.name, "x".join(map(str, x.shape)), x.numel, x.zeros, x.sparsity) for x in self.layers]
         rows.append(("total (prunable)", "", self.prunable, self.zeros, self.sparsity))
         wide = max(len(r[0]) for r in rows)
-        shape = max(len(r[1]) for r in rows + [("", "shape", 0, 0, 0.0)])
+        shape = max(len(r[1]) for r in [*rows, ("", "shape", 0, 0, 0.0)])
         lines = [f"{'weight':<{wide}}  {'shape':<{shape}}  {'weights':>12}  {'zeros':>12}  sparsity"]
         lines += [f"{n:<{wide}}  {s:<{shape}}  {k:>12,}  {z:>12,}  {share:>8.2%}" for n, s, k, z, share in rows]
         lines.insert(-1, "-" * len(lines[0]))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -16,18 +15,16 @@ from lightning_prune.callbacks import recalibrate
 from lightning_prune.callbacks.finetune import keep_zeros, prune_everywhere
 from lightning_prune.callbacks.guard import OptimizerGuard, check_strategy
 from lightning_prune.callbacks.logs import Monitor
-from lightning_prune.callbacks.phases import Duration, Phases, phases_of
+from lightning_prune.callbacks.method import PruningMethod
+from lightning_prune.callbacks.phases import Duration, phases_of
 from lightning_prune.callbacks.trail import TrailWriter
 from lightning_prune.functional import budget
-from lightning_prune.masking import Gate, Skipped, Target, attach, detach, find_targets
+from lightning_prune.masking import attach, detach, find_targets
 from lightning_prune.masking.kernels import KEPT, STATS, TASK
 
-# dense: no mask yet; soft: the method's gates are on; pruned: zeros are in the weights, nothing is attached.
-Stage = Literal["dense", "soft", "pruned"]
 
-
-class PruningCallback(Callback):
-    """Base of the unstructured methods. A subclass states its gates, how they learn, and its final thresholds.
+class PruningCallback(PruningMethod, Callback):
+    """Base of the unstructured methods: everything but the method, which a subclass states (`PruningMethod`).
 
     Args:
         target_sparsity: share of prunable weights that are zero after the prune, met to the weight; in [0, 1).
@@ -86,99 +83,15 @@ class PruningCallback(Callback):
         self.trail = TrailWriter(trail, trail_dir, trail_metric) if trail else None
         self._guard = OptimizerGuard(self._expire)
         self._loaded: dict[str, Any] | None = None
-        self._reset()
-
-    # ---- what a method states -------------------------------------------------------------------------------------
-
-    def start(self, targets: Sequence[Target]) -> None:
-        """Set the method's tensors for these layers; called when the sparsify phase begins and before a resume."""
-        raise NotImplementedError
-
-    def gates(self) -> list[Gate]:
-        """One gate a layer, reading the method's tensors live."""
-        raise NotImplementedError
-
-    def learn(self, stats: Tensor, active: Tensor) -> None:
-        """Move the thresholds, once per optimizer step.
-
-        Args:
-            stats: float64 [layers, len(kernels.STATS)], the sums over each layer as of its last step.
-            active: bool [layers], those that got a finite gradient in this step.
-        """
-        raise NotImplementedError
-
-    def thresholds(self) -> Tensor:
-        """The thresholds on ``w²``, shape [layers], ≥ 0."""
-        raise NotImplementedError
-
-    def scores(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """What the final budget ranks weights by, highest kept first; one float32 tensor a layer.
-
-        By default ``w²/τ``: the budget's cut through it is one common factor on all thresholds.
-        """
-        tiny = torch.finfo(torch.float32).tiny
-        return [w.square() / tau.clamp_min(tiny) for w, tau in zip(weights, self.thresholds().float(), strict=True)]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The method's state: tensors that are saved, and restored in place."""
-        raise NotImplementedError
-
-    def measures(self) -> dict[str, Tensor | float]:
-        """The method's own numbers to log, by name without ``prune/``."""
-        return {}
-
-    def calibration_forward(self, module: LightningModule, batch: Any) -> tuple[Any, Tensor | None]:
-        """How to run the network on a training batch: (output, labels or None). Override for unusual batches."""
-        return recalibrate.forward_first_element(module, batch)
-
-    # ---- numbers that methods and logs share ----------------------------------------------------------------------
-
-    @property
-    def numel(self) -> int:
-        """Prunable weights in all, tied ones once."""
-        return sum(t.numel for t in self.targets)
-
-    @property
-    def progress(self) -> float:
-        """Position in the sparsify phase, from 0 to 1."""
-        return self.phases.progress(self.seen) if self.phases is not None else 0.0
-
-    @property
-    def sparsify_steps(self) -> int:
-        """Optimizer steps in the sparsify phase, at least 1."""
-        if self.phases is None:
-            return 1
-        return max(1, (self.phases.prune - self.phases.begin) // self._accumulate)
-
-    @property
-    def stats(self) -> Tensor:
-        """The last sums of each layer, float64 or float32 [layers, len(kernels.STATS)]."""
-        return self._stats
-
-    def layer_zeros(self) -> list[int]:
-        """Zeros of each layer, counted: at or below the threshold while masks are soft, exact zeros otherwise."""
-        if self.stage == "soft":
-            taus = self.thresholds()
-            return [int((t.param.detach().float().square() <= tau).sum()) for t, tau in zip(self.targets, taus, strict=True)]
-        return [t.numel - int(torch.count_nonzero(t.param.detach())) for t in self.targets]
 
     # ---- life-cycle -----------------------------------------------------------------------------------------------
-
-    def _reset(self) -> None:
-        self.stage: Stage = "dense"
-        self.seen = 0
-        self.phases: Phases | None = None
-        self.targets: list[Target] = []
-        self.skipped: list[Skipped] = []
-        self._accumulate = 1
-        self._stats = torch.zeros(0, len(STATS))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called before the model is complete: checks what can be checked, forgets an earlier fit."""
         if stage == "fit":
             check_strategy(trainer, type(self).__name__)
             detach(pl_module)
-            self._reset()
+            self.forget()
         self._loaded = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -202,7 +115,7 @@ class PruningCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when the length of the training is known: resolves the phases, starts watching the optimizers."""
-        self._accumulate = trainer.accumulate_grad_batches
+        self.accumulate = trainer.accumulate_grad_batches
         self.phases = phases_of(trainer, *self.durations)
         self._guard.watch(trainer.optimizers, [t.param for t in self.targets])
         if self.stage != "pruned" and self.seen >= self.phases.prune:
@@ -217,7 +130,7 @@ class PruningCallback(Callback):
 
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Called after unscaling and all-reduce, before clipping: turns gradients into the method's, learns from them."""
+        """Called after unscaling and all-reduce, before clipping: gradients become the method's, thresholds learn."""
         self._guard.transformed(optimizer)
         if self.stage == "dense":
             return
@@ -230,11 +143,11 @@ class PruningCallback(Callback):
         for i, (target, gate) in enumerate(zip(self.targets, self._gates, strict=True)):
             if ready[i]:
                 assert target.param.grad is not None
-                self._stats[i] = gate.step_(target.param, target.param.grad, count)
+                self.stats[i] = gate.step_(target.param, target.param.grad, count)
         # A loss-scaling overflow gives non-finite sums; the scaler skips the weights' step, and so do the thresholds.
-        finite = torch.isfinite(self._stats[:, TASK])
-        active = torch.tensor(ready, device=self._stats.device) & finite & finite.all()
-        self.learn(self._stats, active)
+        finite = torch.isfinite(self.stats[:, TASK])
+        active = torch.tensor(ready, device=self.stats.device) & finite & finite.all()
+        self.learn(self.stats, active)
         self._expire()
 
     def on_train_batch_end(
@@ -259,7 +172,7 @@ class PruningCallback(Callback):
         if self.stage == "soft":
             rank_zero_warn(
                 f"Training ended in the sparsify phase, at {self.progress:.0%} of it: the model is pruned with the "
-                "thresholds learned so far, without finetune and without meeting the target. Checkpoints resume the phase."
+                "thresholds learned so far, without finetune and short of the target. Its checkpoints resume the phase."
             )
             self._prune(trainer, pl_module, to_target=False)
 
@@ -278,6 +191,10 @@ class PruningCallback(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called in fit and alone: evaluation sees the masked weights of a model that a checkpoint left unpruned."""
         self._mask_for_evaluation(trainer, pl_module)
+        if self.stage == "soft" and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            # Masks move faster than BatchNorm's running averages follow; training itself does not read those.
+            few = min(self.recalibrate_batches, max(2, int(trainer.num_training_batches) // 10))
+            self._recalibrate(trainer, pl_module, recalibrate.calibration_batches(trainer, few))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """As `on_validation_start`."""
@@ -302,8 +219,8 @@ class PruningCallback(Callback):
     def _begin(self, pl_module: LightningModule) -> None:
         device = self.targets[0].param.device
         wide = torch.float64 if device.type == "cpu" else torch.float32
-        self._stats = torch.zeros(len(self.targets), len(STATS), dtype=wide, device=device)
-        self._stats[:, KEPT] = torch.tensor([float(t.numel) for t in self.targets])
+        self.stats = torch.zeros(len(self.targets), len(STATS), dtype=wide, device=device)
+        self.stats[:, KEPT] = torch.tensor([float(t.numel) for t in self.targets])
         self.start(self.targets)
         self._gates = self.gates()
         attach(self.targets, self._gates)
@@ -326,18 +243,15 @@ class PruningCallback(Callback):
     def _prune(self, trainer: Trainer, pl_module: LightningModule, to_target: bool = True) -> None:
         if self.stage == "dense":
             self._begin(pl_module)
-        batches = recalibrate.calibration_batches(trainer, self.recalibrate_batches) if self.recalibrate_batches else []
-        with self._recalibration():
-            soft = recalibrate.accuracy(trainer, pl_module, batches, self.calibration_forward)
+        batches = recalibrate.calibration_batches(trainer, self.recalibrate_batches)
+        soft = self._recalibrate(trainer, pl_module, batches)
         masks = self._masks(to_target)
         self.final_thresholds = self.thresholds().clone()
         detach(pl_module)
         prune_everywhere(trainer, self.targets, masks)
         self.stage = "pruned"
         self.zeros_at_prune = self.layer_zeros()
-        with self._recalibration():
-            recalibrate.recalibrate(trainer, pl_module, batches, self.calibration_forward)
-            hard = recalibrate.accuracy(trainer, pl_module, batches, self.calibration_forward)
+        hard = self._recalibrate(trainer, pl_module, batches)
         self.monitor.log_prune(self, trainer, soft, hard)
         zeros = sum(self.zeros_at_prune)
         rank_zero_info(
@@ -345,12 +259,14 @@ class PruningCallback(Callback):
             f"({zeros / self.numel:.2%}, {self.numel / max(self.numel - zeros, 1):.2f}x)."
         )
 
-    @contextmanager
-    def _recalibration(self) -> Iterator[None]:
+    def _recalibrate(self, trainer: Trainer, pl_module: LightningModule, batches: list[Any]) -> float | None:
+        """Re-estimate BatchNorm statistics; the accuracy on the batches with them, where that has a meaning."""
         try:
-            yield
+            recalibrate.recalibrate(trainer, pl_module, batches, self.calibration_forward)
+            return recalibrate.accuracy(trainer, pl_module, batches, self.calibration_forward)
         except Exception as error:
-            recalibrate.warn_no_forward(error)
+            self.monitor.warn_no_forward(error)
+            return None
 
     def _check_zeros(self) -> None:
         now = self.layer_zeros()
@@ -379,7 +295,9 @@ class PruningCallback(Callback):
         """Plain tensors, numbers and strings, loadable with ``weights_only=True``. No masks: finetune reads zeros."""
         state: dict[str, Any] = {"stage": self.stage, "seen": self.seen, "names": [t.name for t in self.targets]}
         if self.stage == "soft":
-            state["tensors"] = {k: v.detach().clone() for k, v in self.tensors().items()} | {"stats": self._stats.clone()}
+            state["tensors"] = {k: v.detach().clone() for k, v in self.tensors().items()} | {
+                "stats": self.stats.clone()
+            }
             state["thresholds"] = self.thresholds().clone()
         if self.trail is not None:
             state["trail"] = self.trail.state()
@@ -396,21 +314,16 @@ class PruningCallback(Callback):
         if state["names"] and state["names"] != names:
             gone, new = sorted(set(state["names"]) - set(names)), sorted(set(names) - set(state["names"]))
             raise ValueError(
-                f"The checkpoint's pruned layers are not this run's: it also has {gone[:5]}, this run also has {new[:5]}. "
-                "Resume with the same model, include, exclude, skip_first and skip_last."
+                f"The checkpoint's pruned layers are not this run's: it also has {gone[:5]}, this run also has "
+                f"{new[:5]}. Resume with the same model, include, exclude, skip_first and skip_last."
             )
         self.seen = state["seen"]
         if self.trail is not None and "trail" in state:
             self.trail.load(state["trail"])
         if state["stage"] == "soft":
             self._begin(pl_module)
-            for name, tensor in (self.tensors() | {"stats": self._stats}).items():
+            for name, tensor in (self.tensors() | {"stats": self.stats}).items():
                 tensor.copy_(state["tensors"][name])
-            self.restored()
         self.stage = state["stage"]
         if self.stage == "pruned":
             self.zeros_at_prune = self.layer_zeros()
-
-    def restored(self) -> None:
-        """Called after the saved tensors are back in place: set what derives from them."""
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -23,24 +24,24 @@ def prune_everywhere(trainer: Trainer, targets: Sequence[Target], masks: Sequenc
         targets: layers.
         masks: bool, one a layer, True where kept.
     """
-    by_shape: dict[nn.Parameter, Tensor] = {}
+    by_param: dict[Tensor, Tensor] = {}
     for target, mask in zip(targets, masks, strict=True):
-        for tensor in (target.param, target.param.grad):
-            if tensor is not None:
-                tensor.masked_fill_(~mask, 0)
-        by_shape[target.param] = mask
+        target.param.masked_fill_(~mask, 0)
+        if target.param.grad is not None:
+            target.param.grad.masked_fill_(~mask, 0)
+        by_param[target.param] = mask
     for optimizer in trainer.optimizers:
         for param, state in optimizer.state.items():
-            mask = by_shape.get(param)
-            for value in state.values() if mask is not None else ():
-                if torch.is_tensor(value) and mask is not None and value.shape == mask.shape:
-                    value.masked_fill_(~mask.to(value.device), 0)
+            found = by_param.get(param)
+            for value in state.values() if found is not None else ():
+                if torch.is_tensor(value) and found is not None and value.shape == found.shape:
+                    value.masked_fill_(~found.to(value.device), 0)
     by_name = {t.name: m for t, m in zip(targets, masks, strict=True)}
     for callback in getattr(trainer, "callbacks", ()):
-        average = getattr(callback, "_average_model", None)
+        average: Any = getattr(callback, "_average_model", None)
         if isinstance(average, nn.Module):
-            average = getattr(average, "module", average)
-            for name, param in average.named_parameters():
+            copy: nn.Module = getattr(average, "module", average)
+            for name, param in copy.named_parameters():
                 if name in by_name:
                     param.masked_fill_(~by_name[name].to(param.device), 0)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_prune.masking.kernels import HARD_KEPT, IN_BAND, KEPT
 
@@ -57,9 +57,7 @@ class Monitor:
         if callback.stage == "dense":
             return
         zeros = callback.layer_zeros()
-        numbers = {
-            f"prune/layer/{t.name}/sparsity": z / t.numel for t, z in zip(callback.targets, zeros, strict=True)
-        }
+        numbers = {f"prune/layer/{t.name}/sparsity": z / t.numel for t, z in zip(callback.targets, zeros, strict=True)}
         if callback.stage == "soft":
             for target, tau in zip(callback.targets, callback.thresholds().tolist(), strict=True):
                 numbers[f"prune/layer/{target.name}/tau"] = tau
@@ -69,14 +67,11 @@ class Monitor:
         self._warn_if_emptying(callback, zeros)
         if self.histogram_every and (trainer.current_epoch + 1) % self.histogram_every == 0 and trainer.is_global_zero:
             for logger in trainer.loggers:
-                add = getattr(logger.experiment, "add_histogram", None) if hasattr(logger, "experiment") else None
+                add: Any = getattr(logger.experiment, "add_histogram", None) if hasattr(logger, "experiment") else None
                 for target in callback.targets if add is not None else ():
-                    assert add is not None
                     add(f"prune/weights/{target.name}", target.param.detach().float(), step)
 
-    def log_prune(
-        self, callback: PruningCallback, trainer: Trainer, soft: float | None, hard: float | None
-    ) -> None:
+    def log_prune(self, callback: PruningCallback, trainer: Trainer, soft: float | None, hard: float | None) -> None:
         """The step from soft to hard, as accuracy on the calibration batches."""
         if soft is None or hard is None:
             return
@@ -89,6 +84,15 @@ class Monitor:
                 f"({soft:.1%} soft, {hard:.1%} hard; max_gap={callback.max_gap}). Thresholds had not settled: give the "
                 "sparsify phase more steps, or lower the final temperature or the target."
             )
+
+    def warn_no_forward(self, error: Exception) -> None:
+        """Say that the module could not be run on a training batch, and what to do."""
+        self._warn_once(
+            "forward",
+            f"BatchNorm statistics are not re-estimated under the masks: the module could not be called on a training "
+            f"batch ({type(error).__name__}: {error}). Override `calibration_forward` of the callback, or set "
+            "recalibrate_batches=0.",
+        )
 
     def _warn_if_stuck(self, callback: PruningCallback, band: float) -> None:
         self._empty_band = self._empty_band + 1 if band == 0 else 0

@@ -34,8 +34,8 @@ class LTPCallback(PruningCallback):
         target_sparsity: share of weights to prune; 0.9 if no target and no ``lam`` is given.
         lam: price of keeping all prunable weights, λ·N, in units of the loss; where it is steered, its start. In mode
             "paper", the price λ of one weight.
-        mode: "normalized" learns ``u = τ/σ²`` (σ² = mean w² of the layer when the phase begins) with Adam, so one setting
-            serves layers of every size; "paper" learns raw τ by plain gradient descent at a constant temperature.
+        mode: "normalized" learns ``u = τ/σ²`` (σ² = mean w² of the layer when the phase begins) with Adam, so one
+            setting serves layers of every size; "paper" learns raw τ by plain gradient descent, T0 constant.
         temperature: final T0; a layer's temperature is ``T0·Var(|w|)`` [eq. 15].
         temperature_start: T0 at the start of the phase, annealed down to ``temperature``; unused in mode "paper".
         temperature_schedule: how it is annealed.
@@ -96,13 +96,14 @@ class LTPCallback(PruningCallback):
         square = torch.stack([w.float().square().sum() for w in weights])
         absolute = torch.stack([w.float().abs().sum() for w in weights])
         tiny = torch.finfo(torch.float32).tiny
-        self._scale = (square / self._numels).clamp_min(1e-12) if self.mode == "normalized" else torch.ones(n, device=device)
+        self._scale = (
+            (square / self._numels).clamp_min(1e-12) if self.mode == "normalized" else torch.ones(n, device=device)
+        )
         self._variance = ltp.variance_of_magnitude(self._numels, absolute, square).clamp_min(tiny)
         self._u, self._mean, self._square, self._count = (torch.zeros(n, device=device) for _ in range(4))
         self._cap = torch.full((n,), torch.inf, device=device)
         self._slope, self._shift = torch.ones(n, device=device), torch.zeros(n, device=device)
-        lam = 1.0 if self.lam is None else self.lam
-        self._log_price = torch.tensor(lam if self.mode == "normalized" else lam, device=device).clamp_min(1e-12).log()
+        self._log_price = torch.tensor(1.0 if self.lam is None else self.lam, device=device).clamp_min(1e-30).log()
         self._steps = torch.zeros((), dtype=torch.int64)
         self._cool()
 

@@ -63,8 +63,8 @@ class MagnitudeCallback(PruningCallback):
             return
         keep = budget.keep_count(self.numel, cubic_path(self.progress, 1 - self.target_sparsity))
         squares = torch.cat([t.param.detach().reshape(-1).float().square() for t in self.targets])
-        caps = torch.stack([
-            budget.largest_threshold(t.param, n) for t, n in zip(self.targets, self.floors, strict=True)
-        ])
+        caps = torch.stack(
+            [budget.largest_threshold(t.param, n) for t, n in zip(self.targets, self.floors, strict=True)]
+        )
         cut = torch.kthvalue(squares, self.numel - keep).values if keep < self.numel else squares.new_zeros(())
         self._tau.copy_(torch.minimum(cut.expand_as(caps), caps))

@@ -8,7 +8,7 @@ from typing import Literal, Union
 from lightning.pytorch import Trainer
 
 # An int counts epochs, a float is a share of the whole training, "300 steps" counts optimizer steps.
-Duration = Union[int, float, str]
+Duration = Union[int, float, str]  # noqa: UP007  (jsonargparse reads it at run time, on Python 3.10 too)
 Phase = Literal["warmup", "sparsify", "finetune"]
 
 
@@ -57,7 +57,9 @@ def _batches(value: Duration, name: str, training: Training) -> float:
         raise PhaseError(f"{name}={value!r} must not be negative.")
     if isinstance(value, float):
         if value > 1:
-            raise PhaseError(f"{name}={value!r}: a float is a share of the training, at most 1.0; an int counts epochs.")
+            raise PhaseError(
+                f"{name}={value!r}: a float is a share of the training, at most 1.0; an int counts epochs."
+            )
         share = value * training.total_batches
         epochs = round(share / training.batches_per_epoch)
         # To the nearest epoch boundary where that does not distort the phase; short trainings count batches.
@@ -66,9 +68,7 @@ def _batches(value: Duration, name: str, training: Training) -> float:
     return value * training.batches_per_epoch
 
 
-def resolve_phases(
-    warmup: Duration, sparsify: Duration, finetune: Duration | None, training: Training
-) -> Phases:
+def resolve_phases(warmup: Duration, sparsify: Duration, finetune: Duration | None, training: Training) -> Phases:
     """Turn durations into batch counts.
 
     Args:
@@ -118,6 +118,6 @@ def training_length(trainer: Trainer) -> Training:
 def phases_of(trainer: Trainer, warmup: Duration, sparsify: Duration, finetune: Duration | None) -> Phases:
     """The phases of this trainer's fit. ``fast_dev_run`` gets a batch or two of each, whatever the durations say."""
     training = training_length(trainer)
-    if trainer.fast_dev_run:
+    if getattr(trainer, "fast_dev_run", False):
         return Phases(0, max(1, training.total_batches - 1), training.total_batches)
     return resolve_phases(warmup, sparsify, finetune, training)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +23,8 @@ def calibration_batches(trainer: Trainer, limit: int) -> list[Any]:
     The fit's own iterator, its worker processes and the global random state are left as they are.
     """
     loader = trainer.train_dataloader
+    if limit <= 0:
+        return []
     if isinstance(loader, DataLoader):
         loader = copy.copy(loader)
         loader.__dict__["_iterator"] = None  # persistent workers belong to the fit's own iterator
@@ -108,13 +109,3 @@ def _eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for m, training in modes:
             m.training = training
-
-
-def warn_no_forward(error: Exception) -> None:
-    """Say that recalibration could not run the module, and what to do."""
-    warnings.warn(
-        f"BatchNorm statistics were not re-estimated after the prune: the module could not be called on a training "
-        f"batch ({type(error).__name__}: {error}). Override `calibration_forward` of the callback, or set "
-        "recalibrate_batches=0.",
-        stacklevel=2,
-    )

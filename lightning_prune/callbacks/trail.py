@@ -75,9 +75,7 @@ class Trail:
             for row in rows
         ]
 
-    def pick(
-        self, max_kept: float = 1.0, min_kept: float = 0.0, mode: Literal["max", "min"] = "max"
-    ) -> TrailEntry:
+    def pick(self, max_kept: float = 1.0, min_kept: float = 0.0, mode: Literal["max", "min"] = "max") -> TrailEntry:
         """The entry with the best score whose kept share lies in the given range; the sparser one of equals.
 
         Args:
@@ -124,7 +122,9 @@ class TrailWriter:
         kept = 1 - sum(callback.layer_zeros()) / callback.numel
         done = {v for e in self.entries for v in e.crossed}
         # Rounding to whole weights must not make a target miss its own value.
-        crossed = tuple(sorted((v for v in self.values if kept <= v + 1 / callback.numel and v not in done), reverse=True))
+        crossed = tuple(
+            sorted((v for v in self.values if kept <= v + 1 / callback.numel and v not in done), reverse=True)
+        )
         if not crossed:
             return
         folder = self._folder(trainer)

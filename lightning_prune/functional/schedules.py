@@ -19,7 +19,7 @@ def anneal(progress: float, start: float, end: float, shape: Shape = "exponentia
     """
     p = min(max(progress, 0.0), 1.0)
     if shape == "exponential":
-        return start * (end / start) ** p
+        return float(start * (end / start) ** p)
     if shape == "cosine":
         return end + (start - end) * 0.5 * (1 + math.cos(math.pi * p))
     return end

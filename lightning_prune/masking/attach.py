@@ -1,15 +1,16 @@
 """Putting gates on a module and taking them off, without registering anything in it.
 
 The class of each gated layer becomes a cached subclass whose weight is a property. Parameters, their order,
-``state_dict`` keys, optimizer groups, averaged copies and DDP buckets stay those of the dense model, and every reader of
-``.weight`` sees the masked weight (``F.linear(x, self.qkv.weight)`` too). Copies and pickles are of the original class.
+``state_dict`` keys, optimizer groups, averaged copies and DDP buckets stay those of the dense model, and every reader
+of ``.weight`` sees the masked weight (``F.linear(x, self.qkv.weight)`` too). Copies and pickles have the original
+class.
 """
 
 from __future__ import annotations
 
 import copyreg
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -29,7 +30,7 @@ def _masked_property(name: str) -> property:
     return property(masked)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _gated_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     def reduce_as_base(self: nn.Module, protocol: Any) -> Any:
         getstate = getattr(base, "__getstate__", None)
@@ -49,7 +50,8 @@ def _gated_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modul
 
 
 def _base_class(module: nn.Module) -> type[nn.Module]:
-    return type(module).__dict__.get("_lightning_prune_base", type(module))
+    base: type[nn.Module] = type(module).__dict__.get("_lightning_prune_base", type(module))
+    return base
 
 
 def attach(targets: Iterable[Target], gates: Iterable[Gate]) -> None:
@@ -59,7 +61,7 @@ def attach(targets: Iterable[Target], gates: Iterable[Gate]) -> None:
         for module, name in target.owners:
             wanted.setdefault(module, {})[name] = gate
     for module, by_name in wanted.items():
-        module.__class__ = _gated_class(_base_class(module), tuple(sorted(by_name)))
+        module.__class__ = _gated_class(_base_class(module), tuple(sorted(by_name)))  # type: ignore[arg-type]
         module.__dict__[_GATES] = by_name
 
 

@@ -52,10 +52,7 @@ class Gate:
 
     def __call__(self, param: Tensor) -> Tensor:
         """The weight that the network uses, with the identity as its gradient to ``param``."""
-        if torch.compiler.is_compiling():
-            masked = self.mask(param.detach(), None)
-        else:
-            masked = self._cached(param)
+        masked = self.mask(param.detach(), None) if torch.compiler.is_compiling() else self._cached(param)
         if torch.is_grad_enabled() and param.requires_grad:
             return _Through.apply(param, masked)  # type: ignore[no-any-return]
         return masked
@@ -65,9 +62,12 @@ class Gate:
         buffer, w = self._masked, param.detach()
         if buffer is not None and self._version == param._version and buffer.device == w.device:
             return buffer
-        if buffer is None or buffer.is_inference() or any(
-            getattr(buffer, k) != getattr(w, k) for k in ("shape", "dtype", "device")
-        ) or buffer.stride() != w.stride():
+        if (
+            buffer is None
+            or buffer.is_inference()
+            or any(getattr(buffer, k) != getattr(w, k) for k in ("shape", "dtype", "device"))
+            or buffer.stride() != w.stride()
+        ):
             with torch.inference_mode(False):  # a buffer made in validation must serve training too
                 buffer = torch.empty_like(w)
         self._masked = self.mask(w, buffer)

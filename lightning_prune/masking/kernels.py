@@ -37,7 +37,8 @@ def _chunks(*tensors: Tensor) -> list[tuple[Tensor, ...]] | None:
 
 def _gate_(w: Tensor, slope: Tensor, shift: Tensor, out: Tensor) -> Tensor:
     torch.addcmul(shift, w, w, value=slope.item(), out=out)
-    return F.threshold_(out, GATE_FLOOR, -torch.inf).sigmoid_()
+    F.threshold(out, GATE_FLOOR, -torch.inf, inplace=True)
+    return out.sigmoid_()
 
 
 def gate(w: Tensor, slope: Tensor, shift: Tensor) -> Tensor:

@@ -83,7 +83,9 @@ def _reason_to_skip(module: nn.Module, attribute: str) -> str | None:
         return "a TorchScript module: its forward cannot be masked; use the eager module"
     param = module._parameters.get(attribute)
     if param is None:
-        return "computed from other parameters (parametrization, weight_norm or torch.nn.utils.prune): remove that first"
+        return (
+            "computed from other parameters (parametrization, weight_norm or torch.nn.utils.prune): remove that first"
+        )
     if is_lazy(param):
         return "not initialised yet: run one forward before fit"
     if "StdConv" in type(module).__name__:
@@ -102,7 +104,7 @@ def _check_patterns(patterns: Sequence[str], names: Sequence[str], argument: str
     for pattern in patterns:
         if not any(_matches(n, pattern) for n in names):
             modules = [n.rpartition(".")[0] for n in names]
-            near = difflib.get_close_matches(pattern, modules + names, n=3, cutoff=0.3) or modules[:3]
+            near = difflib.get_close_matches(pattern, [*modules, *names], n=3, cutoff=0.3) or modules[:3]
             raise ValueError(
                 f"{argument} pattern {pattern!r} matches no prunable weight. Patterns are fnmatch on parameter or "
                 f"module names, whole or from any dot on; names here are like {', '.join(map(repr, near))}."
@@ -179,7 +181,9 @@ def find_targets(
         targets.setdefault(param, Target(name, param, tuple(owners[param])))
     if not targets:
         why = "; ".join(f"{name}: {reason}" for name, reason in skipped[:5])
-        raise ValueError(f"Nothing to prune in {type(root).__name__}: all {len(skipped)} weights were left out ({why}).")
+        raise ValueError(
+            f"Nothing to prune in {type(root).__name__}: all {len(skipped)} weights were left out ({why})."
+        )
     left_out = {n for n, _ in skipped}
     for target in list(targets.values()):
         shared = [n for n, m, a in found if m._parameters.get(a) is target.param and n in left_out]

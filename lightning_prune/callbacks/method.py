@@ -1,0 +1,110 @@
+"""What a pruning method states, and the numbers about a run that methods and logs share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lightning_prune.callbacks import recalibrate
+from lightning_prune.callbacks.phases import Phases
+from lightning_prune.masking import Gate, Skipped, Target
+from lightning_prune.masking.kernels import STATS
+
+# dense: no mask yet; soft: the method's gates are on; pruned: zeros are in the weights, nothing is attached.
+Stage = Literal["dense", "soft", "pruned"]
+
+
+class PruningMethod:
+    """The part of a callback that a method fills in. `PruningCallback` decides when each of these is called."""
+
+    target_sparsity: float | None
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Back to the state before any fit."""
+        self.stage: Stage = "dense"
+        self.seen = 0
+        self.phases: Phases | None = None
+        self.accumulate = 1
+        self.targets: list[Target] = []
+        self.skipped: list[Skipped] = []
+        self.floors: list[int] = []
+        self.zeros_at_prune: list[int] = []
+        self.final_thresholds: Tensor | None = None
+        # The last sums of each layer, [layers, len(kernels.STATS)]; float64 on the CPU.
+        self.stats = torch.zeros(0, len(STATS))
+
+    def start(self, targets: Sequence[Target]) -> None:
+        """Set the method's tensors for these layers; called when the sparsify phase begins and before a resume."""
+        raise NotImplementedError
+
+    def gates(self) -> list[Gate]:
+        """One gate a layer, reading the method's tensors live."""
+        raise NotImplementedError
+
+    def learn(self, stats: Tensor, active: Tensor) -> None:
+        """Move the thresholds, once per optimizer step.
+
+        Args:
+            stats: float64 [layers, len(kernels.STATS)], the sums over each layer as of its last step.
+            active: bool [layers], those that got a finite gradient in this step.
+        """
+        raise NotImplementedError
+
+    def thresholds(self) -> Tensor:
+        """The thresholds on ``w²``, shape [layers], ≥ 0."""
+        raise NotImplementedError
+
+    def scores(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """What the final budget ranks weights by, highest kept first; one float32 tensor a layer.
+
+        By default ``w²/τ``: the budget's cut through it is one common factor on all thresholds.
+        """
+        tiny = torch.finfo(torch.float32).tiny
+        return [w.square() / tau.clamp_min(tiny) for w, tau in zip(weights, self.thresholds().float(), strict=True)]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The method's state: tensors that are saved, and restored in place."""
+        raise NotImplementedError
+
+    def measures(self) -> dict[str, Tensor | float]:
+        """The method's own numbers to log, by name without ``prune/``."""
+        return {}
+
+    def calibration_forward(self, module: LightningModule, batch: Any) -> tuple[Any, Tensor | None]:
+        """How to run the network on a training batch: (output, labels or None). Override for unusual batches."""
+        return recalibrate.forward_first_element(module, batch)
+
+    # ---- numbers that methods and logs share ----------------------------------------------------------------------
+
+    @property
+    def numel(self) -> int:
+        """Prunable weights in all, tied ones once."""
+        return sum(t.numel for t in self.targets)
+
+    @property
+    def progress(self) -> float:
+        """Position in the sparsify phase, from 0 to 1."""
+        return self.phases.progress(self.seen) if self.phases is not None else 0.0
+
+    @property
+    def sparsify_steps(self) -> int:
+        """Optimizer steps in the sparsify phase, at least 1."""
+        if self.phases is None:
+            return 1
+        return max(1, (self.phases.prune - self.phases.begin) // self.accumulate)
+
+    def layer_zeros(self) -> list[int]:
+        """Zeros of each layer, counted: at or below the threshold while masks are soft, exact zeros otherwise."""
+        if self.stage == "soft":
+            taus = self.thresholds()
+            return [
+                int((t.param.detach().float().square() <= tau).sum()) for t, tau in zip(self.targets, taus, strict=True)
+            ]
+        return [t.numel - int(torch.count_nonzero(t.param.detach())) for t in self.targets]
