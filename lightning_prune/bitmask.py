@@ -1,0 +1,73 @@
+"""A sparse tensor as a bitmask and its non-zeros, bit for bit.
+
+Of a tensor of n elements, the mask is ``ceil(n / 8)`` bytes, where bit ``i % 8`` (least significant first) of byte
+``i // 8`` is set if element i in row-major order is stored; the values are the stored elements in that order. What is
+not stored is +0, all bits zero: -0.0, NaN payloads and infinities are values, so that decoding gives back the bits
+that were encoded.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["bits", "decode", "encode", "popcount"]
+
+ENTRY_BYTES = 120  # about what one more entry costs in the header of a file, so that small tensors stay dense
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_POPCOUNT = torch.tensor([bin(byte).count("1") for byte in range(256)])
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """Views a contiguous tensor as integers of the same width, so that equality means equality of bits."""
+    return tensor.view(_BITS[tensor.element_size()])
+
+
+def encode(tensor: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Packs a tensor as (mask, values), or returns None if that would not be smaller.
+
+    Args:
+        tensor: contiguous, on the CPU, n elements of 1, 2, 4 or 8 bytes.
+
+    Returns:
+        mask uint8 (ceil(n / 8),) and values (number of elements that are not all-zero bits,), in the tensor's dtype.
+    """
+    flat = bits(tensor).flatten()
+    stored = flat != 0
+    size, mask_size = flat.numel(), -(-flat.numel() // 8)
+    width = flat.element_size()
+    if mask_size + int(stored.sum()) * width + ENTRY_BYTES >= size * width:
+        return None
+    octets = torch.zeros(mask_size * 8, dtype=torch.uint8)
+    octets[:size] = stored
+    mask = torch.zeros(mask_size, dtype=torch.uint8)
+    for bit in range(8):
+        mask |= octets[bit::8] << bit
+    return mask, flat[stored].view(tensor.dtype)
+
+
+def popcount(mask: Tensor) -> int:
+    """Counts the set bits of a uint8 tensor without unpacking it."""
+    return int(mask.bincount(minlength=256) @ _POPCOUNT)
+
+
+def decode(mask: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Unpacks what `encode` packed.
+
+    Args:
+        mask: uint8, ceil(n / 8) bytes, with as many set bits as there are values.
+        values: what is stored, in any dtype.
+        shape: shape of the result, of n elements.
+
+    Returns:
+        A new tensor in the dtype of the values.
+    """
+    octets = torch.empty(len(mask) * 8, dtype=torch.bool)
+    for bit in range(8):
+        octets[bit::8] = (mask >> bit & 1).bool()
+    size = math.prod(shape)
+    out = torch.zeros(size, dtype=_BITS[values.element_size()])
+    out[octets[:size]] = bits(values)
+    return out.view(values.dtype).reshape(shape)

@@ -1,0 +1,290 @@
+"""Save a pruned model to one plain file, and get it back: `save_pruned`, `load_pruned`, `pruned_state_dict`.
+
+A file holds tensors, a timm name and keyword arguments (see `lightning_prune.sparsefile`). It is never unpickled and
+runs no code but the constructor of a timm model. A file that is truncated, damaged or made to do harm raises
+`PrunedFileError` before memory is taken for what it claims to hold.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.bitmask import bits, encode
+from lightning_prune.rebuild import (
+    FORBIDDEN,
+    RecipeError,
+    build,
+    build_meta,
+    check_recipe,
+    first_difference,
+    plain_kwargs,
+)
+from lightning_prune.sparsefile import (
+    DTYPE_NAMES,
+    FORMAT,
+    MASK,
+    METADATA_KEY,
+    VALUES,
+    PrunedFileError,
+    fail,
+    read_header,
+    read_tensors,
+)
+
+__all__ = ["PrunedFileError", "load_pruned", "pruned_state_dict", "save_pruned"]
+
+
+def save_pruned(
+    model: nn.Module, path: str | Path, *, name: str | None = None, kwargs: Mapping[str, Any] | None = None
+) -> Path:
+    """Saves a model as one safetensors file in which sparse tensors take the room of their non-zeros.
+
+    Args:
+        model: a timm model; or a module with ``.model`` and ``.hparams.model_name`` such as `TimmClassifier`, whose
+            ``.model`` is saved; or any other module, whose tensors alone are saved.
+        path: the file to write. Folders above it are created; an existing file is replaced in one step.
+        name: timm name to rebuild the model from. By default the model's own architecture and tag, or none.
+        kwargs: keyword arguments of ``timm.create_model`` that the model was built with, plain JSON. They add to what
+            the model tells of itself: the number of classes and input channels and, from timm 1.0.31 on, the rest.
+
+    Returns:
+        The path.
+
+    Raises:
+        PrunedFileError: if the path is a folder, a tensor cannot be stored, or a model rebuilt from the name and
+            arguments would not have the same tensors; the message names the first that differs. Nothing is written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        fail(path, "it is a folder", "Give the path of a file.")
+    network = _network(model)
+    state, aliases = _tensors(path, network)
+    specs = {key: (tuple(t.shape), t.dtype) for key, t in (state | {k: state[a] for k, a in aliases.items()}).items()}
+    try:
+        own_name, own_kwargs = _recipe(model, network)
+        if name is not None and name.split(".")[0] != (own_name or "").split(".")[0]:
+            own_kwargs = {}  # what the model tells is about another architecture
+        name = name or own_name
+        arguments = plain_kwargs({**own_kwargs, **(kwargs or {})})
+        if name is not None:
+            check_recipe(name, arguments, _largest_dim(specs))
+            difference = first_difference(build_meta(name, arguments, len(specs)), specs)
+            if difference is not None:
+                raise RecipeError(f"a rebuilt {name!r} differs: {difference}")
+        elif arguments:
+            raise RecipeError("kwargs were given but no name, and the model has none of its own")
+    except RecipeError as error:
+        fail(path, str(error), "Pass kwargs= as they were given to timm.create_model (and name= if it is another).")
+
+    entries: dict[str, Tensor] = {}
+    described: dict[str, dict[str, Any]] = {}
+    for key, tensor in state.items():
+        packed = encode(tensor)
+        if packed is None:
+            entries[key] = tensor
+        else:
+            entries[key + MASK], entries[key + VALUES] = packed
+        encoding = "dense" if packed is None else "sparse"
+        described[key] = {"shape": list(tensor.shape), "dtype": DTYPE_NAMES[tensor.dtype], "encoding": encoding}
+    info = {
+        "format": FORMAT,
+        "name": name,
+        "kwargs": arguments,
+        "versions": _versions(),
+        "sparsity": _sparsity(network),
+        "tensors": described,
+        "aliases": aliases,
+    }
+    metadata = {METADATA_KEY: json.dumps(info, allow_nan=False, separators=(",", ":"))}
+    _write(path, safetensors.torch.save(entries, metadata))
+    return path
+
+
+def load_pruned(path: str | Path, model: nn.Module | None = None, *, device: str | torch.device = "cpu") -> nn.Module:
+    """Loads what `save_pruned` wrote: the same model, bit for bit, in train mode like a new one.
+
+    Everything the file says is checked first: the header against the file's size, the masks against the values, the
+    name against timm's registry, the arguments against a list of what is allowed, and the tensors against a model
+    built without memory. No code but the timm constructor of that name runs.
+
+    Args:
+        path: the file.
+        model: a module to fill instead of building one; needed for files saved without a timm name. Where the file
+            has other floating-point widths, its parameters take them.
+        device: where the model goes.
+
+    Returns:
+        The model, on the device.
+
+    Raises:
+        PrunedFileError: if the file does not pass a check, or the model cannot hold its tensors.
+        FileNotFoundError: if there is no such file.
+    """
+    path = Path(path)
+    header = read_header(path)
+    specs = {key: (spec.shape, spec.dtype) for key, spec in header.specs().items()}
+    name, kwargs = header.info["name"], header.info["kwargs"]
+    if model is None and name is None:
+        fail(path, "it was saved without a timm name", "Pass model= a module to fill.")
+    try:
+        meta = None
+        if model is None:
+            check_recipe(name, kwargs, _largest_dim(specs))
+            meta = build_meta(name, kwargs, len(specs))
+        network = _network(model) if model is not None else meta
+        assert network is not None
+        difference = first_difference(network, specs)
+        if difference is not None:
+            raise RecipeError(difference)
+        state = read_tensors(path, header)
+        if meta is not None:
+            model = network = build(meta, name, kwargs)
+    except RecipeError as error:
+        fail(path, str(error), "Check the installed timm version, or pass model= a module that fits.")
+    _fill(path, network, state)
+    assert model is not None
+    return model.to(device)
+
+
+def pruned_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Reads the tensors of a file as an ordinary dense state_dict, for plain timm or anything else.
+
+    Args:
+        path: a file that `save_pruned` wrote.
+
+    Returns:
+        Tensors on the CPU by key; keys that were tied in the saved model give the same tensor.
+
+    Raises:
+        PrunedFileError: if the file does not pass a check.
+        FileNotFoundError: if there is no such file.
+    """
+    path = Path(path)
+    return read_tensors(path, read_header(path))
+
+
+def _largest_dim(specs: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> int:
+    """The greatest dimension of the tensors that have elements: one of an empty tensor proves nothing."""
+    return max((n for shape, _ in specs.values() if math.prod(shape) for n in shape), default=0)
+
+
+def _network(model: nn.Module) -> nn.Module:
+    """The module whose tensors are the file's: a classifier's ``.model``, and what torch.compile wrapped."""
+    inner = getattr(model, "model", None)
+    if isinstance(inner, nn.Module) and getattr(getattr(model, "hparams", None), "model_name", None) is not None:
+        model = inner
+    original = getattr(model, "_orig_mod", model)
+    return original if isinstance(original, nn.Module) else model
+
+
+def _recipe(model: nn.Module, network: nn.Module) -> tuple[str | None, dict[str, Any]]:
+    """What a model tells of how it was built: timm name (or None) and keyword arguments."""
+    from timm import models
+
+    hparams = getattr(model, "hparams", None) if model is not network else None
+    config = getattr(network, "pretrained_cfg", None)
+    config = config if isinstance(config, dict) else {}
+    # the tag decides nothing about the shapes, but the loaded model's mean and std come with it
+    name = ".".join(part for part in (config.get("architecture"), config.get("tag")) if part)
+    name = name or getattr(hparams, "model_name", "")
+    if not name:
+        return None, {}
+    arguments = dict(getattr(network, "_model_args", {}))
+    if hasattr(models, "get_model_args"):  # timm >= 1.0.31 also follows reset_classifier and set_input_size
+        arguments.update(models.get_model_args(network))
+    arguments.update(getattr(hparams, "model_kwargs", None) or {})
+    for key in ("num_classes", "in_chans"):
+        value = getattr(network, key, getattr(hparams, key, None))
+        if value is not None:
+            arguments[key] = value
+    if "in_chans" not in arguments and isinstance(config.get("first_conv"), str):
+        first = network.get_submodule(config["first_conv"])
+        if isinstance(first, nn.Conv2d):
+            arguments["in_chans"] = first.in_channels
+    return name, {key: value for key, value in arguments.items() if key not in FORBIDDEN}
+
+
+def _tensors(path: Path, network: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Splits a state_dict into tensors (CPU, contiguous) and keys that are the very tensor of an earlier key."""
+    state: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    seen: dict[tuple[object, ...], str] = {}
+    for key, tensor in network.state_dict().items():
+        remedy = "Only plain dense tensors can be saved."
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or "::" in key:
+            fail(path, f"{key!r} is not a plain tensor under a plain name", remedy)
+        if tensor.dtype not in DTYPE_NAMES or tensor.is_meta:
+            fail(path, f"tensor {key!r} is {tensor.dtype} on {tensor.device}", remedy)
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and place in seen:
+            aliases[key] = seen[place]
+        else:
+            seen[place] = key
+            state[key] = tensor.detach().cpu().contiguous()
+    return state, aliases
+
+
+def _fill(path: Path, network: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copies the tensors into a model of the same keys and shapes, and checks that it holds every bit of them."""
+    for key, held in network.state_dict(keep_vars=True).items():
+        if held.dtype != state[key].dtype:
+            held.data = held.data.to(state[key].dtype)
+    network.load_state_dict(state, strict=True)
+    for key, held in network.state_dict().items():
+        if not bits(held.cpu().contiguous()).equal(bits(state[key])):
+            fail(path, f"the model does not hold tensor {key!r} as it was saved: it ties it to one that differs")
+
+
+def _versions() -> dict[str, str]:
+    import timm
+
+    try:
+        own = version("lightning-prune")
+    except PackageNotFoundError:  # run from a source tree
+        own = "unknown"
+    return {
+        "lightning_prune": own,
+        "torch": str(torch.__version__),
+        "timm": timm.__version__,
+        "safetensors": safetensors.__version__,
+    }
+
+
+def _sparsity(network: nn.Module) -> dict[str, float | int | None]:
+    """The report's totals; a compression without bound (all weights zero) is null, since JSON has no infinity."""
+    from lightning_prune.report import sparsity_report
+
+    report = sparsity_report(network)
+    compression = report.compression if math.isfinite(report.compression) else None
+    return {
+        "prunable": report.prunable,
+        "zeros": report.zeros,
+        "sparsity": report.sparsity,
+        "compression": compression,
+    }
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes a file so that its name never stands for half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name[:100]}.{uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
