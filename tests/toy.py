@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_prune.loading import EpochSampler, ReplayLoader
+
 CLASSES = 4
 
 
@@ -36,9 +38,9 @@ def samples(n: int = 64, seed: int = 0) -> TensorDataset:
 
 
 def loaders(batch_size: int = 8, n: int = 64) -> dict[str, DataLoader[Any]]:
-    """Loaders that give the same batches in every epoch and every process."""
+    """Loaders whose training batches are a function of the epoch and the position in it: a resumed run sees them again."""
     return {
-        "train_dataloaders": DataLoader(samples(n), batch_size),
+        "train_dataloaders": ReplayLoader(samples(n), batch_size=batch_size, sampler=EpochSampler(n, seed=0)),
         "val_dataloaders": DataLoader(samples(32, seed=1), 16),
     }
 
@@ -82,8 +84,7 @@ class Toy(lightning.LightningModule):
         if self.kind == "sgd":
             return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9, weight_decay=1e-3)
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr / 5, weight_decay=0.05)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=self.lr / 5, total_steps=steps)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=self.lr / 5, total_steps=400)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -17,7 +17,7 @@ from lightning_prune.masking.kernels import ABS, BAND, KEPT, SQUARE, TASK
 
 _REFRESHES = 20  # times in the phase that the highest allowed thresholds are measured anew
 _TRAVEL = 3.0  # thresholds can travel this many times the distance to the target
-_GAIN, _DAMPING = 20.0, 4.0  # of the price controller: integral over the whole phase, and proportional
+_GAIN, _DAMPING = 20.0, 20.0  # of the price controller: integral over the whole phase, and proportional
 
 
 class LTPCallback(PruningCallback):

@@ -36,7 +36,7 @@ def _gated_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modul
         getstate = getattr(base, "__getstate__", None)
         state = dict(getstate(self) if getstate is not None else self.__dict__)
         state.pop(_GATES, None)
-        return copyreg.__newobj__, (base,), state  # type: ignore[attr-defined]
+        return copyreg._reconstructor, (base, object, None), state  # type: ignore[attr-defined]
 
     namespace: dict[str, Any] = {name: _masked_property(name) for name in names}
     namespace |= {
