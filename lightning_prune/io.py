@@ -231,7 +231,10 @@ def _sparsity(network: nn.Module) -> dict[str, float | int | None]:
     """The report's totals; a compression without bound (all weights zero) is null, since JSON has no infinity."""
     from lightning_prune.report import sparsity_report
 
-    report = sparsity_report(network)
+    try:
+        report = sparsity_report(network)
+    except ValueError:  # no conv or linear weight: nothing to report, and no reason not to save
+        return {"prunable": 0, "zeros": 0, "sparsity": 0.0, "compression": None}
     compression = report.compression if math.isfinite(report.compression) else None
     return {
         "prunable": report.prunable,
