@@ -22,15 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.bitmask import bits, encode
-from lightning_prune.rebuild import (
-    FORBIDDEN,
-    RecipeError,
-    build,
-    build_meta,
-    check_recipe,
-    first_difference,
-    plain_kwargs,
-)
+from lightning_prune.rebuild import build, build_meta, first_difference
+from lightning_prune.recipe import RecipeError, check_recipe, network_of, plain_kwargs, recipe_of
 from lightning_prune.sparsefile import (
     DTYPE_NAMES,
     FORMAT,
@@ -38,6 +31,8 @@ from lightning_prune.sparsefile import (
     METADATA_KEY,
     VALUES,
     PrunedFileError,
+    canonical,
+    digest,
     fail,
     read_header,
     read_tensors,
@@ -69,11 +64,11 @@ def save_pruned(
     path = Path(path)
     if path.is_dir():
         fail(path, "it is a folder", "Give the path of a file.")
-    network = _network(model)
+    network = network_of(model)
     state, aliases = _tensors(path, network)
     specs = {key: (tuple(t.shape), t.dtype) for key, t in (state | {k: state[a] for k, a in aliases.items()}).items()}
     try:
-        own_name, own_kwargs = _recipe(model, network)
+        own_name, own_kwargs = recipe_of(model, network)
         if name is not None and name.split(".")[0] != (own_name or "").split(".")[0]:
             own_kwargs = {}  # what the model tells is about another architecture
         name = name or own_name
@@ -107,6 +102,7 @@ def save_pruned(
         "tensors": described,
         "aliases": aliases,
     }
+    info["sha256"] = digest(canonical(info), entries)
     metadata = {METADATA_KEY: json.dumps(info, allow_nan=False, separators=(",", ":"))}
     _write(path, safetensors.torch.save(entries, metadata))
     return path
@@ -115,9 +111,9 @@ def save_pruned(
 def load_pruned(path: str | Path, model: nn.Module | None = None, *, device: str | torch.device = "cpu") -> nn.Module:
     """Loads what `save_pruned` wrote: the same model, bit for bit, in train mode like a new one.
 
-    Everything the file says is checked first: the header against the file's size, the masks against the values, the
-    name against timm's registry, the arguments against a list of what is allowed, and the tensors against a model
-    built without memory. No code but the timm constructor of that name runs.
+    Everything the file says is checked first: the header against the file's size, the content against its hash, the
+    masks against the values, the name against timm's registry, the arguments against a list of what is allowed, and
+    the tensors against a model built without memory. No code but the timm constructor of that name runs.
 
     Args:
         path: the file.
@@ -143,7 +139,7 @@ def load_pruned(path: str | Path, model: nn.Module | None = None, *, device: str
         if model is None:
             check_recipe(name, kwargs, _largest_dim(specs))
             meta = build_meta(name, kwargs, len(specs))
-        network = _network(model) if model is not None else meta
+        network = network_of(model) if model is not None else meta
         assert network is not None
         difference = first_difference(network, specs)
         if difference is not None:
@@ -180,47 +176,12 @@ def _largest_dim(specs: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> in
     return max((n for shape, _ in specs.values() if math.prod(shape) for n in shape), default=0)
 
 
-def _network(model: nn.Module) -> nn.Module:
-    """The module whose tensors are the file's: a classifier's ``.model``, and what torch.compile wrapped."""
-    inner = getattr(model, "model", None)
-    if isinstance(inner, nn.Module) and getattr(getattr(model, "hparams", None), "model_name", None) is not None:
-        model = inner
-    original = getattr(model, "_orig_mod", model)
-    return original if isinstance(original, nn.Module) else model
-
-
-def _recipe(model: nn.Module, network: nn.Module) -> tuple[str | None, dict[str, Any]]:
-    """What a model tells of how it was built: timm name (or None) and keyword arguments."""
-    from timm import models
-
-    hparams = getattr(model, "hparams", None) if model is not network else None
-    config = getattr(network, "pretrained_cfg", None)
-    config = config if isinstance(config, dict) else {}
-    # the tag decides nothing about the shapes, but the loaded model's mean and std come with it
-    name = ".".join(part for part in (config.get("architecture"), config.get("tag")) if part)
-    name = name or getattr(hparams, "model_name", "")
-    if not name:
-        return None, {}
-    arguments = dict(getattr(network, "_model_args", {}))
-    if hasattr(models, "get_model_args"):  # timm >= 1.0.31 also follows reset_classifier and set_input_size
-        arguments.update(models.get_model_args(network))
-    arguments.update(getattr(hparams, "model_kwargs", None) or {})
-    for key in ("num_classes", "in_chans"):
-        value = getattr(network, key, getattr(hparams, key, None))
-        if value is not None:
-            arguments[key] = value
-    if "in_chans" not in arguments and isinstance(config.get("first_conv"), str):
-        first = network.get_submodule(config["first_conv"])
-        if isinstance(first, nn.Conv2d):
-            arguments["in_chans"] = first.in_channels
-    return name, {key: value for key, value in arguments.items() if key not in FORBIDDEN}
-
-
 def _tensors(path: Path, network: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Splits a state_dict into tensors (CPU, contiguous) and keys that are the very tensor of an earlier key."""
     state: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[tuple[object, ...], str] = {}
+    storages: set[int] = set()
     for key, tensor in network.state_dict().items():
         remedy = "Only plain dense tensors can be saved."
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or "::" in key:
@@ -232,7 +193,11 @@ def _tensors(path: Path, network: nn.Module) -> tuple[dict[str, Tensor], dict[st
             aliases[key] = seen[place]
         else:
             seen[place] = key
-            state[key] = tensor.detach().cpu().contiguous()
+            copy = tensor.detach().cpu().contiguous()
+            storage = copy.untyped_storage().data_ptr()
+            # safetensors takes no two views of one storage
+            state[key] = copy.clone() if storage in storages else copy
+            storages.add(storage)
     return state, aliases
 
 
@@ -266,7 +231,10 @@ def _sparsity(network: nn.Module) -> dict[str, float | int | None]:
     """The report's totals; a compression without bound (all weights zero) is null, since JSON has no infinity."""
     from lightning_prune.report import sparsity_report
 
-    report = sparsity_report(network)
+    try:
+        report = sparsity_report(network)
+    except ValueError:  # no conv or linear weight: nothing to report, and no reason not to save
+        return {"prunable": 0, "zeros": 0, "sparsity": 0.0, "compression": None}
     compression = report.compression if math.isfinite(report.compression) else None
     return {
         "prunable": report.prunable,

@@ -4,10 +4,11 @@ Layout. The safetensors metadata has one entry, ``lightning_prune``, whose value
 
     {"format": 1, "name": "resnet18" or null, "kwargs": {...}, "versions": {...}, "sparsity": {...},
      "tensors": {"<key>": {"shape": [64, 3, 7, 7], "dtype": "F32", "encoding": "dense" or "sparse"}, ...},
-     "aliases": {"<key>": "<key of the tensor it shares>", ...}}
+     "aliases": {"<key>": "<key of the tensor it shares>", ...}, "sha256": "<64 hex digits>"}
 
 A dense tensor is the safetensors entry ``<key>``. A sparse one is two: ``<key>::mask`` and ``<key>::values``, as
-`lightning_prune.bitmask` packs them.
+`lightning_prune.bitmask` packs them. The hash covers the rest of the JSON and the bytes of all entries; it finds
+damage, but a file made to do harm can carry a correct one.
 
 Reading trusts nothing. `read_header` checks every length, offset, shape and count against the size of the file before
 any tensor is allocated. Nothing is ever unpickled.
@@ -15,8 +16,10 @@ any tensor is allocated. Nothing is ever unpickled.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -92,15 +95,30 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Header:
-    """A checked header: the JSON's own fields, the tensors, and which keys share one."""
+    """A checked header: the JSON's own fields, the tensors, which keys share one, and what to hash, to what result."""
 
     info: dict[str, Any]
     tensors: dict[str, TensorSpec]
     aliases: dict[str, str]
+    text: bytes
+    sha256: str
 
     def specs(self) -> dict[str, TensorSpec]:
         """The specification of every key, aliases included."""
         return self.tensors | {key: self.tensors[target] for key, target in self.aliases.items()}
+
+
+def canonical(info: dict[str, Any]) -> bytes:
+    """Writes the JSON in the one form that is hashed."""
+    return json.dumps(info, sort_keys=True, separators=(",", ":")).encode()
+
+
+def digest(text: bytes, entries: Mapping[str, Tensor]) -> str:
+    """Hashes the canonical JSON (without its hash) and the bytes of all entries, in the order of their keys."""
+    sha256 = hashlib.sha256(text)
+    for key in sorted(entries):
+        sha256.update(entries[key].flatten().view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -201,6 +219,8 @@ def read_header(path: Path) -> Header:
     info = parse_json(path, text, "the description of the model")
     if info.get("format") != FORMAT:
         fail(path, f"it has format {info.get('format')!r}, not {FORMAT}", "A newer lightning_prune may read it.")
+    sha256 = info.pop("sha256", None)
+    hashed = canonical(info)
     tensors, aliases = info.pop("tensors", None), info.pop("aliases", None)
     if set(info) != {"format", "name", "kwargs", "versions", "sparsity"}:
         fail(path, f"its description has the wrong fields ({', '.join(sorted(info))})")
@@ -228,7 +248,7 @@ def read_header(path: Path) -> Header:
     for key, target in aliases.items():
         if key in specs or not isinstance(target, str) or target not in specs:
             fail(path, f"tensor {key!r} is an alias of something that is not there")
-    return Header(info, specs, aliases)
+    return Header(info, specs, aliases, hashed, str(sha256))
 
 
 def read_tensors(path: Path, header: Header) -> dict[str, Tensor]:
@@ -239,23 +259,26 @@ def read_tensors(path: Path, header: Header) -> dict[str, Tensor]:
         header: what `read_header` returned for it.
 
     Raises:
-        PrunedFileError: if a mask does not fit its values, or the file is not as its header said.
+        PrunedFileError: if the hash is another, a mask does not fit its values, or the file is not as its header said.
     """
-    out: dict[str, Tensor] = {}
     try:
         with safe_open(path, framework="pt") as file:
-            for key, spec in header.tensors.items():
-                if not spec.sparse:
-                    out[key] = file.get_tensor(key)
-                    if spec.dtype == torch.bool and bool((bits(out[key]) > 1).any()):
-                        fail(path, f"boolean tensor {key!r} holds other bytes than 0 and 1")
-                    continue
-                mask, values = file.get_tensor(key + MASK), file.get_tensor(key + VALUES)
-                if popcount(mask) != len(values):
-                    fail(path, f"the mask of tensor {key!r} does not announce its {len(values)} values")
-                if spec.numel % 8 and int(mask[-1]) >> spec.numel % 8:
-                    fail(path, f"the mask of tensor {key!r} has bits beyond its {spec.numel} elements")
-                out[key] = decode(mask, values, spec.shape)
+            entries = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
     except (SafetensorError, OSError, RuntimeError) as error:
         fail(path, f"it cannot be read ({error})")
+    if digest(header.text, entries) != header.sha256:
+        fail(path, "its content does not have the hash it was saved with")
+    out: dict[str, Tensor] = {}
+    for key, spec in header.tensors.items():
+        if spec.sparse:
+            mask, values = entries.pop(key + MASK), entries.pop(key + VALUES)
+            if popcount(mask) != len(values):
+                fail(path, f"the mask of tensor {key!r} does not announce its {len(values)} values")
+            if spec.numel % 8 and int(mask[-1]) >> spec.numel % 8:
+                fail(path, f"the mask of tensor {key!r} has bits beyond its {spec.numel} elements")
+            out[key] = decode(mask, values, spec.shape)
+        else:
+            out[key] = entries.pop(key)
+            if spec.dtype == torch.bool and bool((bits(out[key]) > 1).any()):
+                fail(path, f"boolean tensor {key!r} holds other bytes than 0 and 1")
     return out | {key: out[target] for key, target in header.aliases.items()}

@@ -1,0 +1,155 @@
+"""The timm name and keyword arguments a model was built from: asked of the model, or read from a file and checked.
+
+What comes from a file is data that chooses which constructor runs, with which sizes. `check_recipe` lets through only
+registered names and small plain values.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+__all__ = ["RecipeError", "check_recipe", "network_of", "plain_kwargs", "recipe_of"]
+
+MAX_JSON_BYTES = 64 * 2**10
+MAX_ITEMS = 256  # of one list or object
+MAX_DEPTH = 6
+MAX_TEXT = 256
+MAX_INT = 8192  # or the greatest dimension of the file's tensors, if that is more; image sizes are in no shape
+
+# Arguments of create_model and build_model_with_cfg that read files, reach the network, or leave the meta device.
+FORBIDDEN = frozenset(
+    {
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "pretrained_filter_fn",
+        "pretrained_model_args",
+        "pretrained_strict",
+        "checkpoint_path",
+        "cache_dir",
+        "scriptable",
+        "exportable",
+        "no_jit",
+        "pruned",
+        "device",
+        "dtype",
+    }
+)
+
+
+class RecipeError(ValueError):
+    """The name or the arguments are not fit to build a model from; the message says which and why."""
+
+
+def plain_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments as they come back from JSON (tuples are lists).
+
+    Raises:
+        RecipeError: naming the first argument that is not plain JSON.
+    """
+    out = {}
+    for key, value in kwargs.items():
+        try:
+            out[key] = json.loads(json.dumps(value, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"the argument {key}={value!r} is not plain JSON ({error})") from None
+    return out
+
+
+def _check_value(key: str, value: Any, max_int: int, depth: int = 0) -> None:
+    if depth > MAX_DEPTH:
+        raise RecipeError(f"the argument {key!r} is nested too deeply")
+    if isinstance(value, list | dict):
+        if len(value) > MAX_ITEMS:
+            raise RecipeError(f"the argument {key!r} has {len(value)} items, more than {MAX_ITEMS}")
+        if isinstance(value, dict):
+            for inner in value:
+                _check_key(inner)
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_value(key, item, max_int, depth + 1)
+    elif isinstance(value, str):
+        if len(value) > MAX_TEXT:
+            raise RecipeError(f"the argument {key!r} is a text of {len(value)} characters, more than {MAX_TEXT}")
+    elif isinstance(value, bool) or value is None:
+        pass
+    elif isinstance(value, int):
+        if abs(value) > max_int:
+            raise RecipeError(f"the argument {key!r} holds a number above {max_int}, larger than any tensor there")
+    elif not isinstance(value, float) or not math.isfinite(value):
+        raise RecipeError(f"the argument {key!r} is not plain JSON")
+
+
+def _check_key(key: Any) -> None:
+    if not isinstance(key, str) or not key.isidentifier() or len(key) > MAX_TEXT:
+        raise RecipeError("an argument has no valid name")
+    if key in FORBIDDEN:
+        raise RecipeError(f"the argument {key!r} is not allowed: it does not describe an architecture")
+
+
+def check_recipe(name: Any, kwargs: Any, largest_dim: int) -> None:
+    """Checks that a name is timm's and that its arguments are small and plain.
+
+    Args:
+        name: what to call; an architecture, or architecture and tag, of timm's registry.
+        kwargs: its arguments.
+        largest_dim: the greatest dimension among the tensors the model is to hold.
+
+    Raises:
+        RecipeError: if anything is not allowed.
+    """
+    import timm
+
+    import lightning_prune.models  # noqa: F401  registers this package's own
+
+    if not isinstance(name, str) or len(name) > MAX_TEXT or not name.replace(".", "_").isidentifier():
+        raise RecipeError("the model's name is not a timm name (a source such as hf-hub: or local-dir: is not allowed)")
+    if not timm.is_model(name):
+        raise RecipeError(f"timm {timm.__version__} has no model {name!r}")
+    if not isinstance(kwargs, dict):
+        raise RecipeError("the model's arguments are not an object")
+    for key, value in kwargs.items():
+        _check_key(key)
+        _check_value(key, value, max(MAX_INT, largest_dim))
+    if len(kwargs) > MAX_ITEMS or len(json.dumps(kwargs)) > MAX_JSON_BYTES:
+        raise RecipeError("the model's arguments are too long")
+
+
+def network_of(model: nn.Module) -> nn.Module:
+    """The module whose tensors are the file's: a classifier's ``.model``, and what torch.compile wrapped."""
+    inner = getattr(model, "model", None)
+    if isinstance(inner, nn.Module) and getattr(getattr(model, "hparams", None), "model_name", None) is not None:
+        model = inner
+    original = getattr(model, "_orig_mod", model)
+    return original if isinstance(original, nn.Module) else model
+
+
+def recipe_of(model: nn.Module, network: nn.Module) -> tuple[str | None, dict[str, Any]]:
+    """What a model tells of how it was built: timm name (or None) and keyword arguments."""
+    from timm import models
+
+    hparams = getattr(model, "hparams", None) if model is not network else None
+    config = getattr(network, "pretrained_cfg", None)
+    config = config if isinstance(config, dict) else {}
+    # the tag decides nothing about the shapes, but the loaded model's mean and std come with it
+    name = ".".join(part for part in (config.get("architecture"), config.get("tag")) if part)
+    name = name or getattr(hparams, "model_name", "")
+    if not name:
+        return None, {}
+    arguments = dict(getattr(network, "_model_args", {}))
+    if hasattr(models, "get_model_args"):  # timm >= 1.0.31 also follows reset_classifier and set_input_size
+        arguments.update(models.get_model_args(network))
+    arguments.update(getattr(hparams, "model_kwargs", None) or {})
+    for key in ("num_classes", "in_chans"):
+        value = getattr(network, key, getattr(hparams, key, None))
+        if value is not None:
+            arguments[key] = value
+    if "in_chans" not in arguments and isinstance(config.get("first_conv"), str):
+        first = network.get_submodule(config["first_conv"])
+        if isinstance(first, nn.Conv2d):
+            arguments["in_chans"] = first.in_channels
+    return name, {key: value for key, value in arguments.items() if key not in FORBIDDEN}
