@@ -126,6 +126,7 @@ class PruningCallback(PruningMethod, Callback):
         assert self.phases is not None
         if self.stage == "dense" and self.phases.at(self.seen) == "sparsify":
             self._begin(pl_module)
+        self._guard.new_batch()
         self._expire()
 
     @torch.no_grad()

@@ -47,8 +47,12 @@ class OptimizerGuard:
                 )
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
 
+    def new_batch(self) -> None:
+        """Forget the last batch's steps. Not after each step: one that calls its base class's ends twice."""
+        self._transformed.clear()
+
     def transformed(self, optimizer: Optimizer) -> None:
-        """Note that the gradients of this optimizer's coming step are the method's."""
+        """Note that this optimizer's steps in this batch go through the hooks."""
         self._transformed.add(id(optimizer))
 
     def release(self) -> None:
@@ -66,4 +70,3 @@ class OptimizerGuard:
                 "pruned weights would come back. In manual optimization step the optimizer that self.optimizers() "
                 "gives (not use_pl_optimizer=False, not one kept from configure_optimizers)."
             )
-        self._transformed.discard(id(optimizer))
