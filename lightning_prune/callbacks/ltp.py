@@ -13,9 +13,11 @@ from lightning_prune.functional import budget, ltp
 from lightning_prune.functional.adam import adam_step_
 from lightning_prune.functional.schedules import Shape, anneal, exponential_path
 from lightning_prune.masking import Gate, SoftGate, Target
-from lightning_prune.masking.kernels import ABS, BAND, KEPT, SQUARE, TASK
+from lightning_prune.masking.kernels import BAND, KEPT, TASK
 
-_REFRESHES = 20  # times in the phase that the highest allowed thresholds are measured anew
+_REFRESHES = 50  # times in the phase that Var|w| and the highest allowed thresholds are measured anew
+_NEARLY_EMPTY = 4.0  # times its floor that a layer keeps when its threshold begins to be watched
+_HOLD = 0.3  # share of the phase at its end in which the target is held
 _TRAVEL = 3.0  # thresholds can travel this many times the distance to the target
 _GAIN, _DAMPING = 20.0, 20.0  # of the price controller: integral over the whole phase, and proportional
 
@@ -93,13 +95,9 @@ class LTPCallback(PruningCallback):
 
         self._numels = vector([t.numel for t in targets])
         self._t0_floor = vector([ltp.temperature_floor(t.numel, self.weights_in_band) for t in targets])
-        square = torch.stack([w.float().square().sum() for w in weights])
-        absolute = torch.stack([w.float().abs().sum() for w in weights])
-        tiny = torch.finfo(torch.float32).tiny
-        self._scale = (
-            (square / self._numels).clamp_min(1e-12) if self.mode == "normalized" else torch.ones(n, device=device)
-        )
-        self._variance = ltp.variance_of_magnitude(self._numels, absolute, square).clamp_min(tiny)
+        mean_square = (_squares(weights) / self._numels).clamp_min(1e-12)
+        self._scale = mean_square if self.mode == "normalized" else torch.ones(n, device=device)
+        self._variance = _variances(weights, self._numels).clamp_min(torch.finfo(torch.float32).tiny)
         self._u, self._mean, self._square, self._count = (torch.zeros(n, device=device) for _ in range(4))
         self._cap = torch.full((n,), torch.inf, device=device)
         self._slope, self._shift = torch.ones(n, device=device), torch.zeros(n, device=device)
@@ -122,15 +120,14 @@ class LTPCallback(PruningCallback):
 
     def learn(self, stats: Tensor, active: Tensor) -> None:
         stats = stats.float()
-        fresh = ltp.variance_of_magnitude(self._numels, stats[:, ABS], stats[:, SQUARE])
-        self._variance.copy_(torch.where(active & (fresh > 0), fresh, self._variance))
+        if int(self._steps) % max(1, self.sparsify_steps // _REFRESHES) == 0:
+            self._refresh()
         # dL/du = σ² dL/dτ, the exact gradient of loss and penalty.
         grad = -self._scale * (stats[:, TASK] + self.price * stats[:, BAND])
         if self.mode == "paper":
             assert self.threshold_lr is not None
             self._u.sub_(torch.where(active, self.threshold_lr * grad, torch.zeros_like(grad)))
         else:
-            self._refresh_caps()
             adam_step_(self._u, grad, self._mean, self._square, self._count, active, self._step_size())
             if self.steered:
                 gain = _GAIN / self.sparsify_steps
@@ -157,13 +154,14 @@ class LTPCallback(PruningCallback):
 
     def _goal(self) -> float:
         assert self.target_sparsity is not None
-        return exponential_path(self.progress, 1 - self.target_sparsity)
+        return exponential_path(self.progress, 1 - self.target_sparsity, _HOLD)
 
     def _step_size(self) -> float:
         if self.threshold_lr is not None:
             return self.threshold_lr
         way = ltp.gaussian_threshold(self.target_sparsity if self.target_sparsity is not None else 0.9)
-        return min(_TRAVEL * way / self.sparsify_steps, 0.1)
+        settle = min(1.0, (1 - self.progress) / _HOLD)  # masks come to rest while the path is level
+        return settle * min(_TRAVEL * way / self.sparsify_steps, 0.1)
 
     def _t0(self) -> float:
         if self.mode == "paper":
@@ -178,11 +176,26 @@ class LTPCallback(PruningCallback):
         torch.reciprocal(t0 * self._variance, out=self._slope)
         torch.mul(self._slope, -self.thresholds(), out=self._shift)
 
-    def _refresh_caps(self) -> None:
-        """Measure how high each threshold may go with min_keep of the layer left; a few times in the phase."""
-        every = max(1, self.sparsify_steps // _REFRESHES)
-        if int(self._steps) % every == 0:
-            caps = [
-                budget.largest_threshold(t.param, least) for t, least in zip(self.targets, self.floors, strict=True)
-            ]
-            self._cap.copy_(torch.stack(caps))
+    def _refresh(self) -> None:
+        """Measure Var|w| [eq. 15], and how high the thresholds of nearly empty layers may go."""
+        weights = [t.param.detach() for t in self.targets]
+        fresh = _variances(weights, self._numels)
+        self._variance.copy_(torch.where(fresh > 0, fresh, self._variance))
+        if self.mode == "paper":
+            return
+        for i, kept in enumerate(self.stats[:, KEPT].tolist()):
+            if kept < _NEARLY_EMPTY * self.floors[i]:
+                self._cap[i] = budget.largest_threshold(weights[i], self.floors[i])
+            else:
+                self._cap[i] = torch.inf
+
+
+def _variances(weights: Sequence[Tensor], numels: Tensor) -> Tensor:
+    """Var|w| of each layer, float32 [layers]."""
+    absolute = torch.stack([w.float().abs().sum() for w in weights])
+    return ltp.variance_of_magnitude(numels, absolute, _squares(weights))
+
+
+def _squares(weights: Sequence[Tensor]) -> Tensor:
+    """Σ w² of each layer, float32 [layers]."""
+    return torch.stack([w.float().square().sum() for w in weights])

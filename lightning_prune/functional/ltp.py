@@ -21,9 +21,9 @@ import math
 import torch
 from torch import Tensor
 
-# Below this the gate is set to exactly 0 (it would be under 1e-26): products with it would be denormal numbers, which
-# many processors multiply a hundred times slower, and they change nothing in float32.
-GATE_FLOOR = -60.0
+# The sigmoid's argument is bounded to ±this, where the gate is within 1e-26 of 0 or 1. Beyond, products with the gate
+# would be denormal numbers, which many processors multiply a hundred times slower, and exp leaves its fast path.
+GATE_RANGE = 60.0
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -32,10 +32,9 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def gate(w: Tensor, tau: Tensor | float, temperature: Tensor | float) -> Tensor:
-    """The soft gate ``m = sigm((w² − τ)/T)``, same shape as ``w``, in float32 or better; 0 where it is under 1e-26."""
+    """The soft gate ``m = sigm((w² − τ)/T)``, same shape as ``w``, in float32 or better."""
     w = at_least_float32(w)
-    z = (w * w - tau) / temperature
-    return torch.sigmoid(z).masked_fill(z < GATE_FLOOR, 0.0)
+    return torch.sigmoid(((w * w - tau) / temperature).clamp(-GATE_RANGE, GATE_RANGE))
 
 
 def soft_prune(w: Tensor, tau: Tensor | float, temperature: Tensor | float) -> Tensor:

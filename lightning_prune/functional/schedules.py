@@ -25,7 +25,7 @@ def anneal(progress: float, start: float, end: float, shape: Shape = "exponentia
     return end
 
 
-def exponential_path(progress: float, density: float, hold: float = 0.15) -> float:
+def exponential_path(progress: float, density: float, hold: float = 0.3) -> float:
     """Share of weights to keep: from 1 down to ``density`` exponentially, reached at ``1 − hold``, then level.
 
     Exponential, as the kept share of LTP decays on its own (its ResNet-20 ablation); the level end lets thresholds and

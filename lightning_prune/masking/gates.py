@@ -104,5 +104,5 @@ class HardGate(Gate):
         alive = at_least_float32(w.detach()).square() > self.tau
         grad.mul_(alive)
         kept = alive.sum().to(torch.float32)
-        nan, zero = torch.full_like(kept, torch.nan), torch.zeros_like(kept)
-        return torch.stack([zero, zero, kept, nan, nan, kept, zero])
+        zero = torch.zeros_like(kept)
+        return torch.stack([zero, zero, kept, kept, zero])

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from lightning_prune.functional.ltp import GATE_FLOOR, at_least_float32
+from lightning_prune.functional.ltp import GATE_RANGE, at_least_float32
 
-CHUNK = 1 << 16
+CHUNK = 1 << 18
 
 # What a gradient step sums over a layer, in this order.
-STATS = ("task", "band", "kept", "abs", "square", "hard_kept", "in_band")
-TASK, BAND, KEPT, ABS, SQUARE, HARD_KEPT, IN_BAND = range(len(STATS))
+STATS = ("task", "band", "kept", "hard_kept", "in_band")
+TASK, BAND, KEPT, HARD_KEPT, IN_BAND = range(len(STATS))
+_BAND = torch.sigmoid(torch.tensor(4.0)).item() - 0.5  # |w² − τ| < 4T, seen from the gate
 
 
 def _chunks(*tensors: Tensor) -> list[tuple[Tensor, ...]] | None:
@@ -35,17 +35,14 @@ def _chunks(*tensors: Tensor) -> list[tuple[Tensor, ...]] | None:
     return list(zip(*flat, strict=True))
 
 
-def _gate_(w: Tensor, slope: Tensor, shift: Tensor, out: Tensor) -> Tensor:
-    torch.addcmul(shift, w, w, value=slope.item(), out=out)
-    F.threshold(out, GATE_FLOOR, -torch.inf, inplace=True)
-    return out.sigmoid_()
+def _gate_(w: Tensor, slope: float, shift: Tensor, out: Tensor) -> Tensor:
+    return torch.addcmul(shift, w, w, value=slope, out=out).clamp_(-GATE_RANGE, GATE_RANGE).sigmoid_()
 
 
 def gate(w: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
-    """``sigm(slope·w² + shift)`` on the whole tensor, float32 or better; exactly 0 where it is under 1e-26."""
+    """``sigm(slope·w² + shift)`` on the whole tensor, in float32 or better."""
     w = at_least_float32(w)
-    z = w * w * slope + shift
-    return torch.sigmoid(z.masked_fill(z <= GATE_FLOOR, -torch.inf))
+    return torch.sigmoid((w * w * slope + shift).clamp(-GATE_RANGE, GATE_RANGE))
 
 
 def soft_mask(w: Tensor, slope: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
@@ -56,9 +53,9 @@ def soft_mask(w: Tensor, slope: Tensor, shift: Tensor, out: Tensor | None = None
     chunks = _chunks(w, out)
     if chunks is None:
         return out.copy_(at_least_float32(w) * gate(w, slope, shift))
-    shift = shift.to(w.dtype)
+    shift, factor = shift.to(w.dtype), slope.item()
     for x, o in chunks:
-        _gate_(x, slope, shift, o).mul_(x)
+        _gate_(x, factor, shift, o).mul_(x)
     return out
 
 
@@ -73,37 +70,28 @@ def soft_step_(w: Tensor, grad: Tensor, slope: Tensor, shift: Tensor, count: boo
         count: also count weights above the threshold and inside the band (two more passes); NaN otherwise.
 
     Returns:
-        shape [7], ordered as `STATS`: Σ s·g·w, Σ s (s = m(1−m)/T), Σ m, Σ|w|, Σ w², #(w² > τ), #(|w² − τ| < 4T).
+        shape [5], ordered as `STATS`: Σ s·g·w, Σ s (s = m(1−m)/T), Σ m, #(w² > τ), #(|w² − τ| < 4T).
     """
     chunks = _chunks(w, grad)
     if chunks is None:
         return _soft_step_whole_(w, grad, slope, shift, count)
-    shift = shift.to(w.dtype)
+    shift, factor = shift.to(w.dtype), slope.item()
     size = min(CHUNK, w.numel())
-    gates, work = w.new_empty(size), w.new_empty(size)
-    sums = [0.0] * len(STATS)
+    gates, work, one = w.new_empty(size), w.new_empty(size), w.new_ones(())
+    task = band = kept = hard = near = 0.0
     for x, g in chunks:
         m, t = gates[: x.numel()], work[: x.numel()]
-        sums[ABS] += torch.abs(x, out=t).sum().item()
-        sums[SQUARE] += torch.dot(x, x).item()
-        _gate_(x, slope, shift, m)
-        sums[KEPT] += m.sum().item()
+        _gate_(x, factor, shift, m)
+        kept += m.sum().item()
         if count:
-            sums[HARD_KEPT] += int(torch.count_nonzero(m > 0.5))
-            sums[IN_BAND] += int(torch.count_nonzero((m - 0.5).abs_() < _BAND))
-        g.mul_(m)  # g·m: the weight gradient
-        m.neg_().add_(1)  # 1 − m
-        sums[TASK] += torch.dot(torch.mul(g, m, out=t), x).item()  # g·m·(1 − m)·w
-        sums[BAND] += torch.dot(m, 1 - m).item()
-    stats = torch.tensor(sums, dtype=torch.float64)
-    stats[TASK] *= slope.item()
-    stats[BAND] *= slope.item()
-    if not count:
-        stats[HARD_KEPT:] = torch.nan
-    return stats
-
-
-_BAND = torch.sigmoid(torch.tensor(4.0)).item() - 0.5
+            hard += int(torch.count_nonzero(m > 0.5))
+            near += int(torch.count_nonzero((m - 0.5).abs_() < _BAND))
+        g.mul_(m)  # g·m: the weight's gradient
+        torch.sub(one, m, out=t)
+        band += torch.dot(m, t).item()
+        task += torch.dot(t.mul_(g), x).item()  # g·m·(1 − m)·w
+    counts = (hard, near) if count else (torch.nan, torch.nan)
+    return torch.tensor((task * factor, band * factor, kept, *counts), dtype=torch.float64)
 
 
 def _soft_step_whole_(w: Tensor, grad: Tensor, slope: Tensor, shift: Tensor, count: bool) -> Tensor:
@@ -113,7 +101,7 @@ def _soft_step_whole_(w: Tensor, grad: Tensor, slope: Tensor, shift: Tensor, cou
     task = (s * at_least_float32(grad) * x).sum()
     nan = torch.full_like(task, torch.nan)
     stats = torch.stack([
-        task, s.sum(), m.sum(), x.abs().sum(), x.square().sum(),
+        task, s.sum(), m.sum(),
         (m > 0.5).sum().to(task.dtype) if count else nan,
         ((m - 0.5).abs() < _BAND).sum().to(task.dtype) if count else nan,
     ])  # fmt: skip

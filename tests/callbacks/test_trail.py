@@ -1,0 +1,80 @@
+"""The trail: ordinary checkpoints at the wanted kept shares, an index, and picking from it."""
+
+import json
+
+import lightning
+import pytest
+import torch
+
+from lightning_prune import LTPCallback, Trail, sparsity_report
+from tests.toy import Toy, loaders, trainer
+
+N = 8 * 9 + 16 * 8 * 9 + 16 * 4
+
+
+def run(path, values, **options):
+    callback = LTPCallback(target_sparsity=0.9, sparsify=0.7, trail=values, trail_dir=str(path / "trail"), **options)
+    module = Toy()
+    trainer(path, [callback], max_epochs=20).fit(module, **loaders())
+    return module, Trail(path / "trail")
+
+
+def test_checkpoints_at_each_crossing_with_their_numbers(tmp_path):
+    module, trail = run(tmp_path, [0.7, 0.3, 0.1])
+    assert sorted((v for e in trail.entries for v in e.crossed), reverse=True) == [0.7, 0.3, 0.1]
+    for entry in trail.entries:
+        assert entry.kept <= entry.crossed[-1] + 1 / N
+        assert entry.sparsity == pytest.approx(1 - entry.kept)
+        assert entry.metric == "val_acc" and 0 <= entry.score <= 1
+        plain = Toy()
+        plain.load_state_dict(torch.load(entry.path, weights_only=True)["state_dict"], strict=True)
+        pruned = entry.prune(Toy())
+        assert sparsity_report(pruned).zeros == round(entry.sparsity * N)
+    last = trail.entries[-1].prune(Toy())
+    assert sparsity_report(last).zeros == sparsity_report(module).zeros
+    for row in json.loads((tmp_path / "trail" / "index.json").read_text()):
+        assert set(row) >= {"path", "crossed", "kept", "sparsity", "score", "epoch", "step", "phase"}
+
+
+def test_a_pruned_entry_scores_what_the_index_says(tmp_path):
+    _, trail = run(tmp_path, [0.5])
+    module = trail.entries[0].prune(Toy())
+    result = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False).validate(
+        module, loaders()["val_dataloaders"], verbose=False
+    )
+    # soft in the fit, hard here: the temperature is low, so no more than one of 32 images may flip
+    assert result[0]["val_acc"] == pytest.approx(trail.entries[0].score, abs=1 / 32 + 1e-6)
+
+
+def test_pick(tmp_path):
+    folder = tmp_path / "trail"
+    folder.mkdir()
+    base = {"sparsity": 0, "phase": "sparsify", "epoch": 0, "step": 0, "metric": "val_acc"}
+    rows = [("a", 0.5, 0.9), ("b", 0.2, 0.8), ("c", 0.1, 0.8), ("d", 0.05, 0.6)]
+    index = [base | {"path": p, "crossed": [k], "kept": k, "score": s} for p, k, s in rows]
+    (folder / "index.json").write_text(json.dumps(index))
+    trail = Trail(folder)
+
+    def name(**constraint):
+        return trail.pick(**constraint).path[-1]
+
+    assert name() == "a"
+    assert name(max_kept=0.3) == "c"  # equal scores: the sparser
+    assert name(max_kept=0.06) == "d"
+    assert name(mode="min") == "d"
+    assert name(min_kept=0.15, max_kept=0.3) == "b"
+    with pytest.raises(ValueError, match=r"between 0.0 and 0.01 .* there are: 0.500, 0.200"):
+        trail.pick(max_kept=0.01)
+    with pytest.raises(FileNotFoundError, match=r"trail=\[...\]"):
+        Trail(tmp_path)
+
+
+def test_a_resumed_run_goes_on_with_the_index(tmp_path):
+    _, trail = run(tmp_path, [0.7, 0.1])
+    first = trail.entries[0]
+    callback = LTPCallback(target_sparsity=0.9, sparsify=0.7, trail=[0.7, 0.1], trail_dir=str(tmp_path / "again"))
+    trainer(tmp_path, [callback], max_epochs=20).fit(Toy(), **loaders(), ckpt_path=first.path)
+    again = Trail(tmp_path / "again").entries
+    assert [e.crossed for e in again] == [e.crossed for e in trail.entries]
+    assert again[0].kept == first.kept
+    assert again[-1].kept == trail.entries[-1].kept
