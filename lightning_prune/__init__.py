@@ -2,6 +2,7 @@
 
 from lightning_prune.callbacks import LTPCallback, MagnitudeCallback, PruningCallback, Trail, TrailEntry
 from lightning_prune.classifier import TimmClassifier
+from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
 from lightning_prune.metrics import CompressionRatio, Sparsity
 from lightning_prune.report import SparsityReport, sparsity_report
 
@@ -9,11 +10,15 @@ __all__ = [
     "CompressionRatio",
     "LTPCallback",
     "MagnitudeCallback",
+    "PrunedFileError",
     "PruningCallback",
     "Sparsity",
     "SparsityReport",
     "TimmClassifier",
     "Trail",
     "TrailEntry",
+    "load_pruned",
+    "pruned_state_dict",
+    "save_pruned",
     "sparsity_report",
 ]

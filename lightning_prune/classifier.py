@@ -116,10 +116,10 @@ class TimmClassifier(LightningModule):
         def factor(step: int) -> float:
             warm = min(1.0, (step + 1) / (h["warmup_steps"] + 1))
             if h["schedule"] == "constant" or step == 0:
-                return warm
+                return float(warm)
             # Asked for in training only: asking here would make Lightning load the data before it restores the
             # loader's position from a checkpoint, and lose that.
             total = max(1, int(self.trainer.estimated_stepping_batches))
-            return warm * anneal(step / total, 1.0, 0.01, "cosine")
+            return float(warm * anneal(step / total, 1.0, 0.01, "cosine"))
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}

@@ -38,7 +38,7 @@ def samples(n: int = 64, seed: int = 0) -> TensorDataset:
 
 
 def loaders(batch_size: int = 8, n: int = 64) -> dict[str, DataLoader[Any]]:
-    """Loaders whose training batches are a function of the epoch and the position in it: a resumed run sees them again."""
+    """Loaders whose training batches are a function of epoch and position: a resumed run sees them again."""
     return {
         "train_dataloaders": ReplayLoader(samples(n), batch_size=batch_size, sampler=EpochSampler(n, seed=0)),
         "val_dataloaders": DataLoader(samples(32, seed=1), 16),
@@ -46,7 +46,7 @@ def loaders(batch_size: int = 8, n: int = 64) -> dict[str, DataLoader[Any]]:
 
 
 class Toy(lightning.LightningModule):
-    """The network in a LightningModule, built where ``built`` says, trained by SGD with momentum or AdamW + OneCycle."""
+    """The network in a LightningModule, built where ``built`` says, trained by SGD or AdamW + OneCycle."""
 
     def __init__(self, built: str = "init", optimizer: str = "sgd", lr: float = 0.05) -> None:
         super().__init__()

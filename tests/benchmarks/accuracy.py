@@ -89,7 +89,8 @@ def table(rows: dict[str, list[float]], args: argparse.Namespace) -> str:
     """Markdown: mean and spread of each row."""
     lines = [
         f"Fashion-MNIST, {args.subset} training images, {args.model} width {args.width or 'default'}, "
-        f"seeds {args.seeds}, {args.dense_epochs} dense epochs, then {args.sparsify} sparsify + {args.finetune} finetune epochs "
+        f"seeds {args.seeds}, {args.dense_epochs} dense epochs, then {args.sparsify} sparsify + "
+        f"{args.finetune} finetune epochs "
         f"({datetime.date.today()}).",
         "",
         "| network | test accuracy, mean | by seed |",

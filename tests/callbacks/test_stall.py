@@ -1,4 +1,4 @@
-"""Why the weights follow g·m alone: with the full gradient the band empties and pruning stalls (methods of LTP, eq. 14).
+"""Why the weights follow g·m alone: with the full gradient the band empties and pruning stalls (LTP, eq. 14).
 
 A small network on the bundled digits, the paper's raw rule for both: only the weights' gradient differs.
 """
@@ -19,7 +19,8 @@ def prepared():
     data.setup("fit")
     x, y = zip(*data.train_dataloader(), strict=True)
     x, y = torch.cat(x).flatten(1), torch.cat(y)
-    net = nn.Sequential(nn.Linear(64, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 10))  # fmt: skip
+    hidden = [nn.Linear(64, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 128), nn.BatchNorm1d(128), nn.ReLU()]
+    net = nn.Sequential(*hidden, nn.Linear(128, 10))
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
     for _ in range(10):
         for batch in torch.randperm(len(x)).split(64):
@@ -30,7 +31,7 @@ def prepared():
 
 
 def sparsify(net, x, y, full: bool):
-    """Kept shares by epoch under soft pruning with raw τ; ``full``: weights follow the exact gradient instead of g·m."""
+    """By epoch: (kept share, weights near a threshold). ``full``: weights follow the exact gradient, not g·m."""
     torch.manual_seed(1)
     layers = [m for m in net if isinstance(m, nn.Linear)]
     dense = [m.weight for m in layers]

@@ -25,7 +25,8 @@ def test_checkpoints_at_each_crossing_with_their_numbers(tmp_path):
     for entry in trail.entries:
         assert entry.kept <= entry.crossed[-1] + 1 / N
         assert entry.sparsity == pytest.approx(1 - entry.kept)
-        assert entry.metric == "val_acc" and 0 <= entry.score <= 1
+        assert entry.metric == "val_acc"
+        assert 0 <= entry.score <= 1
         plain = Toy()
         plain.load_state_dict(torch.load(entry.path, weights_only=True)["state_dict"], strict=True)
         pruned = entry.prune(Toy())
