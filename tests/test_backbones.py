@@ -1,4 +1,4 @@
-"""The named timm backbones on real data, end to end: exact target, learned thresholds, zeros that stay, file, resume."""
+"""The named timm backbones on real data: exact target, learned thresholds, zeros that stay, file, resume."""
 
 import copy
 import pickle

@@ -53,7 +53,7 @@ class LTPCallback(PruningCallback):
         lam: float | None = None,
         mode: Literal["normalized", "paper"] = "normalized",
         temperature: float = 1e-3,
-        temperature_start: float = 1e-2,
+        temperature_start: float = 1e-1,
         temperature_schedule: Shape = "exponential",
         weights_in_band: float = 16.0,
         threshold_lr: float | None = None,
