@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.bitmask import bits, encode
+from lightning_prune.masking import is_attached
 from lightning_prune.rebuild import build, build_meta, first_difference
 from lightning_prune.recipe import RecipeError, check_recipe, network_of, plain_kwargs, recipe_of
 from lightning_prune.sparsefile import (
@@ -59,12 +60,15 @@ def save_pruned(
 
     Raises:
         PrunedFileError: if the path is a folder, a tensor cannot be stored, or a model rebuilt from the name and
-            arguments would not have the same tensors; the message names the first that differs. Nothing is written.
+            arguments would not have the same tensors (the message names the first that differs), or its masks are
+            still on. Nothing is written.
     """
     path = Path(path)
     if path.is_dir():
         fail(path, "it is a folder", "Give the path of a file.")
     network = network_of(model)
+    if is_attached(network):
+        fail(path, "the model is being sparsified and its zeros are not in the weights yet", "Save it after fit.")
     state, aliases = _tensors(path, network)
     specs = {key: (tuple(t.shape), t.dtype) for key, t in (state | {k: state[a] for k, a in aliases.items()}).items()}
     try:

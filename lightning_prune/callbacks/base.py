@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -92,6 +92,9 @@ class PruningCallback(PruningMethod, Callback):
             check_strategy(trainer, type(self).__name__)
             detach(pl_module)
             self.forget()
+            self.monitor.forget()
+            if self.trail is not None:
+                self.trail.entries.clear()
         self._loaded = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -170,6 +173,11 @@ class PruningCallback(PruningMethod, Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when training ends, early too: whatever is soft becomes hard."""
+        if self.stage == "dense":
+            rank_zero_warn(
+                f"Training ended in the warm-up, after {self.seen} batches of which sparsify was to begin after "
+                f"{self.phases.begin if self.phases else '?'}: nothing was pruned. Its checkpoints resume the phase."
+            )
         if self.stage == "soft":
             rank_zero_warn(
                 f"Training ended in the sparsify phase, at {self.progress:.0%} of it: the model is pruned with the "
@@ -195,7 +203,7 @@ class PruningCallback(PruningMethod, Callback):
         if self.stage == "soft" and trainer.state.fn == "fit" and not trainer.sanity_checking:
             # Masks move faster than BatchNorm's running averages follow; training itself does not read those.
             few = min(self.recalibrate_batches, max(2, int(trainer.num_training_batches) // 10))
-            self._recalibrate(trainer, pl_module, recalibrate.calibration_batches(trainer, few))
+            self._try(recalibrate.recalibrate, trainer, pl_module, recalibrate.calibration_batches(trainer, few))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """As `on_validation_start`."""
@@ -245,14 +253,16 @@ class PruningCallback(PruningMethod, Callback):
         if self.stage == "dense":
             self._begin(pl_module)
         batches = recalibrate.calibration_batches(trainer, self.recalibrate_batches)
-        soft = self._recalibrate(trainer, pl_module, batches)
+        self._try(recalibrate.recalibrate, trainer, pl_module, batches)
+        soft = self._try(recalibrate.accuracy, trainer, pl_module, batches)
         masks = self._masks(to_target)
         self.final_thresholds = self.thresholds().clone()
         detach(pl_module)
         prune_everywhere(trainer, self.targets, masks)
         self.stage = "pruned"
         self.zeros_at_prune = self.layer_zeros()
-        hard = self._recalibrate(trainer, pl_module, batches)
+        self._try(recalibrate.recalibrate, trainer, pl_module, batches)
+        hard = self._try(recalibrate.accuracy, trainer, pl_module, batches)
         self.monitor.log_prune(self, trainer, soft, hard)
         zeros = sum(self.zeros_at_prune)
         rank_zero_info(
@@ -260,11 +270,10 @@ class PruningCallback(PruningMethod, Callback):
             f"({zeros / self.numel:.2%}, {self.numel / max(self.numel - zeros, 1):.2f}x)."
         )
 
-    def _recalibrate(self, trainer: Trainer, pl_module: LightningModule, batches: list[Any]) -> float | None:
-        """Re-estimate BatchNorm statistics; the accuracy on the batches with them, where that has a meaning."""
+    def _try(self, function: Callable[..., Any], trainer: Trainer, pl_module: LightningModule, batches: Any) -> Any:
+        """Run the network on calibration batches; one that cannot be called is a warning, not the end of the fit."""
         try:
-            recalibrate.recalibrate(trainer, pl_module, batches, self.calibration_forward)
-            return recalibrate.accuracy(trainer, pl_module, batches, self.calibration_forward)
+            return function(trainer, pl_module, batches, self.calibration_forward)
         except Exception as error:
             self.monitor.warn_no_forward(error)
             return None
@@ -282,8 +291,8 @@ class PruningCallback(PruningMethod, Callback):
         if trainer.state.fn != "fit":
             if self._loaded is not None:
                 self._prepare(pl_module)
-            elif self.stage == "soft":
-                attach(self.targets, self._gates)
+            elif self.stage == "soft" and {t.param for t in self.targets} <= set(pl_module.parameters()):
+                attach(self.targets, self._gates)  # a fit of this very model that did not reach its prune
         self._expire()
 
     def _release(self, pl_module: LightningModule) -> None:

@@ -22,6 +22,10 @@ class Monitor:
 
     def __init__(self, histogram_every: int) -> None:
         self.histogram_every = histogram_every
+        self.forget()
+
+    def forget(self) -> None:
+        """Give every warning anew: another fit begins."""
         self._said: set[str] = set()
         self._empty_band = 0
 

@@ -65,6 +65,11 @@ def attach(targets: Iterable[Target], gates: Iterable[Gate]) -> None:
         module.__dict__[_GATES] = by_name
 
 
+def is_attached(root: nn.Module) -> bool:
+    """Whether any layer below ``root`` is gated."""
+    return any(_base_class(m) is not type(m) for m in root.modules())
+
+
 def detach(root: nn.Module) -> None:
     """Give every gated layer below ``root`` its own class back. Nothing happens where no gate is."""
     for module in root.modules():

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from torch import nn
 
-from lightning_prune import LTPCallback, MagnitudeCallback, sparsity_report
+from lightning_prune import LTPCallback, MagnitudeCallback, PrunedFileError, save_pruned, sparsity_report
 from tests.toy import Toy, loaders, network, ours_left_on, trainer, zeros
 
 N = 8 * 9 + 16 * 8 * 9 + 16 * 4  # prunable weights of the toy network
@@ -179,6 +179,30 @@ def test_stopping_early_still_prunes_and_says_so(tmp_path):
         trainer(tmp_path, [callback, Stop()], max_epochs=10).fit(module, **loaders())
     assert 0 < zeros(module) < 0.9 * N
     assert not ours_left_on(module)
+
+
+def test_stopping_in_the_warmup_says_that_nothing_was_pruned(tmp_path):
+    class Stop(lightning.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.should_stop = True
+
+    module = Toy()
+    with pytest.warns(
+        UserWarning, match=r"ended in the warm-up, after 8 batches .* begin after 24: nothing was pruned"
+    ):
+        trainer(tmp_path, [LTPCallback(warmup=3, sparsify=3), Stop()]).fit(module, **loaders())
+    assert zeros(module) == 0
+
+
+def test_saving_in_the_sparsify_phase_is_refused(tmp_path):
+    class Save(lightning.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            if ours_left_on(pl_module):
+                save_pruned(pl_module.net, tmp_path / "early.safetensors")
+
+    with pytest.raises(PrunedFileError, match=r"zeros are not in the weights yet.*Save it after fit"):
+        trainer(tmp_path, [LTPCallback(), Save()]).fit(Toy(), **loaders())
+    assert not (tmp_path / "early.safetensors").exists()
 
 
 class Tied(Toy):
