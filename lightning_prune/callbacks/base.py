@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks import recalibrate
@@ -19,7 +18,7 @@ from lightning_prune.callbacks.method import PruningMethod
 from lightning_prune.callbacks.phases import Duration, phases_of
 from lightning_prune.callbacks.trail import TrailWriter
 from lightning_prune.functional import budget
-from lightning_prune.masking import attach, detach, find_targets
+from lightning_prune.masking import Gate, attach, detach, find_targets
 from lightning_prune.masking.kernels import KEPT, STATS, TASK
 
 
@@ -82,6 +81,7 @@ class PruningCallback(PruningMethod, Callback):
         self.monitor = Monitor(histogram_every)
         self.trail = TrailWriter(trail, trail_dir, trail_metric) if trail else None
         self._guard = OptimizerGuard(self._expire)
+        self._gates: list[Gate] = []
         self._loaded: dict[str, Any] | None = None
 
     # ---- life-cycle -----------------------------------------------------------------------------------------------
@@ -114,7 +114,8 @@ class PruningCallback(PruningMethod, Callback):
             keep = budget.keep_count(self.numel, 1 - self.target_sparsity)
             budget.check_feasible([t.name for t in self.targets], numels, self.floors, keep)
         if self._loaded is not None:
-            self._restore(pl_module)
+            state, self._loaded = self._loaded, None
+            self._restore(state)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when the length of the training is known: resolves the phases, starts watching the optimizers."""
@@ -128,7 +129,7 @@ class PruningCallback(PruningMethod, Callback):
         """Called before each batch: sets the masks when the sparsify phase begins."""
         assert self.phases is not None
         if self.stage == "dense" and self.phases.at(self.seen) == "sparsify":
-            self._begin(pl_module)
+            self._begin()
         self._guard.new_batch()
         self._expire()
 
@@ -225,7 +226,7 @@ class PruningCallback(PruningMethod, Callback):
 
     # ---- steps ----------------------------------------------------------------------------------------------------
 
-    def _begin(self, pl_module: LightningModule) -> None:
+    def _begin(self) -> None:
         device = self.targets[0].param.device
         wide = torch.float64 if device.type == "cpu" else torch.float32
         self.stats = torch.zeros(len(self.targets), len(STATS), dtype=wide, device=device)
@@ -240,31 +241,29 @@ class PruningCallback(PruningMethod, Callback):
             for gate in self._gates:
                 gate.expire()
 
-    def _masks(self, to_target: bool) -> list[Tensor]:
-        weights = [t.param.detach().float() for t in self.targets]
-        if to_target and self.target_sparsity is not None:
-            keep = budget.keep_count(self.numel, 1 - self.target_sparsity)
-            return budget.exact_masks(self.scores(weights), self.floors, keep)
-        by_threshold = [w.square() > tau for w, tau in zip(weights, self.thresholds(), strict=True)]
-        return budget.at_least(by_threshold, weights, self.floors)
-
     @torch.no_grad()
     def _prune(self, trainer: Trainer, pl_module: LightningModule, to_target: bool = True) -> None:
         if self.stage == "dense":
-            self._begin(pl_module)
+            self._begin()
         batches = recalibrate.calibration_batches(trainer, self.recalibrate_batches)
         self._try(recalibrate.recalibrate, trainer, pl_module, batches)
         soft = self._try(recalibrate.accuracy, trainer, pl_module, batches)
-        masks = self._masks(to_target)
+        masks = self.final_masks(to_target)
         self.final_thresholds = self.thresholds().clone()
         detach(pl_module)
         prune_everywhere(trainer, self.targets, masks)
-        self.stage = "pruned"
+        self.stage, self._gates = "pruned", []
         self.zeros_at_prune = self.layer_zeros()
         self._try(recalibrate.recalibrate, trainer, pl_module, batches)
         hard = self._try(recalibrate.accuracy, trainer, pl_module, batches)
         self.monitor.log_prune(self, trainer, soft, hard)
         zeros = sum(self.zeros_at_prune)
+        dead = zeros - sum(m.numel() - int(m.sum()) for m in masks)
+        if dead:
+            rank_zero_warn(
+                f"{dead} kept weights are exactly zero (layers initialised to zero?) and count as pruned from here on: "
+                "train them first, with a longer warmup."
+            )
         rank_zero_info(
             f"{type(self).__name__}: pruned {zeros:,} of {self.numel:,} weights "
             f"({zeros / self.numel:.2%}, {self.numel / max(self.numel - zeros, 1):.2f}x)."
@@ -303,37 +302,21 @@ class PruningCallback(PruningMethod, Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors, numbers and strings, loadable with ``weights_only=True``. No masks: finetune reads zeros."""
-        state: dict[str, Any] = {"stage": self.stage, "seen": self.seen, "names": [t.name for t in self.targets]}
-        if self.stage == "soft":
-            state["tensors"] = {k: v.detach().clone() for k, v in self.tensors().items()} | {
-                "stats": self.stats.clone()
-            }
-            state["thresholds"] = self.thresholds().clone()
-        if self.trail is not None:
-            state["trail"] = self.trail.state()
-        return state
+        trail = {} if self.trail is None else {"trail": self.trail.state()}
+        return self.state() | trail
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Called before the model is final; the state is put in place when it is."""
         self._loaded = state_dict
 
-    def _restore(self, pl_module: LightningModule) -> None:
-        state, self._loaded = self._loaded, None
-        assert state is not None
-        names = [t.name for t in self.targets]
-        if state["names"] and state["names"] != names:
-            gone, new = sorted(set(state["names"]) - set(names)), sorted(set(names) - set(state["names"]))
-            raise ValueError(
-                f"The checkpoint's pruned layers are not this run's: it also has {gone[:5]}, this run also has "
-                f"{new[:5]}. Resume with the same model, include, exclude, skip_first and skip_last."
-            )
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.check_names(state["names"])
         self.seen = state["seen"]
         if self.trail is not None and "trail" in state:
             self.trail.load(state["trail"])
         if state["stage"] == "soft":
-            self._begin(pl_module)
-            for name, tensor in (self.tensors() | {"stats": self.stats}).items():
-                tensor.copy_(state["tensors"][name])
+            self._begin()
+            self.load_tensors(state["tensors"])
         self.stage = state["stage"]
         if self.stage == "pruned":
             self.zeros_at_prune = self.layer_zeros()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_prune.callbacks.method import PruningMethod
 from lightning_prune.masking.kernels import HARD_KEPT, IN_BAND, KEPT
-
-if TYPE_CHECKING:
-    from lightning_prune.callbacks.base import PruningCallback
 
 _PHASES = {"warmup": 0.0, "sparsify": 1.0, "finetune": 2.0}
 _STUCK_LOGS = 5  # logged steps with an empty band before the warning
@@ -29,7 +27,7 @@ class Monitor:
         self._said: set[str] = set()
         self._empty_band = 0
 
-    def log_step(self, callback: PruningCallback, pl_module: LightningModule) -> None:
+    def log_step(self, callback: PruningMethod, pl_module: LightningModule) -> None:
         """Scalars of a training step; called only on steps that the logger writes. Counts are exact, not soft."""
         assert callback.phases is not None
         metrics: dict[str, Any] = {"phase": _PHASES[callback.phases.at(callback.seen)]}
@@ -56,7 +54,7 @@ class Monitor:
         )  # fmt: skip
         pl_module.log("prune/sparsity", (1 - kept).float(), prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
 
-    def log_epoch(self, callback: PruningCallback, trainer: Trainer) -> None:
+    def log_epoch(self, callback: PruningMethod, trainer: Trainer) -> None:
         """Per-layer sparsity and threshold for the logger (never into ``callback_metrics``), histograms if wanted."""
         if callback.stage == "dense":
             return
@@ -75,7 +73,7 @@ class Monitor:
                 for target in callback.targets if add is not None else ():
                     add(f"prune/weights/{target.name}", target.param.detach().float(), step)
 
-    def log_prune(self, callback: PruningCallback, trainer: Trainer, soft: float | None, hard: float | None) -> None:
+    def log_prune(self, callback: PruningMethod, trainer: Trainer, soft: float | None, hard: float | None) -> None:
         """The step from soft to hard, as accuracy on the calibration batches."""
         if soft is None or hard is None:
             return
@@ -98,7 +96,7 @@ class Monitor:
             "recalibrate_batches=0.",
         )
 
-    def _warn_if_stuck(self, callback: PruningCallback, band: float) -> None:
+    def _warn_if_stuck(self, callback: PruningMethod, band: float) -> None:
         self._empty_band = self._empty_band + 1 if band == 0 else 0
         if self._empty_band == _STUCK_LOGS:
             self._warn_once(
@@ -107,7 +105,7 @@ class Monitor:
                 "stopped moving. Raise the temperature.",
             )
 
-    def _warn_if_emptying(self, callback: PruningCallback, zeros: list[int]) -> None:
+    def _warn_if_emptying(self, callback: PruningMethod, zeros: list[int]) -> None:
         for target, count, floor in zip(callback.targets, zeros, callback.floors, strict=True):
             if target.numel - count <= floor and target.numel > floor:
                 self._warn_once(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_prune.callbacks import recalibrate
 from lightning_prune.callbacks.phases import Phases
+from lightning_prune.functional import budget
 from lightning_prune.masking import Gate, Skipped, Target
 from lightning_prune.masking.kernels import STATS
 
@@ -22,6 +23,8 @@ class PruningMethod:
     """The part of a callback that a method fills in. `PruningCallback` decides when each of these is called."""
 
     target_sparsity: float | None
+    recalibrate_batches: int
+    max_gap: float
 
     def __init__(self) -> None:
         self.forget()
@@ -80,6 +83,45 @@ class PruningMethod:
     def calibration_forward(self, module: LightningModule, batch: Any) -> tuple[Any, Tensor | None]:
         """How to run the network on a training batch: (output, labels or None). Override for unusual batches."""
         return recalibrate.forward_first_element(module, batch)
+
+    # ---- what follows from it -------------------------------------------------------------------------------------
+
+    def final_masks(self, to_target: bool) -> list[Tensor]:
+        """What to keep at the hard prune, one bool tensor a layer, never less than a layer's floor.
+
+        Args:
+            to_target: meet ``target_sparsity`` to the weight, if there is one; else the thresholds decide.
+        """
+        weights = [t.param.detach().float() for t in self.targets]
+        if to_target and self.target_sparsity is not None:
+            keep = budget.keep_count(self.numel, 1 - self.target_sparsity)
+            return budget.exact_masks(self.scores(weights), self.floors, keep)
+        by_threshold = [w.square() > tau for w, tau in zip(weights, self.thresholds(), strict=True)]
+        return budget.at_least(by_threshold, weights, self.floors)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: stage, position, layer names, and the method's tensors while masks are soft."""
+        state: dict[str, Any] = {"stage": self.stage, "seen": self.seen, "names": [t.name for t in self.targets]}
+        if self.stage == "soft":
+            tensors = self.tensors() | {"stats": self.stats}
+            state["tensors"] = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+            state["thresholds"] = self.thresholds().clone()
+        return state
+
+    def load_tensors(self, saved: dict[str, Tensor]) -> None:
+        """Put saved tensors back, in place: gates read them live."""
+        for name, tensor in (self.tensors() | {"stats": self.stats}).items():
+            tensor.copy_(saved[name])
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Raise if a checkpoint's layers are not this run's."""
+        mine = [t.name for t in self.targets]
+        if names and list(names) != mine:
+            gone, new = sorted(set(names) - set(mine)), sorted(set(mine) - set(names))
+            raise ValueError(
+                f"The checkpoint's pruned layers are not this run's: it also has {gone[:5]}, this run also has "
+                f"{new[:5]}. Resume with the same model, include, exclude, skip_first and skip_last."
+            )
 
     # ---- numbers that methods and logs share ----------------------------------------------------------------------
 

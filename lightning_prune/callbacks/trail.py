@@ -9,14 +9,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
-if TYPE_CHECKING:
-    from lightning_prune.callbacks.base import PruningCallback
+from lightning_prune.callbacks.method import PruningMethod
 
 INDEX = "index.json"
 
@@ -115,7 +114,7 @@ class TrailWriter:
         if bad:
             raise ValueError(f"trail={list(self.values)}: {bad} are not kept shares, which lie in (0, 1].")
 
-    def visit(self, callback: PruningCallback, trainer: Trainer) -> None:
+    def visit(self, callback: PruningMethod, trainer: Trainer) -> None:
         """Save a checkpoint if the kept share has newly come to or under one of the values."""
         if callback.stage == "dense":
             return
