@@ -17,7 +17,7 @@ from safetensors.torch import save as to_bytes
 
 from lightning_prune.callbacks import PruningCallback
 from lightning_prune.classifier import TimmClassifier
-from lightning_prune.datamodule import ImageDataModule
+from lightning_prune.data.module import ImageDataModule
 from lightning_prune.io import save_pruned
 from lightning_prune.report import sparsity_report
 

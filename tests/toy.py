@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_prune.loading import EpochSampler, ReplayLoader
+from lightning_prune.data.loading import EpochSampler, ReplayLoader
 
 CLASSES = 4
 

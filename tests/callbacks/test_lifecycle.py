@@ -284,3 +284,17 @@ def test_learned_thresholds_differ_and_the_kept_share_tracks_its_path(accumulate
     u = callback.final_thresholds / callback._scale
     assert u.max() / u.min() > 1.1
     assert sum(gaps) / len(gaps) < 0.05
+
+
+def test_masks_hold_one_copy_of_the_masked_weights_and_finetune_none(tmp_path):
+    held = []
+
+    class Measure(lightning.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            buffers = [g._masked for g in callback._gates if g._masked is not None]
+            held.append(sum(b.numel() * b.element_size() for b in buffers))
+
+    callback = LTPCallback(sparsify=3)
+    trainer(tmp_path, [callback, Measure()]).fit(Toy(), **loaders())
+    assert max(held) == 4 * N
+    assert held[-1] == 0

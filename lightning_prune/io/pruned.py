@@ -1,6 +1,6 @@
 """Save a pruned model to one plain file, and get it back: `save_pruned`, `load_pruned`, `pruned_state_dict`.
 
-A file holds tensors, a timm name and keyword arguments (see `lightning_prune.sparsefile`). It is never unpickled and
+A file holds tensors, a timm name and keyword arguments (see `lightning_prune.io.sparsefile`). It is never unpickled and
 runs no code but the constructor of a timm model. A file that is truncated, damaged or made to do harm raises
 `PrunedFileError` before memory is taken for what it claims to hold.
 """
@@ -21,11 +21,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.bitmask import bits, encode
-from lightning_prune.masking import is_attached
-from lightning_prune.rebuild import build, build_meta, first_difference
-from lightning_prune.recipe import RecipeError, check_recipe, network_of, plain_kwargs, recipe_of
-from lightning_prune.sparsefile import (
+from lightning_prune.io.bitmask import bits, encode
+from lightning_prune.io.rebuild import build, build_meta, first_difference
+from lightning_prune.io.recipe import RecipeError, check_recipe, network_of, plain_kwargs, recipe_of
+from lightning_prune.io.sparsefile import (
     DTYPE_NAMES,
     FORMAT,
     MASK,
@@ -38,6 +37,7 @@ from lightning_prune.sparsefile import (
     read_header,
     read_tensors,
 )
+from lightning_prune.masking import is_attached
 
 __all__ = ["PrunedFileError", "load_pruned", "pruned_state_dict", "save_pruned"]
 

@@ -84,7 +84,7 @@ class ImageTensors(Dataset[tuple[Tensor, Tensor]]):
     """
 
     returns_batches = True
-    """Tells `lightning_prune.loading.ReplayLoader` that nothing is left to collate."""
+    """Tells `lightning_prune.data.loading.ReplayLoader` that nothing is left to collate."""
 
     def __init__(
         self,

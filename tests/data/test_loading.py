@@ -15,8 +15,8 @@ from lightning.pytorch.utilities.data import _update_dataloader
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from lightning_prune.images import ImageTensors
-from lightning_prune.loading import EpochSampler, ReplayLoader, balanced_order, seeded_generator, stratified_split
+from lightning_prune.data.images import ImageTensors
+from lightning_prune.data.loading import EpochSampler, ReplayLoader, balanced_order, seeded_generator, stratified_split
 
 LABELS = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
 

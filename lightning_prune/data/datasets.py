@@ -1,8 +1,8 @@
 """LightningDataModules for image classification: digits (bundled), Fashion-MNIST, CIFAR-10/100, image folders.
 
 All take the same arguments, know their ``num_classes`` and ``in_chans``, split by a seed, and hand out training batches
-that a resumed run sees again (see `lightning_prune.loading`). torchvision is imported only by the data sets that need
-it. A data set that is not there raises `FileNotFoundError` and says where it was looked for and how to get it.
+that a resumed run sees again (see `lightning_prune.data.loading`). torchvision is imported only by the data sets that
+need it. A data set that is not there raises `FileNotFoundError` and says where it was looked for and how to get it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Subset
 
-from lightning_prune.datamodule import ImageDataModule, InMemoryDataModule
-from lightning_prune.images import read_idx
-from lightning_prune.loading import stratified_split
+from lightning_prune.data.images import read_idx
+from lightning_prune.data.loading import stratified_split
+from lightning_prune.data.module import ImageDataModule, InMemoryDataModule
 
 __all__ = [
     "CIFAR10DataModule",
@@ -28,7 +28,7 @@ __all__ = [
     "ImageFolderDataModule",
 ]
 
-DIGITS_FILE = Path(__file__).parent / "assets" / "digits.safetensors"
+DIGITS_FILE = Path(__file__).parent.parent / "assets" / "digits.safetensors"
 FASHION_MNIST_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-import lightning_prune.data as data
+import lightning_prune.data.datasets as data
 from lightning_prune.data import (
     CIFAR10DataModule,
     CIFAR100DataModule,
@@ -25,9 +25,9 @@ from lightning_prune.data import (
     FashionMNISTDataModule,
     ImageFolderDataModule,
 )
-from lightning_prune.datamodule import ImageDataModule
-from lightning_prune.images import ImageTensors, random_shift_flip, read_idx
-from lightning_prune.loading import seeded_generator
+from lightning_prune.data.images import ImageTensors, random_shift_flip, read_idx
+from lightning_prune.data.loading import seeded_generator
+from lightning_prune.data.module import ImageDataModule
 
 RAW = "FashionMNIST/raw"
 

@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-import lightning_prune.io as io
+import lightning_prune.io.pruned as io
 import lightning_prune.models  # noqa: F401  registers the CIFAR networks
-from lightning_prune.bitmask import bits
 from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
-from lightning_prune.rebuild import first_difference
-from lightning_prune.sparsefile import read_header
+from lightning_prune.io.bitmask import bits
+from lightning_prune.io.rebuild import first_difference
+from lightning_prune.io.sparsefile import read_header
+from tests.io.test_sparsefile import put_together, take_apart
 from tests.memory import memory_below
-from tests.test_sparsefile import put_together, take_apart
 
 
 def thin(model: nn.Module, sparsity: float = 0.9) -> nn.Module:

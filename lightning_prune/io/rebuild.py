@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from lightning_prune.recipe import RecipeError
+from lightning_prune.io.recipe import RecipeError
 
 __all__ = ["build", "build_meta", "first_difference"]
 

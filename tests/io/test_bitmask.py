@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_prune.bitmask import bits, decode, encode, popcount
-from lightning_prune.sparsefile import DTYPES
+from lightning_prune.io.bitmask import bits, decode, encode, popcount
+from lightning_prune.io.sparsefile import DTYPES
 
 
 def sparse(size: int, dtype: torch.dtype, keep: float = 0.1) -> Tensor:

@@ -7,7 +7,7 @@ Layout. The safetensors metadata has one entry, ``lightning_prune``, whose value
      "aliases": {"<key>": "<key of the tensor it shares>", ...}, "sha256": "<64 hex digits>"}
 
 A dense tensor is the safetensors entry ``<key>``. A sparse one is two: ``<key>::mask`` and ``<key>::values``, as
-`lightning_prune.bitmask` packs them. The hash covers the rest of the JSON and the bytes of all entries; it finds
+`lightning_prune.io.bitmask` packs them. The hash covers the rest of the JSON and the bytes of all entries; it finds
 damage, but a file made to do harm can carry a correct one.
 
 Reading trusts nothing. `read_header` checks every length, offset, shape and count against the size of the file before
@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lightning_prune.bitmask import bits, decode, popcount
+from lightning_prune.io.bitmask import bits, decode, popcount
 
 __all__ = [
     "DTYPES",

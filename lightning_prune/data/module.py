@@ -9,8 +9,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_prune.images import ImageTensors, random_shift_flip
-from lightning_prune.loading import Augment, EpochSampler, ReplayLoader, balanced_order, stratified_split
+from lightning_prune.data.images import ImageTensors, random_shift_flip
+from lightning_prune.data.loading import Augment, EpochSampler, ReplayLoader, balanced_order, stratified_split
 
 __all__ = ["ImageDataModule", "InMemoryDataModule"]
 

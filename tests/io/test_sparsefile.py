@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
-from lightning_prune.sparsefile import canonical
+from lightning_prune.io.sparsefile import canonical
 from tests.memory import memory_below
 
 Change = Callable[[dict[str, Any], dict[str, Any]], Any]

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import lightning_prune.models  # noqa: F401  registers the CIFAR networks
-from lightning_prune.rebuild import build, build_meta, first_difference
-from lightning_prune.recipe import FORBIDDEN, RecipeError, check_recipe, plain_kwargs, recipe_of
+from lightning_prune.io.rebuild import build, build_meta, first_difference
+from lightning_prune.io.recipe import FORBIDDEN, RecipeError, check_recipe, plain_kwargs, recipe_of
 from tests.memory import memory_below
 
 
