@@ -133,7 +133,7 @@ def main(args: Sequence[str] | None = None) -> None:
         subclass_mode_data=True,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
-        trainer_defaults={"max_epochs": 15, "log_every_n_steps": 5},
+        trainer_defaults={"max_epochs": 10, "log_every_n_steps": 5},
         args=None if args is None else list(args),
     )
 
