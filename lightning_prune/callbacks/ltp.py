@@ -15,7 +15,7 @@ from lightning_prune.functional.schedules import Shape, anneal, exponential_path
 from lightning_prune.masking import Gate, SoftGate, Target
 from lightning_prune.masking.kernels import BAND, KEPT, TASK
 
-_REFRESHES = 50  # times in the phase that Var|w| and the highest allowed thresholds are measured anew
+_REFRESHES = 20  # times in the phase that Var|w| and the highest allowed thresholds are measured anew
 _NEARLY_EMPTY = 4.0  # times its floor that a layer keeps when its threshold begins to be watched
 _HOLD = 0.3  # share of the phase at its end in which the target is held
 _TRAVEL = 3.0  # thresholds can travel this many times the distance to the target

@@ -16,7 +16,7 @@ from lightning_prune.masking import kernels
 
 
 class _Through(torch.autograd.Function):
-    """Forward: the masked weight. Backward: the gradient as it is, to the parameter."""
+    """Forward: the masked weight. Backward: the gradient as it is, to the parameter. For compiled graphs."""
 
     @staticmethod
     def forward(ctx: Any, param: Tensor, masked: Tensor) -> Tensor:
@@ -52,10 +52,16 @@ class Gate:
 
     def __call__(self, param: Tensor) -> Tensor:
         """The weight that the network uses, with the identity as its gradient to ``param``."""
-        masked = self.mask(param.detach(), None) if torch.compiler.is_compiling() else self._cached(param)
-        if torch.is_grad_enabled() and param.requires_grad:
+        compiling = torch.compiler.is_compiling()
+        masked = self.mask(param.detach(), None) if compiling else self._cached(param)
+        if not (torch.is_grad_enabled() and param.requires_grad):
+            return masked
+        if compiling:
             return _Through.apply(param, masked)  # type: ignore[no-any-return]
-        return masked
+        # A view of the parameter whose memory is the mask's: its backward is autograd's own, without a call of Python.
+        weight = param.view_as(param)
+        weight.data = masked
+        return weight
 
     @torch.no_grad()
     def _cached(self, param: Tensor) -> Tensor:
@@ -81,12 +87,15 @@ class SoftGate(Gate):
     def __init__(self, slope: Tensor, shift: Tensor) -> None:
         super().__init__()
         self.slope, self.shift = slope, shift
+        self._sums: kernels.Sums | None = None
 
     def mask(self, w: Tensor, out: Tensor | None) -> Tensor:
-        return kernels.soft_mask(w, self.slope, self.shift, out)
+        masked, self._sums = kernels.soft_mask(w, self.slope, self.shift, out)
+        return masked
 
     def step_(self, w: Tensor, grad: Tensor, count: bool) -> Tensor:
-        return kernels.soft_step_(w, grad, self.slope, self.shift, count)
+        masked = self._cached(w)  # the forward's own, unless it was compiled
+        return kernels.soft_step_(w, grad, masked, self._sums, self.slope, self.shift, count)
 
 
 class HardGate(Gate):

@@ -13,6 +13,9 @@ from torch import Tensor
 from lightning_prune.functional.ltp import GATE_RANGE, at_least_float32
 
 CHUNK = 1 << 18
+_TINY = 1e-30  # far below any weight that matters
+
+Sums = tuple[float, float]
 
 # What a gradient step sums over a layer, in this order.
 STATS = ("task", "band", "kept", "hard_kept", "in_band")
@@ -35,36 +38,47 @@ def _chunks(*tensors: Tensor) -> list[tuple[Tensor, ...]] | None:
     return list(zip(*flat, strict=True))
 
 
-def _gate_(w: Tensor, slope: float, shift: Tensor, out: Tensor) -> Tensor:
-    return torch.addcmul(shift, w, w, value=slope, out=out).clamp_(-GATE_RANGE, GATE_RANGE).sigmoid_()
-
-
 def gate(w: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
     """``sigm(slope·w² + shift)`` on the whole tensor, in float32 or better."""
     w = at_least_float32(w)
     return torch.sigmoid((w * w * slope + shift).clamp(-GATE_RANGE, GATE_RANGE))
 
 
-def soft_mask(w: Tensor, slope: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
-    """``w · sigm(slope·w² + shift)``, into ``out`` if given. ``slope = 1/T`` and ``shift = −τ/T`` are 0-dim tensors."""
+def soft_mask(w: Tensor, slope: Tensor, shift: Tensor, out: Tensor | None = None) -> tuple[Tensor, Sums | None]:
+    """``w · sigm(slope·w² + shift)``, into ``out`` if given. ``slope = 1/T`` and ``shift = −τ/T`` are 0-dim tensors.
+
+    Returns:
+        The masked weight, and in the chunked form the sums (Σ m, Σ m(1 − m)), which `soft_step_` wants.
+    """
     if torch.compiler.is_compiling():  # the compiler fuses the plain expression by itself
-        return (at_least_float32(w) * gate(w, slope, shift)).to(w.dtype)
+        return (at_least_float32(w) * gate(w, slope, shift)).to(w.dtype), None
     out = torch.empty_like(w) if out is None else out
     chunks = _chunks(w, out)
     if chunks is None:
-        return out.copy_(at_least_float32(w) * gate(w, slope, shift))
+        return out.copy_(at_least_float32(w) * gate(w, slope, shift)), None
     shift, factor = shift.to(w.dtype), slope.item()
-    for x, o in chunks:
-        _gate_(x, factor, shift, o).mul_(x)
-    return out
+    work, one = w.new_empty(min(CHUNK, w.numel())), w.new_ones(())
+    kept = band = 0.0
+    for x, m in chunks:
+        torch.addcmul(shift, x, x, value=factor, out=m).clamp_(-GATE_RANGE, GATE_RANGE).sigmoid_()
+        kept += m.sum().item()
+        band += torch.dot(m, torch.sub(one, m, out=work[: x.numel()])).item()
+        m.mul_(x)
+    return out, (kept, band)
 
 
-def soft_step_(w: Tensor, grad: Tensor, slope: Tensor, shift: Tensor, count: bool) -> Tensor:
+def soft_step_(
+    w: Tensor, grad: Tensor, masked: Tensor, sums: Sums | None, slope: Tensor, shift: Tensor, count: bool
+) -> Tensor:
     """Turn ``grad = dL/dv`` into LTP's weight gradient ``grad·m``, in place, and return the layer's sums.
+
+    The chunked form does without the sigmoid: ``m = v/w`` and ``w(1 − m) = w − v``.
 
     Args:
         w: weights.
         grad: gradient in the effective weight, shape of ``w``; multiplied by the gate.
+        masked: ``v``, as `soft_mask` gave it for the same ``w``, slope and shift.
+        sums: what `soft_mask` gave with it; None takes the whole-tensor form.
         slope: 1/T, 0-dim.
         shift: −τ/T, 0-dim.
         count: also count weights above the threshold and inside the band (two more passes); NaN otherwise.
@@ -72,24 +86,22 @@ def soft_step_(w: Tensor, grad: Tensor, slope: Tensor, shift: Tensor, count: boo
     Returns:
         shape [5], ordered as `STATS`: Σ s·g·w, Σ s (s = m(1−m)/T), Σ m, #(w² > τ), #(|w² − τ| < 4T).
     """
-    chunks = _chunks(w, grad)
-    if chunks is None:
+    chunks = _chunks(w, grad, masked)
+    if chunks is None or sums is None:
         return _soft_step_whole_(w, grad, slope, shift, count)
-    shift, factor = shift.to(w.dtype), slope.item()
+    factor = slope.item()
     size = min(CHUNK, w.numel())
-    gates, work, one = w.new_empty(size), w.new_empty(size), w.new_ones(())
-    task = band = kept = hard = near = 0.0
-    for x, g in chunks:
+    gates, work, tiny = w.new_empty(size), w.new_empty(size), w.new_tensor(_TINY)
+    task = hard = near = 0.0
+    for x, g, v in chunks:
         m, t = gates[: x.numel()], work[: x.numel()]
-        _gate_(x, factor, shift, m)
-        kept += m.sum().item()
+        torch.div(v, torch.add(x, tiny, out=t), out=m)  # a weight of 0 gets the gate 0, not NaN
         if count:
             hard += int(torch.count_nonzero(m > 0.5))
             near += int(torch.count_nonzero((m - 0.5).abs_() < _BAND))
         g.mul_(m)  # g·m: the weight's gradient
-        torch.sub(one, m, out=t)
-        band += torch.dot(m, t).item()
-        task += torch.dot(t.mul_(g), x).item()  # g·m·(1 − m)·w
+        task += torch.dot(g, torch.sub(x, v, out=t)).item()  # g·m·(1 − m)·w
+    kept, band = sums
     counts = (hard, near) if count else (torch.nan, torch.nan)
     return torch.tensor((task * factor, band * factor, kept, *counts), dtype=torch.float64)
 

@@ -38,7 +38,7 @@ class Stepper:
             self.callback = LTPCallback()
             self.callback._prepare(self.module)
             self.callback.phases = Phases(0, 200, 300)
-            self.callback._begin(self.module)
+            self.callback._begin()
             # Logged steps, one in 50 by default, count zeros besides; the rest do not.
             self.trainer: Any = SimpleNamespace(_logger_connector=SimpleNamespace(should_update_logs=False))
 
@@ -99,7 +99,7 @@ def peak_memory(name: str, size: int, batch: int) -> str:
     masked.callback = LTPCallback()
     masked.callback._prepare(masked.module)
     masked.callback.phases = Phases(0, 200, 300)
-    masked.callback._begin(masked.module)
+    masked.callback._begin()
     masked.trainer = SimpleNamespace(_logger_connector=SimpleNamespace(should_update_logs=False))
     for _ in range(4):
         masked.step()

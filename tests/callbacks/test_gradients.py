@@ -73,7 +73,7 @@ def reference(probe, module, start, losses, scale=1.0):
         gates[name] = torch.sigmoid(w * w * slope.to(w.dtype) + shifts[name])
         v[name] = w * gates[name]
     # The values that the network really used, so that half-precision rounding is the same on both sides.
-    leaves = {n: kernels.soft_mask(weights[n], *probe.used[n]).requires_grad_() for n in v}
+    leaves = {n: kernels.soft_mask(weights[n], *probe.used[n])[0].requires_grad_() for n in v}
     others = {n: start[n].clone().requires_grad_() for n, _ in module.named_parameters() if n not in leaves}
     loss = losses(lambda *args: functional_call(module, {**start, **others, **leaves}, args))
     names = list(leaves)

@@ -30,9 +30,9 @@ def test_mask_and_step_equal_the_equations(shape, layout, dtype):
     rtol = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 2e-2}[dtype]
     exact_w, exact_g = w.double().clone(), g.double().clone()
     torch.testing.assert_close(
-        kernels.soft_mask(w, slope, shift).double(), ltp.soft_prune(exact_w, tau, temperature), rtol=rtol, atol=1e-9
+        kernels.soft_mask(w, slope, shift)[0].double(), ltp.soft_prune(exact_w, tau, temperature), rtol=rtol, atol=1e-9
     )
-    stats = kernels.soft_step_(w, g, slope, shift, count=True).double()
+    stats = kernels.soft_step_(w, g, *kernels.soft_mask(w, slope, shift), slope, shift, count=True).double()
     torch.testing.assert_close(g.double(), ltp.weight_grad(exact_w, exact_g, tau, temperature), rtol=rtol, atol=1e-9)
     s = ltp.band(exact_w, tau, temperature)
     expected = torch.stack([
@@ -51,7 +51,7 @@ def test_mask_and_step_equal_the_equations(shape, layout, dtype):
 def test_chunked_and_whole_tensor_forms_agree():
     w, g, _, _, slope, shift = problem(SHAPES[-1], torch.float32)
     other = g.clone()
-    chunked = kernels.soft_step_(w, g, slope, shift, count=True)
+    chunked = kernels.soft_step_(w, g, *kernels.soft_mask(w, slope, shift), slope, shift, count=True)
     whole = kernels._soft_step_whole_(w, other, slope, shift, count=True)
     torch.testing.assert_close(chunked.float(), whole, rtol=2e-5, atol=1e-5)
     torch.testing.assert_close(g, other, rtol=2e-5, atol=1e-9)
@@ -59,7 +59,7 @@ def test_chunked_and_whole_tensor_forms_agree():
 
 def test_counts_are_optional():
     w, g, _, _, slope, shift = problem(SHAPES[0], torch.float32)
-    stats = kernels.soft_step_(w, g, slope, shift, count=False)
+    stats = kernels.soft_step_(w, g, *kernels.soft_mask(w, slope, shift), slope, shift, count=False)
     assert stats[kernels.HARD_KEPT :].isnan().all()
     assert stats[: kernels.HARD_KEPT].isfinite().all()
 
@@ -74,4 +74,12 @@ def test_zeros_step_masks_gradients_of_zero_weights():
 def test_noncontiguous_weight_falls_back():
     base = torch.randn(6, 8, dtype=torch.float64)
     w, slope, shift = base.t(), torch.tensor(50.0, dtype=torch.float64), torch.tensor(-5.0, dtype=torch.float64)
-    torch.testing.assert_close(kernels.soft_mask(w, slope, shift), ltp.soft_prune(w, 0.1, 0.02))
+    torch.testing.assert_close(kernels.soft_mask(w, slope, shift)[0], ltp.soft_prune(w, 0.1, 0.02))
+
+
+def test_zero_weights_have_no_gradient_and_no_nan():
+    w, g = torch.tensor([0.0, 0.1, -0.0]), torch.ones(3)
+    slope, shift = torch.tensor(100.0), torch.tensor(0.0)
+    stats = kernels.soft_step_(w, g, *kernels.soft_mask(w, slope, shift), slope, shift, count=True)
+    assert g.tolist() == [0, pytest.approx(torch.sigmoid(torch.tensor(1.0)).item()), 0]
+    assert stats.isfinite().all()
