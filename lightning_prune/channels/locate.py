@@ -1,0 +1,68 @@
+"""Names the layer where a sliced model goes wrong. Runs only after a check has failed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.channels.graph import ChannelGraph
+from lightning_prune.channels.surgery import set_attributes
+from lightning_prune.channels.verify import awake, masked, random_like, run, sliced, untouched
+from lightning_prune.plan import PruningPlan
+
+
+def locate(model: nn.Module, graph: ChannelGraph, plan: PruningPlan, example_input: Any) -> str:
+    """Returns the path and class of the first module that raises, or whose output differs."""
+    with untouched(model):
+        state = awake(model, torch.float64)
+        batch = random_like(example_input, torch.float64)
+        try:
+            expected, _ = _record(model, masked(state, plan), batch)
+            set_attributes(model, plan.attributes)
+            found, failed = _record(model, sliced(state, plan), batch)
+        except Exception as error:
+            return f"an unknown layer ({type(error).__name__})"
+    for key, reference in expected.items():
+        if key not in found:
+            continue
+        path = key[0]
+        cut = plan.cuts.get(f"{path}.weight")
+        kept = cut.kept.get(0) if cut else None
+        reference = reference[torch.tensor(kept)] if kept is not None else reference
+        if reference.shape != found[key].shape or not torch.allclose(reference, found[key], rtol=1e-6, atol=1e-9):
+            return f"{path} ({type(model.get_submodule(path)).__name__})"
+    return failed or "a layer without parameters of its own"
+
+
+def _record(
+    model: nn.Module, state: dict[str, Tensor], batch: Any
+) -> tuple[dict[tuple[str, int], Tensor], str]:
+    """Per-channel sums of every output of a layer with a weight, and the module that raised ("" if none did)."""
+    sums: dict[tuple[str, int], Tensor] = {}
+    entered: list[str] = []
+    handles = []
+    for path, module in model.named_modules():
+
+        def before(m: nn.Module, a: Any, path: str = path) -> None:
+            entered.append(path)
+
+        def after(m: nn.Module, a: Any, out: Any, path: str = path) -> None:
+            entered.pop()
+            if isinstance(out, Tensor) and "weight" in m._parameters and out.ndim > 1:
+                channel = out.ndim - 1 if hasattr(m, "in_features") else 1
+                key = (path, sum(1 for k in sums if k[0] == path))
+                sums[key] = out.detach().movedim(channel, 0).flatten(1).abs().mean(1)
+
+        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        run(model, state, batch)
+        return sums, ""
+    except Exception:
+        if not entered:
+            raise
+        return sums, f"{entered[-1] or 'the model itself'} ({type(model.get_submodule(entered[-1])).__name__})"
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,237 @@
+"""`prune_channels`: trace, choose, plan, prove, cut."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_prune.channels.adapters import attribute_changes, equal_widths, kept_mask
+from lightning_prune.channels.errors import PlanError, SurgeryError
+from lightning_prune.channels.graph import ChannelGraph, split_input
+from lightning_prune.channels.locate import locate
+from lightning_prune.channels.select import (
+    class_scores,
+    keep_by_ratio,
+    keep_from_lists,
+    repair,
+    resolve,
+    votes,
+)
+from lightning_prune.channels.surgery import check_optimizers, find_target
+from lightning_prune.channels.verify import Proof, check_eager
+from lightning_prune.plan import Cut, PruningPlan
+
+log = logging.getLogger(__name__)
+
+FORMS = ("auto", "eager", "graph")
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `prune_channels` did.
+
+    Attributes:
+        model: the compact model, the same object that was given.
+        plan: what is left, as data; `plan.apply` does the same to another dense copy.
+        graph: the channel graph of the dense model.
+        keep: bool of shape (classes,): the classes that stayed.
+        proof: the check of masked against sliced, or None if it was switched off.
+        restored: removed channels that had to come back for floors, alignment or equal splits.
+        notes: what the user should know (the form that was used, approximations).
+    """
+
+    model: nn.Module
+    plan: PruningPlan
+    graph: ChannelGraph
+    keep: Tensor
+    proof: Proof | None
+    restored: int
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [str(self.plan), *(f"note: {note}" for note in self.notes)]
+        return "\n".join([*lines, str(self.proof)] if self.proof else lines)
+
+
+def make_plan(model: nn.Module, graph: ChannelGraph, keep: Tensor, example_input: Any, form: str) -> PruningPlan:
+    """Writes a choice of classes down as a plan."""
+    cuts: dict[str, Cut] = {}
+    for name, dims in graph.axes.items():
+        kept = {}
+        for dim, ids in dims.items():
+            mask = kept_mask(ids, keep)
+            if not bool(mask.all()):
+                kept[dim] = tuple(mask.nonzero().flatten().tolist())
+        if kept:
+            cuts[name] = Cut(graph.shapes[name], kept)
+    args, kwargs = split_input(example_input)
+    tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+    inputs = tuple((tuple(t.shape), str(t.dtype).removeprefix("torch.")) for t in tensors)
+    settings = {"groups": graph.options.groups, "attention": graph.options.attention}
+    if graph.options.allow_inexact:
+        settings["allow_inexact"] = sorted(graph.options.allow_inexact)
+    attributes = attribute_changes(model, graph, keep)
+    return PruningPlan(cuts, attributes, form, inputs, settings)
+
+
+def prune_channels(
+    model: nn.Module,
+    example_input: Any,
+    scores: Mapping[str, Tensor] | None = None,
+    keep: Mapping[str, Any] | None = None,
+    *,
+    ratio: float | None = None,
+    threshold: float | Mapping[str, float] | None = None,
+    reduce: str = "mean",
+    divisor: int = 1,
+    min_channels: int | float = 1,
+    groups: str = "tie",
+    attention: str = "dims",
+    allow_inexact: Collection[str] = (),
+    form: str = "auto",
+    verify: bool = True,
+    graph: ChannelGraph | None = None,
+    optimizers: Iterable[Optimizer] = (),
+    averaged: Iterable[nn.Module] = (),
+) -> Pruned:
+    """Removes channels from a model, in place, and proves on the spot that nothing else changed.
+
+    Without `scores` and `keep` it removes exactly what is already dead, and the model computes the same function.
+
+    Args:
+        model: any module that `torch.export` can export.
+        example_input: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+        scores: {tensor name or module path: score of each channel in dim 0}; the higher, the more it stays.
+            Needs `ratio` or `threshold`.
+        keep: {tensor name or module path: indices, or a bool mask, of what to keep along dim 0}. A class of tied
+            channels goes only if every member that is named here goes.
+        ratio: share of the scored channels to remove, lowest class score first.
+        threshold: channels with a score below it go; one number, or one for each name in `scores`.
+        reduce: how the scores of tied channels combine for `ratio`: "mean", "max", "min" or "sum".
+        divisor: channel counts of cut layers become multiples of it (8 suits most hardware).
+        min_channels: channels that stay in every layer, as a count or (float) as a share.
+        groups, attention, allow_inexact: see `ChannelGraph.trace`.
+        form: "eager" keeps the model's own code, "graph" rewrites its graph, "auto" tries eager first.
+        verify: whether to compare masked with sliced on a random batch before anything is changed.
+        graph: a channel graph of this very model, to save the tracing.
+        optimizers, averaged: see `PruningPlan.apply`.
+
+    Raises:
+        TraceError: the model cannot be exported.
+        PlanError: the request does not fit the model, or it would remove nothing.
+        SurgeryError: no form of the compact model computes the same; the model is as it was.
+    """
+    if form not in FORMS:
+        raise PlanError(f"form={form!r}: expected one of {FORMS}")
+    if scores is not None and keep is not None:
+        raise PlanError("both scores and keep were given; expected at most one of them")
+    if scores is None and (ratio is not None or threshold is not None):
+        raise PlanError("ratio and threshold need scores: one tensor of scores for each layer, by name")
+    graph = graph or ChannelGraph.trace(
+        model, example_input, groups=groups, attention=attention, allow_inexact=allow_inexact
+    )
+    optimizers, averaged = list(optimizers), list(averaged)
+    wanted, score = _choose(model, graph, scores, keep, ratio, threshold, reduce)
+    equal = () if form == "graph" else equal_widths(model, graph)
+    chosen = repair(graph, wanted, score, divisor=divisor, min_channels=min_channels, equal=equal)
+    if bool(chosen.all()):
+        raise PlanError(nothing(graph, wanted))
+    plan = make_plan(model, graph, chosen, example_input, "eager" if form == "auto" else form)
+    check_optimizers(plan, find_target(plan, model), optimizers)
+    proof, plan, notes = _prove(model, graph, chosen, plan, example_input, form) if verify else (None, plan, ())
+    plan.apply(model, optimizers=optimizers, averaged=averaged)
+    notes += graph.approximations
+    for note in notes:
+        log.warning(note)
+    return Pruned(model, plan, graph, chosen, proof, int((chosen & ~wanted).sum()), notes)
+
+
+def _choose(
+    model: nn.Module,
+    graph: ChannelGraph,
+    scores: Mapping[str, Tensor] | None,
+    keep: Mapping[str, Any] | None,
+    ratio: float | None,
+    threshold: float | Mapping[str, float] | None,
+    reduce: str,
+) -> tuple[Tensor, Tensor]:
+    """Returns (classes to keep, score of each class)."""
+    if keep is not None:
+        return keep_from_lists(graph, keep), torch.zeros(graph.size)
+    if scores is None:
+        from lightning_prune.channels.dead import dead_classes
+
+        return ~dead_classes(model, graph), torch.zeros(graph.size)
+    if (ratio is None) == (threshold is None):
+        raise PlanError(f"scores need exactly one of ratio and threshold, found ratio={ratio}, threshold={threshold}")
+    score, number = class_scores(graph, scores, reduce)
+    if ratio is not None:
+        return keep_by_ratio(score, number, ratio), score
+    masks = {}
+    for name, given in scores.items():
+        full, _ = resolve(graph, name)
+        limit = threshold.get(name) if isinstance(threshold, Mapping) else threshold
+        if limit is None:
+            raise PlanError(f"threshold has no entry for {name!r}, which has scores")
+        masks[full] = torch.as_tensor(given).detach().cpu() >= limit
+    return votes(graph, masks), score
+
+
+def nothing(graph: ChannelGraph, wanted: Tensor) -> str:
+    """Explains why a request removes nothing."""
+    asked = int((~wanted).sum())
+    total, frozen = graph.norm_channels()
+    if asked:
+        return (f"nothing would be removed: all {asked} classes that were asked for are needed by floors, alignment "
+                "(divisor) or equal splits; ask for more, or lower divisor and min_channels")  # fmt: skip
+    return (f"nothing would be removed: no class of channels was asked for, or is dead, on every member. "
+            f"{graph.size} classes may be removed; {frozen} of {total} BatchNorm channels are frozen "
+            "(print the ChannelGraph for the reasons)")  # fmt: skip
+
+
+def _prove(
+    model: nn.Module, graph: ChannelGraph, keep: Tensor, plan: PruningPlan, example_input: Any, form: str
+) -> tuple[Proof, PruningPlan, tuple[str, ...]]:
+    """Finds a form of the compact model that computes what the masked model computes."""
+    failure: Exception | None = None
+    where = ""
+    if form != "graph":
+        try:
+            proof = check_eager(model, plan, example_input)
+            if proof.equal or graph.approximations:
+                return _with_teeth(proof), plan, ()
+            where = locate(model, graph, plan, example_input)
+            failure = SurgeryError(f"first difference at {where}: {proof}")
+        except Exception as error:
+            where = locate(model, graph, plan, example_input)
+            failure = SurgeryError(f"the model's own code fails at {where}: {type(error).__name__}: {error}")
+    if form == "eager":
+        raise SurgeryError(f"{failure}. The model is unchanged; form='graph' may be able to express it") from failure
+    from lightning_prune.channels.rewrite import check_graph
+
+    plan = replace(plan, form="graph")
+    try:
+        proof = check_graph(model, graph, keep, plan, example_input)
+    except Exception as error:
+        raise SurgeryError(f"neither the model's own code ({failure}) nor its rewritten graph runs: "
+                           f"{type(error).__name__}: {error}. The model is unchanged") from error  # fmt: skip
+    if not proof.equal and not graph.approximations:
+        raise SurgeryError(f"neither the model's own code ({failure}) nor its rewritten graph computes what the "
+                           f"masked model computes: {proof}. The model is unchanged")  # fmt: skip
+    note = f"the compact model runs as a rewritten graph: {failure or 'form=graph was asked for'}"
+    return _with_teeth(proof), plan, (note,)
+
+
+def _with_teeth(proof: Proof) -> Proof:
+    if proof.effect <= 10 * proof.tolerance and not proof.effect > 10 * proof.difference:
+        raise SurgeryError(
+            f"the check proves nothing: masking the removed channels changes the output by {proof.effect:.1e} only. "
+            "The model is unchanged; pass verify=False if its output does not depend on these channels"
+        )
+    return proof

@@ -1,0 +1,183 @@
+"""Proof on the spot: the sliced model computes what the masked model computes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from lightning_prune.channels.graph import mode, split_input
+from lightning_prune.channels.surgery import set_attributes, state_tensors, take
+from lightning_prune.plan import PruningPlan
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+"""Largest allowed difference, relative to the largest output, by the dtype that the check ran in."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the check on a random batch found.
+
+    Attributes:
+        difference: largest |masked - sliced| relative to the largest |masked|.
+        effect: largest |masked - dense| relative to the largest |dense|: how much the masking itself changes.
+        dtype: what the check was computed in.
+        tolerance: the largest allowed difference.
+    """
+
+    difference: float
+    effect: float
+    dtype: torch.dtype
+    tolerance: float
+
+    @property
+    def equal(self) -> bool:
+        """Whether sliced == masked within the tolerance."""
+        return self.difference <= self.tolerance
+
+    def __str__(self) -> str:
+        return (f"masked == sliced within {self.difference:.1e} ({self.dtype}, tolerance {self.tolerance:.0e}); "
+                f"the masking changes the output by {self.effect:.1e}")  # fmt: skip
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Eval mode with empty tensor caches inside; every plain attribute is put back after.
+
+    Some models cache tensors in eval mode (attention biases). A cached tensor would hide a masked parameter here, and
+    a tensor of the check must not stay in the user's model.
+    """
+    saved = []
+    for module in model.modules():
+        saved.append((module, dict(vars(module))))
+        for name, value in vars(module).items():
+            if isinstance(value, dict) and not name.startswith("_") and any(
+                isinstance(v, Tensor) for v in value.values()
+            ):
+                module.__dict__[name] = {}
+            elif isinstance(value, dict) and not name.startswith("_"):
+                module.__dict__[name] = dict(value)
+    try:
+        with mode(model, False), torch.no_grad():
+            yield
+    finally:
+        for module, before in saved:
+            for name in [n for n in vars(module) if n not in before]:
+                del module.__dict__[name]
+            module.__dict__.update({n: v for n, v in before.items() if n != "training"})
+
+
+def random_like(example_input: Any, dtype: torch.dtype | None, seed: int = 0) -> Any:
+    """A random batch in the shapes of the example; integer inputs are taken as they are."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        return noise.to(device=value.device, dtype=dtype or value.dtype)
+
+    return pytree.tree_map(draw, example_input)
+
+
+def awake(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """A copy of the model's state in which nothing is switched off.
+
+    A scale factor of zero (a zero-initialised last norm, a pruned channel) hides every mistake behind it, so the copy
+    has ones there, and small random numbers in parameters that are zero throughout.
+    """
+    generator = torch.Generator().manual_seed(1)
+    state: dict[str, Tensor] = {}
+    norms = {
+        f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    }
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name, tensor in state_tensors(model).items():
+        if not tensor.is_floating_point():
+            state[name] = tensor
+            continue
+        value = tensor.detach().to(dtype or tensor.dtype, copy=True)
+        if name in norms:
+            value[value == 0] = 1.0
+        elif name in parameters and value.numel() and not bool(value.any()):
+            value.copy_(0.1 * torch.randn(value.shape, generator=generator, dtype=torch.float64))
+        state[name] = value
+    return state
+
+
+def masked(state: dict[str, Tensor], plan: PruningPlan) -> dict[str, Tensor]:
+    """The state with every removed entry set to zero: outputs of the removed channels and what consumes them."""
+    out = dict(state)
+    for name, cut in plan.cuts.items():
+        value = out[name].clone()
+        for dim, kept in cut.kept.items():
+            gone = torch.ones(cut.shape[dim], dtype=torch.bool)
+            gone[torch.tensor(kept)] = False
+            value.index_fill_(dim, gone.nonzero().flatten().to(value.device), 0)
+        out[name] = value
+    return out
+
+
+def sliced(state: dict[str, Tensor], plan: PruningPlan) -> dict[str, Tensor]:
+    """The state with every removed entry gone."""
+    return {name: take(t, plan.cuts[name]) if name in plan.cuts else t for name, t in state.items()}
+
+
+def run(model: nn.Module, state: dict[str, Tensor], example: Any) -> list[Tensor]:
+    """Runs a model with another state; returns the floating-point outputs."""
+    args, kwargs = split_input(example)
+    out = functional_call(model, state, args, kwargs, tie_weights=False)
+    return [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def distance(first: list[Tensor], second: list[Tensor]) -> float:
+    """Largest absolute difference, relative to the largest absolute value of `first`; inf if shapes differ."""
+    worst = 0.0
+    for a, b in zip(first, second, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        scale = float(a.abs().max()) if a.numel() else 0.0
+        gap = float((a - b).abs().max()) if a.numel() else 0.0
+        worst = max(worst, gap / scale if scale > 0 else gap)
+        if not (bool(a.isfinite().all()) and bool(b.isfinite().all())):
+            return float("inf")
+    return worst
+
+
+def check_eager(
+    model: nn.Module, plan: PruningPlan, example_input: Any, runner: Callable[..., list[Tensor]] = run
+) -> Proof:
+    """Compares masked and sliced without changing the model: the states are passed from outside.
+
+    Args:
+        runner: how to run the sliced state; by default the model itself with the plan's attributes set.
+
+    Raises:
+        Exception: whatever the sliced model raises.
+    """
+    with untouched(model):
+        for dtype in (torch.float64, None):
+            state = awake(model, dtype)
+            batch = random_like(example_input, dtype)
+            try:
+                dense = run(model, state, batch)
+            except RuntimeError:  # a layer that insists on its own dtype
+                if dtype is None:
+                    raise
+                continue
+            reference = run(model, masked(state, plan), batch)
+            if not all(bool(t.isfinite().all()) for t in reference) and dtype is not None:
+                continue
+            break
+        small = sliced(state, plan)
+        if runner is run:
+            set_attributes(model, plan.attributes)
+        result = runner(model, small, batch)
+    used = reference[0].dtype
+    return Proof(distance(reference, result), distance(dense, reference), used, TOLERANCE.get(used, 1e-3))
