@@ -110,7 +110,7 @@ def _standard(module: nn.Module, widths: Widths) -> dict[str, Any]:
     if weight is None:
         return new
     rows, columns = widths.size("weight", 0), widths.size("weight", 1)
-    if hasattr(module, "in_channels") and hasattr(module, "out_channels") and hasattr(module, "groups"):
+    if weight.ndim >= 3 and all(hasattr(module, name) for name in ("in_channels", "out_channels", "groups")):
         groups = int(module.groups)
         if groups > 1:
             groups = widths.groups() or groups
@@ -127,10 +127,15 @@ def _standard(module: nn.Module, widths: Widths) -> dict[str, Any]:
     return new
 
 
+NOT_WIDTHS = ("num_heads", "heads", "num_paths", "num_groups", "num_scales", "num_experts", "radix", "cardinality",
+              "kernel_size", "stride", "padding", "dilation", "window_size", "resolution", "num_classes")  # fmt: skip
+"""Attributes that count something else; they may have the value of a width by chance."""
+
+
 def plain_attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Iterates over a module's own public attributes that are integers or sequences of integers."""
     for name, value in vars(module).items():
-        if name.startswith("_") or name == "training" or isinstance(value, bool):
+        if name.startswith("_") or name in NOT_WIDTHS or isinstance(value, bool):
             continue
         if isinstance(value, int) or (
             isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value)
@@ -141,6 +146,8 @@ def plain_attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
 def _inferred(module: nn.Module, widths: Widths) -> dict[str, Any]:
     """Attributes whose value is the value of an integer that counts channels in the module's own forward."""
     new: dict[str, Any] = {}
+    if widths.graph.options.attention == "heads":
+        new = {n: widths.new(getattr(module, n)) for n in ("num_heads", "heads") if isinstance(getattr(module, n, None), int)}
     lists: dict[tuple[Any, str], dict[int, Count]] = {}
     for count in widths.counts:
         if count.position is not None:
@@ -179,6 +186,27 @@ def counts_by_module(graph: ChannelGraph) -> dict[str, list[Count]]:
     for count in graph.counts:
         found.setdefault(count.module, []).append(count)
     return found
+
+
+def expressible(graph: ChannelGraph, model: nn.Module, failed: str) -> list[tuple[Tensor, ...]]:
+    """Equal widths that a module's code may take for granted without showing it in an attribute.
+
+    `reshape(B, N, C)` with C from the input's shape ties a view's width to the width that comes in. Asked for only
+    after a module has failed; returns the groups for all modules of its class.
+    """
+    kind = type(model.get_submodule(failed))
+    paths = {path for path, module in model.named_modules() if type(module) is kind}
+    groups = []
+    for path in paths:
+        by_value: dict[int, list[Tensor]] = {}
+        for count in graph.counts:
+            if count.module == path and count.argument in ("size", "shape"):
+                by_value.setdefault(count.value, []).append(count.classes)
+        for ids in graph.inputs.get(path, ()):
+            if len(ids) in by_value:
+                by_value[len(ids)].append(ids)
+        groups += [tuple(ids) for ids in by_value.values() if len(ids) > 1]
+    return groups
 
 
 def equal_widths(model: nn.Module, graph: ChannelGraph) -> list[tuple[Tensor, ...]]:

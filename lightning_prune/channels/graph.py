@@ -72,6 +72,7 @@ class ChannelGraph:
         size: the number of removable classes.
         counts, equal_parts: the places in the code that have to change with the channels.
         norms: names of the modules that are batch norms with scale factors.
+        inputs: {module path: class ids of the channels of each tensor that enters it}.
         program: the exported program that all this was read from.
     """
 
@@ -82,6 +83,7 @@ class ChannelGraph:
     counts: list[Count]
     equal_parts: list[Parts]
     norms: tuple[str, ...]
+    inputs: dict[str, list[Tensor]]
     program: ExportedProgram
     options: Options
     approximations: tuple[str, ...] = ()
@@ -246,6 +248,7 @@ def _finish(
     axes = {(name, dim): vector for name, value in tensors.items() for dim, vector in value.axes.items()}
     vectors = [*axes.values(), *(w.labels for w in context.widths)]
     vectors += [part for equal in context.equal_parts for part in equal.parts]
+    vectors += [labels for _, labels in context.inputs]
     flat = labels.find(torch.cat(vectors)) if vectors else torch.empty(0, dtype=torch.int64)
     owned = sum(len(v) for v in axes.values())
     roots, inverse, counts = flat[:owned].unique(return_inverse=True, return_counts=True)
@@ -272,9 +275,12 @@ def _finish(
     parts = [
         Parts(e.node, module_path(e.node)[0], tuple(next(rest) for _ in e.parts)) for e in context.equal_parts
     ]
+    entering: dict[str, list[Tensor]] = {}
+    for path, _ in context.inputs:
+        entering.setdefault(path, []).append(next(rest))
     texts = [tuple(reasons[int(root)]) for root in frozen]
     shapes = {name: value.shape for name, value in tensors.items()}
-    return cls(table, shapes, len(free), texts, found, parts, norms, program, context.options,
+    return cls(table, shapes, len(free), texts, found, parts, norms, entering, program, context.options,
                tuple(context.approximations))  # fmt: skip
 
 

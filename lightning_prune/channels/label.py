@@ -118,6 +118,7 @@ def _call(module: GraphModule, node: Node, known: dict[Node, Any], context: Cont
     meta = node.meta.get("val")
     outputs = [m for m in (meta if isinstance(meta, (tuple, list)) else [meta]) if isinstance(m, Tensor)]
     labelled = any(value.axes for value in values([args, kwargs]))
+    _note_inputs(node, known, context)
     if not labelled or not outputs:
         results = tuple(Value(shape_of(m)) for m in outputs)
         return results if isinstance(meta, (tuple, list)) else (results[0] if results else None)
@@ -131,6 +132,19 @@ def _call(module: GraphModule, node: Node, known: dict[Node, Any], context: Cont
         results = tuple(Value(shape) for shape in call.out_shapes)
         return results if isinstance(meta, (tuple, list)) else results[0]
     return rule(call)
+
+
+def _note_inputs(node: Node, known: dict[Node, Any], context: Context) -> None:
+    """Remembers the channels that enter a module (or one of its children) from outside."""
+    path = module_path(node)[0]
+    for source in node.all_input_nodes:
+        value = known.get(source)
+        if not isinstance(value, Value) or not value.axes or source.op != "call_function":
+            continue
+        origin, entered = module_path(source)[0], path
+        while entered and origin != entered and not origin.startswith(f"{entered}."):
+            context.inputs += [(entered, labels) for labels in value.axes.values()]
+            entered = entered.rpartition(".")[0]
 
 
 def _replace(argument: Any, known: dict[Node, Any]) -> Any:

@@ -7,14 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.channels.graph import ChannelGraph
 from lightning_prune.channels.surgery import set_attributes
 from lightning_prune.channels.verify import awake, masked, random_like, run, sliced, untouched
 from lightning_prune.plan import PruningPlan
 
 
-def locate(model: nn.Module, graph: ChannelGraph, plan: PruningPlan, example_input: Any) -> str:
-    """Returns the path and class of the first module that raises, or whose output differs."""
+def name_layer(model: nn.Module, path: str | None) -> str:
+    """Names a module for people."""
+    if path is None:
+        return "a layer without parameters of its own"
+    return f"{path or 'the model itself'} ({type(model.get_submodule(path)).__name__})"
+
+
+def locate(model: nn.Module, plan: PruningPlan, example_input: Any) -> str | None:
+    """Returns the path of the first module that raises, or whose output differs; None if no layer shows it."""
     with untouched(model):
         state = awake(model, torch.float64)
         batch = random_like(example_input, torch.float64)
@@ -22,8 +28,8 @@ def locate(model: nn.Module, graph: ChannelGraph, plan: PruningPlan, example_inp
             expected, _ = _record(model, masked(state, plan), batch)
             set_attributes(model, plan.attributes)
             found, failed = _record(model, sliced(state, plan), batch)
-        except Exception as error:
-            return f"an unknown layer ({type(error).__name__})"
+        except Exception:
+            return None
     for key, reference in expected.items():
         if key not in found:
             continue
@@ -32,14 +38,14 @@ def locate(model: nn.Module, graph: ChannelGraph, plan: PruningPlan, example_inp
         kept = cut.kept.get(0) if cut else None
         reference = reference[torch.tensor(kept)] if kept is not None else reference
         if reference.shape != found[key].shape or not torch.allclose(reference, found[key], rtol=1e-6, atol=1e-9):
-            return f"{path} ({type(model.get_submodule(path)).__name__})"
-    return failed or "a layer without parameters of its own"
+            return path
+    return failed
 
 
 def _record(
     model: nn.Module, state: dict[str, Tensor], batch: Any
-) -> tuple[dict[tuple[str, int], Tensor], str]:
-    """Per-channel sums of every output of a layer with a weight, and the module that raised ("" if none did)."""
+) -> tuple[dict[tuple[str, int], Tensor], str | None]:
+    """Per-channel means of every output of a layer with a weight, and the module that raised, if one did."""
     sums: dict[tuple[str, int], Tensor] = {}
     entered: list[str] = []
     handles = []
@@ -58,11 +64,11 @@ def _record(
         handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try:
         run(model, state, batch)
-        return sums, ""
+        return sums, None
     except Exception:
         if not entered:
             raise
-        return sums, f"{entered[-1] or 'the model itself'} ({type(model.get_submodule(entered[-1])).__name__})"
+        return sums, entered[-1]
     finally:
         for handle in handles:
             handle.remove()

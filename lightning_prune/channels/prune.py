@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.channels.adapters import attribute_changes, equal_widths, kept_mask
+from lightning_prune.channels.adapters import attribute_changes, equal_widths, expressible, kept_mask
 from lightning_prune.channels.errors import PlanError, SurgeryError
 from lightning_prune.channels.graph import ChannelGraph, split_input
-from lightning_prune.channels.locate import locate
+from lightning_prune.channels.locate import locate, name_layer
 from lightning_prune.channels.select import (
     class_scores,
     keep_by_ratio,
@@ -138,13 +138,17 @@ def prune_channels(
     )
     optimizers, averaged = list(optimizers), list(averaged)
     wanted, score = _choose(model, graph, scores, keep, ratio, threshold, reduce)
-    equal = () if form == "graph" else equal_widths(model, graph)
-    chosen = repair(graph, wanted, score, divisor=divisor, min_channels=min_channels, equal=equal)
-    if bool(chosen.all()):
-        raise PlanError(nothing(graph, wanted))
-    plan = make_plan(model, graph, chosen, example_input, "eager" if form == "auto" else form)
-    check_optimizers(plan, find_target(plan, model), optimizers)
-    proof, plan, notes = _prove(model, graph, chosen, plan, example_input, form) if verify else (None, plan, ())
+    limits = {"divisor": divisor, "min_channels": min_channels}
+
+    def plan_for(equal: list[tuple[Tensor, ...]], form: str) -> tuple[Tensor, PruningPlan]:
+        chosen = repair(graph, wanted, score, equal=equal, **limits)
+        if bool(chosen.all()):
+            raise PlanError(nothing(graph, wanted))
+        plan = make_plan(model, graph, chosen, example_input, form)
+        check_optimizers(plan, find_target(plan, model), optimizers)
+        return chosen, plan
+
+    chosen, plan, proof, notes = _prove(model, graph, plan_for, example_input, form, verify)
     plan.apply(model, optimizers=optimizers, averaged=averaged)
     notes += graph.approximations
     for note in notes:
@@ -195,37 +199,52 @@ def nothing(graph: ChannelGraph, wanted: Tensor) -> str:
             "(print the ChannelGraph for the reasons)")  # fmt: skip
 
 
+Planner = Callable[[list[tuple[Tensor, ...]], str], tuple[Tensor, PruningPlan]]
+
+
 def _prove(
-    model: nn.Module, graph: ChannelGraph, keep: Tensor, plan: PruningPlan, example_input: Any, form: str
-) -> tuple[Proof, PruningPlan, tuple[str, ...]]:
+    model: nn.Module, graph: ChannelGraph, plan_for: Planner, example_input: Any, form: str, verify: bool
+) -> tuple[Tensor, PruningPlan, Proof | None, tuple[str, ...]]:
     """Finds a form of the compact model that computes what the masked model computes."""
-    failure: Exception | None = None
-    where = ""
+    failure = ""
     if form != "graph":
-        try:
-            proof = check_eager(model, plan, example_input)
-            if proof.equal or graph.approximations:
-                return _with_teeth(proof), plan, ()
-            where = locate(model, graph, plan, example_input)
-            failure = SurgeryError(f"first difference at {where}: {proof}")
-        except Exception as error:
-            where = locate(model, graph, plan, example_input)
-            failure = SurgeryError(f"the model's own code fails at {where}: {type(error).__name__}: {error}")
+        equal = equal_widths(model, graph)
+        seen: set[type[nn.Module]] = set()
+        while True:
+            chosen, plan = plan_for(equal, "eager")
+            if not verify:
+                return chosen, plan, None, ()
+            try:
+                proof = check_eager(model, plan, example_input)
+                if proof.equal or graph.approximations:
+                    return chosen, plan, _with_teeth(proof), ()
+                path = locate(model, plan, example_input)
+                failure = f"the model's own code differs first at {name_layer(model, path)}: {proof}"
+            except Exception as error:
+                path = locate(model, plan, example_input)
+                failure = f"the model's own code fails at {name_layer(model, path)}: {type(error).__name__}: {error}"
+            # The nearest plan that this code can express: once for each class of module.
+            kind = None if path is None else type(model.get_submodule(path))
+            more = [] if path is None or kind in seen else expressible(graph, model, path)
+            if kind is None or not more:
+                break
+            seen.add(kind)
+            equal = equal + more
     if form == "eager":
-        raise SurgeryError(f"{failure}. The model is unchanged; form='graph' may be able to express it") from failure
+        raise SurgeryError(f"{failure}. The model is unchanged; form='graph' may be able to express it")
     from lightning_prune.channels.rewrite import check_graph
 
-    plan = replace(plan, form="graph")
+    chosen, plan = plan_for([], "graph")
     try:
-        proof = check_graph(model, graph, keep, plan, example_input)
+        graph_proof = check_graph(model, graph, chosen, plan, example_input) if verify else None
     except Exception as error:
-        raise SurgeryError(f"neither the model's own code ({failure}) nor its rewritten graph runs: "
-                           f"{type(error).__name__}: {error}. The model is unchanged") from error  # fmt: skip
-    if not proof.equal and not graph.approximations:
-        raise SurgeryError(f"neither the model's own code ({failure}) nor its rewritten graph computes what the "
-                           f"masked model computes: {proof}. The model is unchanged")  # fmt: skip
+        raise SurgeryError(f"the rewritten graph does not run: {type(error).__name__}: {error}. {failure}. "
+                           "The model is unchanged") from error  # fmt: skip
+    if graph_proof is not None and not graph_proof.equal and not graph.approximations:
+        raise SurgeryError(f"the rewritten graph does not compute what the masked model computes: {graph_proof}. "
+                           f"{failure}. The model is unchanged")  # fmt: skip
     note = f"the compact model runs as a rewritten graph: {failure or 'form=graph was asked for'}"
-    return _with_teeth(proof), plan, (note,)
+    return chosen, plan, graph_proof and _with_teeth(graph_proof), (note,)
 
 
 def _with_teeth(proof: Proof) -> Proof:

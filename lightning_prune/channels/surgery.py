@@ -84,15 +84,15 @@ def set_attributes(model: nn.Module, attributes: dict[str, dict[str, Change]], *
 
 def find_target(plan: PruningPlan, model: nn.Module) -> nn.Module:
     """Returns the module that the plan is about: the model itself, or the only child that has all its tensors."""
-    names = list(plan.cuts)
-    if all(name in state_tensors(model) for name in names):
+    names = set(plan.cuts)
+    own = state_tensors(model)
+    if names <= own.keys() or not names:
         return model
-    fitting = []
-    for child in model.modules():
-        if child is not model:
-            tensors = state_tensors(child)
-            if all(name in tensors for name in names):
-                fitting.append(child)
+    # Only a path that ends in a tensor of the plan can lead to the child that the plan is about.
+    first = next(iter(plan.cuts))
+    prefixes = [name.removesuffix(f".{first}") for name in own if name.endswith(f".{first}")]
+    children = [model.get_submodule(prefix) for prefix in prefixes]
+    fitting = [child for child in children if names <= state_tensors(child).keys()]
     if len(fitting) == 1:
         return fitting[0]
     return model  # check_fits names the first tensor that is missing

@@ -85,6 +85,7 @@ class Context:
     widths: list[Width] = field(default_factory=list)
     equal_parts: list[EqualParts] = field(default_factory=list)
     approximations: list[str] = field(default_factory=list)
+    inputs: list[tuple[str, Tensor]] = field(default_factory=list)
 
 
 @dataclass
