@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_prune.channels.errors import PlanError
+from lightning_prune.errors import PlanError
 
 if TYPE_CHECKING:
     from torch import nn

@@ -188,16 +188,24 @@ def counts_by_module(graph: ChannelGraph) -> dict[str, list[Count]]:
     return found
 
 
-def expressible(graph: ChannelGraph, model: nn.Module, failed: str) -> list[tuple[Tensor, ...]]:
+def expressible(graph: ChannelGraph, model: nn.Module, failed: str, whole: bool) -> list[tuple[Tensor, ...]]:
     """Equal widths that a module's code may take for granted without showing it in an attribute.
 
     `reshape(B, N, C)` with C from the input's shape ties a view's width to the width that comes in. Asked for only
     after a module has failed; returns the groups for all modules of its class.
+
+    Args:
+        failed: path of the module that failed.
+        whole: give up on the widths that such modules take in and count, and keep them whole.
     """
     kind = type(model.get_submodule(failed))
     paths = {path for path, module in model.named_modules() if type(module) is kind}
     groups = []
     for path in paths:
+        if whole:
+            counted = [c.classes for c in graph.counts if c.module == path]
+            groups += [(ids, torch.full_like(ids, -1)) for ids in [*counted, *graph.inputs.get(path, ())]]
+            continue
         by_value: dict[int, list[Tensor]] = {}
         for count in graph.counts:
             if count.module == path and count.argument in ("size", "shape"):

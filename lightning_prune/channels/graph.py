@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from lightning_prune.channels.errors import ChannelError, TraceError
+from lightning_prune.errors import ChannelError, TraceError
 from lightning_prune.channels.label import describe, label_graph, module_path, state_values
 from lightning_prune.channels.labels import FROZEN_IDS, Labels
 from lightning_prune.channels.values import Context, Options, Value, values

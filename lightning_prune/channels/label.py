@@ -11,11 +11,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
 
-import lightning_prune.channels.rules_compute
-from lightning_prune.channels.rules import RULES, elementwise
+from lightning_prune.channels.rules import elementwise
+from lightning_prune.channels.rules_compute import RULES
 from lightning_prune.channels.values import LARGEST_AXIS, Call, Context, Value, values
-
-assert lightning_prune.channels.rules_compute  # imported for the rules that it registers
 
 STATE = (InputKind.PARAMETER, InputKind.BUFFER)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.surgery import set_attributes
-from lightning_prune.channels.verify import awake, masked, random_like, run, sliced, untouched
+from lightning_prune.channels.verify import awake, exact_dtypes, mask, random_like, run, slice_, untouched
 from lightning_prune.plan import PruningPlan
 
 
@@ -22,12 +22,12 @@ def name_layer(model: nn.Module, path: str | None) -> str:
 def locate(model: nn.Module, plan: PruningPlan, example_input: Any) -> str | None:
     """Returns the path of the first module that raises, or whose output differs; None if no layer shows it."""
     with untouched(model):
-        state = awake(model, torch.float64)
-        batch = random_like(example_input, torch.float64)
+        dtype = exact_dtypes(model)[0]
+        state, batch = awake(model, dtype), random_like(example_input, dtype)
         try:
-            expected, _ = _record(model, masked(state, plan), batch)
+            expected, _ = _record(model, mask(state, plan), batch)
             set_attributes(model, plan.attributes)
-            found, failed = _record(model, sliced(state, plan), batch)
+            found, failed = _record(model, slice_(state, plan), batch)
         except Exception:
             return None
     for key, reference in expected.items():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.channels.adapters import attribute_changes, equal_widths, expressible, kept_mask
-from lightning_prune.channels.errors import PlanError, SurgeryError
+from lightning_prune.errors import PlanError, SurgeryError
 from lightning_prune.channels.graph import ChannelGraph, split_input
 from lightning_prune.channels.locate import locate, name_layer
 from lightning_prune.channels.select import (
@@ -209,7 +209,7 @@ def _prove(
     failure = ""
     if form != "graph":
         equal = equal_widths(model, graph)
-        seen: set[type[nn.Module]] = set()
+        tried: set[tuple[type[nn.Module], bool]] = set()
         while True:
             chosen, plan = plan_for(equal, "eager")
             if not verify:
@@ -223,12 +223,10 @@ def _prove(
             except Exception as error:
                 path = locate(model, plan, example_input)
                 failure = f"the model's own code fails at {name_layer(model, path)}: {type(error).__name__}: {error}"
-            # The nearest plan that this code can express: once for each class of module.
-            kind = None if path is None else type(model.get_submodule(path))
-            more = [] if path is None or kind in seen else expressible(graph, model, path)
-            if kind is None or not more:
+            # The nearest plan that this code can express: equal widths first, then whole ones.
+            more = [] if path is None else _nearer(graph, model, path, tried)
+            if not more:
                 break
-            seen.add(kind)
             equal = equal + more
     if form == "eager":
         raise SurgeryError(f"{failure}. The model is unchanged; form='graph' may be able to express it")
@@ -245,6 +243,19 @@ def _prove(
                            f"{failure}. The model is unchanged")  # fmt: skip
     note = f"the compact model runs as a rewritten graph: {failure or 'form=graph was asked for'}"
     return chosen, plan, graph_proof and _with_teeth(graph_proof), (note,)
+
+
+def _nearer(
+    graph: ChannelGraph, model: nn.Module, path: str, tried: set[tuple[type[nn.Module], bool]]
+) -> list[tuple[Tensor, ...]]:
+    """The next thing to try for the class of module that failed; empty when there is nothing left."""
+    kind = type(model.get_submodule(path))
+    for whole in (False, True):
+        if (kind, whole) not in tried:
+            tried.add((kind, whole))
+            if more := expressible(graph, model, path, whole):
+                return more
+    return []
 
 
 def _with_teeth(proof: Proof) -> Proof:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_prune.channels.rules import elementwise, rule
+from lightning_prune.channels.rules import RULES, elementwise, rule
 from lightning_prune.channels.values import Call, Outcome, Value
+
+__all__ = ["RULES"]
 
 SILENT = "a spatial or kernel dim"
 

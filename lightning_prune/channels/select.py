@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.channels.adapters import kept_count
-from lightning_prune.channels.errors import PlanError
+from lightning_prune.errors import PlanError
 from lightning_prune.channels.graph import ChannelGraph
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.channels.errors import PlanError
+from lightning_prune.errors import PlanError
 from lightning_prune.plan import Change, Cut, PruningPlan
 
 

@@ -1,4 +1,4 @@
-"""The errors of the channel room. Each message names the value, what was expected, and the next step."""
+"""The errors of plans and of channel surgery. Each message names the value, what was expected, and the next step."""
 
 from __future__ import annotations
 
