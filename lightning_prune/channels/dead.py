@@ -1,8 +1,266 @@
-"""Dead channels."""
+"""Finds channels that are dead, and the constants that pruned channels leave behind, by running the graph on NaN.
+
+The network's input is NaN, so whatever depends on the input becomes NaN, and what is left is constant whatever the
+input: a BatchNorm whose scale factor is zero emits its shift, and the activation of that. Where such a channel is
+summed over, its value says whether it is dead (zero), foldable (its contribution is the same everywhere), or neither.
+"""
+
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from lightning_prune.channels.graph import ChannelGraph
+from torch.export.graph_signature import InputKind
+from torch.fx import GraphModule, Interpreter, Node
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
-def dead_classes(model: nn.Module, graph: ChannelGraph) -> Tensor:
-    raise NotImplementedError
+from lightning_prune.channels.graph import ChannelGraph, mode, split_input
+from lightning_prune.channels.label import _bind, describe, operator_name
+from lightning_prune.channels.surgery import state_tensors
+
+CONVOLUTIONS = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d}
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What the channels of some classes contribute where they are summed over.
+
+    Attributes:
+        live: bool of shape (classes,): the class depends on the input, or it could not be followed.
+        nonzero: bool of shape (classes,): the class is constant, and its value enters a sum.
+        unfoldable: bool of shape (classes,): folding the class is not exact.
+        folds: {tensor name: what to add to it} for the classes that were asked about.
+        inexact: where folding is not exact, with the reason.
+    """
+
+    live: Tensor
+    nonzero: Tensor
+    unfoldable: Tensor
+    folds: dict[str, Tensor]
+    inexact: tuple[str, ...]
+
+
+def taint(value: Tensor, inputs: list[Any]) -> Tensor:
+    """Makes an element NaN wherever an element that it was computed from is NaN."""
+    for tensor in inputs:
+        if isinstance(tensor, Tensor) and tensor.is_floating_point():
+            value = value.masked_fill(tensor.isnan().broadcast_to(value.shape), torch.nan)
+    return value
+
+
+class NanRun(Interpreter):
+    """Runs a graph so that NaN means "depends on the input", and zero times NaN is zero."""
+
+    def __init__(self, module: GraphModule, watch: dict[Node, Any]) -> None:
+        super().__init__(module, garbage_collect_values=True)
+        self.watch = watch
+
+    def run_node(self, n: Node) -> Any:
+        """Dispatches the operators in which a zero stops NaN."""
+        if n.op != "call_function":
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        graphs = [a for a in args if isinstance(a, GraphModule)]
+        if len(graphs) == 1:
+            at = next(i for i, a in enumerate(args) if isinstance(a, GraphModule))
+            return NanRun(graphs[0], self.watch).run(*args[at + 1 :])
+        name = operator_name(n.target)
+        if name.startswith("_assert") or name == "sym_constrain_range_for_size":
+            return None
+        bound = _bind(n.target, args, kwargs)
+        if n in self.watch:
+            self.watch[n](bound)
+        if name in ("batch_norm", "instance_norm") and isinstance(bound.get("weight"), Tensor):
+            return _batch_norm(super().run_node(n), bound)
+        if name in CONVOLUTIONS or name in ("linear", "matmul", "bmm", "mm"):
+            return _product(name, n.target, bound)
+        out = super().run_node(n)
+        if isinstance(out, Tensor) and torch.Tag.pointwise in getattr(n.target, "tags", ()) and out.is_floating_point():
+            out = taint(out, list(bound.values()))
+            if name == "mul":
+                factors = [t for t in bound.values() if isinstance(t, Tensor)]
+                for factor in factors:
+                    out = out.masked_fill((factor == 0).broadcast_to(out.shape), 0)
+        return out
+
+
+def _batch_norm(out: Tensor, bound: dict[str, Any]) -> Tensor:
+    weight, bias = bound["weight"], bound.get("bias")
+    if weight is None:
+        return out
+    view = [1, -1] + [1] * (out.ndim - 2)
+    shift = torch.zeros_like(weight) if bias is None else bias
+    return torch.where((weight == 0).view(view), shift.view(view), out)
+
+
+def _product(name: str, target: Any, bound: dict[str, Any]) -> Tensor:
+    """A sum of products in which zero times NaN is zero."""
+    keys = ("input", "weight") if name in CONVOLUTIONS or name == "linear" else (
+        ("self", "other") if name == "matmul" else ("self", "mat2"))  # fmt: skip
+    if any(k not in bound for k in keys):
+        keys = ("tensor1", "tensor2")
+    clean = {k: v.nan_to_num(0.0) if k in keys else v for k, v in bound.items()}
+    out: Tensor = target(**clean)
+    unknown = {k: bound[k].isnan() for k in keys}
+    if not any(bool(u.any()) for u in unknown.values()):
+        return out
+    reach = torch.zeros_like(out)
+    for k in keys:  # where an unknown factor meets a factor that is not zero (or is unknown itself)
+        other = keys[1 - keys.index(k)]
+        present = (bound[other] != 0).to(out.dtype)
+        mixed = {**bound, k: unknown[k].to(out.dtype), other: present}
+        if "bias" in mixed:
+            mixed["bias"] = None
+        reach = reach + target(**mixed)
+    return out.masked_fill(reach > 0.5, torch.nan)
+
+
+def constants(
+    model: nn.Module, graph: ChannelGraph, example_input: Any, removed: Tensor | None = None, fold: bool = False
+) -> Constants:
+    """Runs the model's graph on NaN and looks at every place where channels are summed over.
+
+    Args:
+        removed: bool of shape (classes,): classes whose scale factors count as zero, whatever they are.
+        fold: whether to compute what the constants of `removed` (or of all constant classes) add to biases.
+    """
+    size = graph.size
+    live, nonzero, unfoldable = (torch.zeros(size, dtype=torch.bool) for _ in range(3))
+    seen = torch.zeros(size, dtype=torch.bool)
+    folds: dict[str, Tensor] = {}
+    inexact: list[str] = []
+    tensors = {name: t.detach() for name, t in state_tensors(model).items()}
+    if removed is not None:
+        tensors = _silence(tensors, graph, removed)
+    names = {s.arg.name: s.target for s in graph.program.graph_signature.input_specs if s.target is not None}
+    watch: dict[Node, Any] = {}
+    by_node: dict[Node, list[Any]] = {}
+    for place in graph.sums:
+        by_node.setdefault(place.node, []).append(place)
+
+    def look(node: Node, bound: dict[str, Any]) -> None:
+        for place in by_node[node]:
+            value = _argument(bound, place.argument)
+            flat = value.movedim(place.dim, 0).reshape(value.shape[place.dim], -1)
+            unknown, zero = flat.isnan().any(1).cpu(), (flat == 0).all(1).cpu()
+            other = _partner(bound, place)
+            if other is not None:  # q x k: one zero factor is enough
+                flat = other.reshape(other.shape[0], -1)
+                hidden = (flat == 0).all(1).cpu()
+                unknown, zero = unknown & ~hidden, zero | hidden
+            free = place.classes >= 0
+            seen[place.classes[free]] = True
+            live[place.classes[free & unknown]] = True
+            present = free & ~unknown & ~zero
+            nonzero[place.classes[present]] = True
+            if fold and bool(present.any()):
+                chosen = present if removed is None else present & removed[place.classes.clamp(min=0)]
+                _fold(node, bound, place, chosen, names, unfoldable, folds, inexact)
+
+    for node in by_node:
+        watch[node] = lambda bound, node=node: look(node, bound)
+    args, kwargs = split_input(example_input)
+    flat = iter(pytree.tree_leaves((args, kwargs)))
+    feed = []
+    for spec in graph.program.graph_signature.input_specs:
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target is not None:
+            feed.append(tensors[spec.target])
+        elif spec.kind == InputKind.USER_INPUT:
+            value = next(flat)
+            nan = isinstance(value, Tensor) and value.is_floating_point()
+            feed.append(torch.full_like(value, torch.nan) if nan else value)
+        elif spec.kind == InputKind.CONSTANT_TENSOR:
+            feed.append(graph.program.constants[spec.target])
+        else:
+            feed.append(None)
+    with mode(model, False), torch.no_grad():
+        NanRun(graph.program.graph_module, watch).run(*feed)
+    return Constants(live | ~seen, nonzero, unfoldable, folds, tuple(dict.fromkeys(inexact)))
+
+
+def dead_classes(model: nn.Module, graph: ChannelGraph, example_input: Any) -> Tensor:
+    """Returns bool of shape (classes,): zero wherever it is summed over, whatever the input."""
+    found = constants(model, graph, example_input)
+    return ~found.live & ~found.nonzero
+
+
+def _silence(tensors: dict[str, Tensor], graph: ChannelGraph, removed: Tensor) -> dict[str, Tensor]:
+    """Zero scale factors for the removed classes."""
+    out = dict(tensors)
+    for path in graph.norms:
+        name = f"{path}.weight"
+        ids = graph.axes[name].get(0)
+        if ids is not None:
+            gone = (ids >= 0) & removed[ids.clamp(min=0)]
+            out[name] = out[name].masked_fill(gone.to(out[name].device), 0)
+    return out
+
+
+def _argument(bound: dict[str, Any], name: str) -> Any:
+    if name in bound:
+        return bound[name]
+    holder, _, position = name.partition(".")
+    return bound[holder][int(position)]
+
+
+def _partner(bound: dict[str, Any], place: Any) -> Tensor | None:
+    """The other factor of a product of two activations, with the summed dim first."""
+    name = operator_name(place.node.target)
+    if name == "scaled_dot_product_attention":
+        other = bound["key" if place.argument == "query" else "query"]
+        return other.movedim(-1, 0)  # type: ignore[no-any-return]
+    if name in ("matmul", "bmm", "mm"):
+        left = place.argument in ("self", "tensor1")
+        other = bound[next(k for k in (("other", "mat2", "tensor2") if left else ("self", "tensor1")) if k in bound)]
+        return other.movedim(-2 if left else -1, 0)  # type: ignore[no-any-return]
+    return None
+
+
+def _fold(
+    node: Node, bound: dict[str, Any], place: Any, chosen: Tensor, names: dict[str, str | None],
+    unfoldable: Tensor, folds: dict[str, Tensor], inexact: list[str],
+) -> None:  # fmt: skip
+    """Adds what the chosen constant channels contribute to the bias behind them."""
+    if not bool(chosen.any()):
+        return
+    name = operator_name(node.target)
+    classes = place.classes[chosen]
+    if name not in CONVOLUTIONS and name != "linear":
+        unfoldable[classes] = True
+        inexact.append(f"{name} at {describe(node)}: a product of two activations has no bias")
+        return
+    x = bound["input"]
+    shape = [1] * x.ndim
+    shape[place.dim] = -1
+    only = torch.where(chosen.to(x.device).view(shape), x, torch.zeros_like(x)).nan_to_num(0.0)
+    schema = {k: v for k, v in bound.items() if k not in ("input", "bias")}
+    out = node.target(input=only, bias=None, **schema)  # type: ignore[operator]
+    channel = out.ndim - 1 if name == "linear" else 1
+    table = out.movedim(channel, 0).reshape(out.shape[channel], -1)
+    spread = (table - table[:, :1]).abs().amax()
+    target, sign = _bias_behind(node, names)
+    if target is None:
+        unfoldable[classes] = True
+        inexact.append(f"{name} at {describe(node)}: no bias and no BatchNorm behind it")
+        return
+    if float(spread) > 1e-6 * float(table.abs().amax()):
+        unfoldable[classes] = True
+        inexact.append(f"{name} at {describe(node)}: zero padding cuts the constant off at the border")
+    middle = table[:, table.shape[1] // 2] if table.shape[1] == 1 else table.median(1).values
+    folds[target] = folds.get(target, torch.zeros_like(middle)) + sign * middle
+
+
+def _bias_behind(node: Node, names: dict[str, str | None]) -> tuple[str | None, int]:
+    """Returns (tensor that can take up a constant behind this call, its sign)."""
+    bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+    if isinstance(bias, Node) and names.get(bias.name):
+        return names[bias.name], 1
+    users = list(node.users)
+    if len(users) == 1 and operator_name(users[0].target) == "batch_norm":
+        mean = users[0].args[3] if len(users[0].args) > 3 else users[0].kwargs.get("running_mean")
+        if isinstance(mean, Node) and names.get(mean.name):
+            return names[mean.name], -1
+    return None, 1

@@ -53,6 +53,16 @@ class Count:
 
 
 @dataclass(frozen=True)
+class Sum:
+    """A place where channels are summed over. `classes` has one entry for each channel in dim `dim` of an argument."""
+
+    node: Node
+    argument: str
+    dim: int
+    classes: Tensor
+
+
+@dataclass(frozen=True)
 class Parts:
     """The parts of a split into equal parts; each tensor has one entry for each channel of a part."""
 
@@ -72,6 +82,7 @@ class ChannelGraph:
         size: the number of removable classes.
         counts, equal_parts: the places in the code that have to change with the channels.
         norms: names of the modules that are batch norms with scale factors.
+        sums: the places where channels are summed over.
         inputs: {module path: class ids of the channels of each tensor that enters it}.
         program: the exported program that all this was read from.
     """
@@ -84,6 +95,7 @@ class ChannelGraph:
     equal_parts: list[Parts]
     norms: tuple[str, ...]
     inputs: dict[str, list[Tensor]]
+    sums: list[Sum]
     program: ExportedProgram
     options: Options
     approximations: tuple[str, ...] = ()
@@ -116,14 +128,16 @@ class ChannelGraph:
         return cls.of_program(export(model, example_input), model, options)
 
     @classmethod
-    def of_program(cls, program: ExportedProgram, model: nn.Module, options: Options) -> ChannelGraph:
-        """Labels an exported program of `model`."""
+    def of_program(
+        cls, program: ExportedProgram, model: nn.Module, options: Options, *, freeze_output: bool = True
+    ) -> ChannelGraph:
+        """Labels an exported program of `model`; its outputs freeze unless they are features that may shrink."""
         context = Context(Labels(), options)
         placeholders, tensors = state_values(program, context)
         names = [node.name for node in program.graph.nodes if node.op == "placeholder"]
         out = label_graph(program.graph_module, [placeholders.get(name) for name in names], context)
         for value in values([out]):
-            for labels in value.axes.values():
+            for labels in value.axes.values() if freeze_output else ():
                 context.labels.freeze(labels, "the network's output")
         norms = tuple(
             name
@@ -249,6 +263,7 @@ def _finish(
     vectors = [*axes.values(), *(w.labels for w in context.widths)]
     vectors += [part for equal in context.equal_parts for part in equal.parts]
     vectors += [labels for _, labels in context.inputs]
+    vectors += [site.labels for site in context.sites]
     flat = labels.find(torch.cat(vectors)) if vectors else torch.empty(0, dtype=torch.int64)
     owned = sum(len(v) for v in axes.values())
     roots, inverse, counts = flat[:owned].unique(return_inverse=True, return_counts=True)
@@ -278,9 +293,10 @@ def _finish(
     entering: dict[str, list[Tensor]] = {}
     for path, _ in context.inputs:
         entering.setdefault(path, []).append(next(rest))
+    sums = [Sum(s.node, s.argument, s.dim, next(rest)) for s in context.sites]
     texts = [tuple(reasons[int(root)]) for root in frozen]
     shapes = {name: value.shape for name, value in tensors.items()}
-    return cls(table, shapes, len(free), texts, found, parts, norms, entering, program, context.options,
+    return cls(table, shapes, len(free), texts, found, parts, norms, entering, sums, program, context.options,
                tuple(context.approximations))  # fmt: skip
 
 

@@ -137,7 +137,7 @@ def prune_channels(
         model, example_input, groups=groups, attention=attention, allow_inexact=allow_inexact
     )
     optimizers, averaged = list(optimizers), list(averaged)
-    wanted, score = _choose(model, graph, scores, keep, ratio, threshold, reduce)
+    wanted, score = _choose(model, graph, scores, keep, ratio, threshold, reduce, example_input)
     limits = {"divisor": divisor, "min_channels": min_channels}
 
     def plan_for(equal: list[tuple[Tensor, ...]], form: str) -> tuple[Tensor, PruningPlan]:
@@ -164,6 +164,7 @@ def _choose(
     ratio: float | None,
     threshold: float | Mapping[str, float] | None,
     reduce: str,
+    example_input: Any,
 ) -> tuple[Tensor, Tensor]:
     """Returns (classes to keep, score of each class)."""
     if keep is not None:
@@ -171,7 +172,7 @@ def _choose(
     if scores is None:
         from lightning_prune.channels.dead import dead_classes
 
-        return ~dead_classes(model, graph), torch.zeros(graph.size)
+        return ~dead_classes(model, graph, example_input), torch.zeros(graph.size)
     if (ratio is None) == (threshold is None):
         raise PlanError(f"scores need exactly one of ratio and threshold, found ratio={ratio}, threshold={threshold}")
     score, number = class_scores(graph, scores, reduce)

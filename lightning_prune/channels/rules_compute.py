@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_prune.channels.rules import RULES, elementwise, rule
-from lightning_prune.channels.values import Call, Outcome, Value
+from lightning_prune.channels.values import Call, Outcome, Site, Value
 
 __all__ = ["RULES"]
 
@@ -48,6 +48,8 @@ def conv(call: Call) -> Outcome:
         return eca
     _spatial(call, x, weight, 2)
     inputs, rows = x.axes.get(1), weight.axes.get(0)
+    if weight.shape[1] > 1:
+        call.consumes("input", x, 1)
     if groups == 1:
         _meet(call, inputs, weight.axes.get(1))
     elif isinstance(groups, int):
@@ -104,6 +106,7 @@ def conv_transpose(call: Call) -> Outcome:
     x, weight, groups = call["input"], call["weight"], call["groups"]
     _spatial(call, x, weight, 2)
     columns, rows, inputs = weight.axes.get(0), weight.axes.get(1), x.axes.get(1)
+    call.consumes("input", x, 1)
     if groups == 1:
         _meet(call, inputs, columns)
     else:
@@ -126,6 +129,7 @@ def linear(call: Call) -> Outcome:
     """The last dim meets dim 1 of the weight."""
     x, weight = call["input"], call["weight"]
     last = len(x.shape) - 1
+    call.consumes("input", x, last)
     _meet(call, x.axes.get(last), weight.axes.get(1) if len(weight.shape) > 1 else weight.axes.get(0))
     rows = weight.axes.get(0) if len(weight.shape) > 1 else None
     _bias(call, rows)
@@ -136,23 +140,33 @@ def linear(call: Call) -> Outcome:
 @rule("matmul", "mm", "bmm", "mv", "dot")
 def matmul(call: Call) -> Outcome:
     """Contracts the last dim of the first with the last but one of the second; leading dims broadcast."""
-    first, second = list(_pair(call))
+    left, right = _operands(call)
+    first, second = call[left], call[right]
     if len(first.shape) < 2 or len(second.shape) < 2:
         call.freeze_all("product with a vector")
         return Value(call.shape)
+    a, b = len(first.shape), len(second.shape)
+    call.consumes(left, first, a - 1)
+    call.consumes(right, second, b - 2)
+    return Value(call.shape, _product_axes(call, first, second))
+
+
+def _product_axes(call: Call, first: Value, second: Value) -> dict[int, Tensor]:
+    """The axes of a batched product, with the contracted channels united."""
     a, b, rank = len(first.shape), len(second.shape), len(call.shape)
     _meet_products(call, first.axes.get(a - 1), second.axes.get(b - 2))
     axes = _batch_axes(call, [(first, a - 2), (second, b - 2)], rank - 2)
     for value, dim, place in ((first, a - 2, rank - 2), (second, b - 1, rank - 1)):
         if dim in value.axes:
             axes[place] = value.axes[dim]
-    return Value(call.shape, axes)
+    return axes
 
 
-def _pair(call: Call) -> tuple[Value, Value]:
-    names = [n for n in ("self", "tensor", "input") if n in call.arguments]
-    others = [n for n in ("other", "mat2", "vec") if n in call.arguments]
-    return call[names[0]], call[others[0]]
+def _operands(call: Call) -> tuple[str, str]:
+    """The names of the two factors in the schema."""
+    left = next(n for n in ("self", "tensor", "input") if n in call.arguments)
+    right = next(n for n in ("other", "mat2", "tensor", "vec") if n in call.arguments and n != left)
+    return left, right
 
 
 def _meet_products(call: Call, first: Tensor | None, second: Tensor | None) -> None:
@@ -185,14 +199,12 @@ def _batch_axes(call: Call, operands: list[tuple[Value, int]], rank: int) -> dic
 @rule("addmm", "baddbmm")
 def addmm(call: Call) -> Outcome:
     """A product plus a broadcast summand."""
-    first, second, summand = call["mat1"], call["mat2"], call["self"]
-    a, b, rank = len(first.shape), len(second.shape), len(call.shape)
-    _meet_products(call, first.axes.get(a - 1), second.axes.get(b - 2))
-    axes = _batch_axes(call, [(first, a - 2), (second, b - 2)], rank - 2)
-    for value, dim, place in ((first, a - 2, rank - 2), (second, b - 1, rank - 1)):
-        if dim in value.axes:
-            axes[place] = value.axes[dim]
-    call.arguments = {"product": Value(call.shape, axes), "summand": summand}
+    first, second = call["mat1" if "mat1" in call.arguments else "batch1"], call[
+        "mat2" if "mat2" in call.arguments else "batch2"
+    ]
+    product = Value(call.shape, _product_axes(call, first, second))
+    call.consumes("mat1" if "mat1" in call.arguments else "batch1", first, len(first.shape) - 1)
+    call.arguments = {"product": product, "summand": call["self"]}
     return elementwise(call)
 
 
@@ -220,8 +232,12 @@ def einsum(call: Call) -> Outcome:
             call.freeze(labelled[0], "multiplied with a tensor whose channels no parameter controls")
         if letter in right:
             axes[right.index(letter)] = labelled[0]
-        elif len(found) == 1:
+        elif len(found) == 1 or len(terms) > 2:
             call.freeze(labelled[0], "summed over the channels")
+        else:
+            for position, term in enumerate(terms):
+                if letter in term:
+                    call.context.sites.append(Site(call.node, f"tensors.{position}", term.index(letter), labelled[0]))
     return Value(call.shape, axes)
 
 
@@ -231,6 +247,8 @@ def attention(call: Call) -> Outcome:
     q, k, v = call["query"], call["key"], call["value"]
     rank = len(q.shape)
     mask = call.arguments.get("attn_mask")
+    call.consumes("query", q, rank - 1)
+    call.consumes("key", k, rank - 1)
     _meet_products(call, q.axes.get(rank - 1), k.axes.get(rank - 1))
     if call.arguments.get("scale") is None:
         call.freeze(q.axes.get(rank - 1), "the default scale depends on the number of dims in a head")

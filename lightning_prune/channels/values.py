@@ -62,6 +62,16 @@ class EqualParts:
 
 
 @dataclass(frozen=True)
+class Site:
+    """A place where channels are summed over: `labels` are those of dim `dim` of the call's argument `argument`."""
+
+    node: Node
+    argument: str
+    dim: int
+    labels: Tensor
+
+
+@dataclass(frozen=True)
 class Options:
     """The user's choices that change which channels are tied.
 
@@ -86,6 +96,7 @@ class Context:
     equal_parts: list[EqualParts] = field(default_factory=list)
     approximations: list[str] = field(default_factory=list)
     inputs: list[tuple[str, Tensor]] = field(default_factory=list)
+    sites: list[Site] = field(default_factory=list)
 
 
 @dataclass
@@ -146,6 +157,11 @@ class Call:
                 self.freeze(labels, why)
         axes = {dims[dim]: labels for dim, labels in value.axes.items() if dim in dims}
         return Value(self.shape if shape is None else shape, axes)
+
+    def consumes(self, argument: str, value: Value, dim: int) -> None:
+        """Records that the call sums over the channels in a dim of an argument."""
+        if dim in value.axes:
+            self.context.sites.append(Site(self.node, argument, dim, value.axes[dim]))
 
     def width(self, argument: str, labels: Tensor, position: int | None = None) -> None:
         """Records that an integer argument counts the channels of `labels`."""
