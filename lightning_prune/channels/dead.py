@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from lightning_prune.channels.graph import ChannelGraph, mode, split_input
 from lightning_prune.channels.label import _bind, describe, operator_name
-from lightning_prune.channels.surgery import state_tensors
+from lightning_prune.channels.verify import as_is
 
 CONVOLUTIONS = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d}
 
@@ -119,21 +119,43 @@ def _product(name: str, target: Any, bound: dict[str, Any]) -> Tensor:
 
 
 def constants(
-    model: nn.Module, graph: ChannelGraph, example_input: Any, removed: Tensor | None = None, fold: bool = False
+    model: nn.Module,
+    graph: ChannelGraph,
+    example_input: Any,
+    *,
+    fold: bool = False,
+    removed: Tensor | None = None,
+    silence: bool = False,
 ) -> Constants:
     """Runs the model's graph on NaN and looks at every place where channels are summed over.
 
     Args:
-        removed: bool of shape (classes,): classes whose scale factors count as zero, whatever they are.
-        fold: whether to compute what the constants of `removed` (or of all constant classes) add to biases.
+        fold: whether to compute what constants add to the biases behind them.
+        removed: bool of shape (classes,): fold only these; by default all constant classes.
+        silence: the scale factors of `removed` count as zero, whatever they are.
     """
+    try:
+        return _constants(model, graph, example_input, fold, removed, silence, torch.float64)
+    except RuntimeError:  # a dtype is written into the graph
+        return _constants(model, graph, example_input, fold, removed, silence, None)
+
+
+def _constants(
+    model: nn.Module,
+    graph: ChannelGraph,
+    example_input: Any,
+    fold: bool,
+    removed: Tensor | None,
+    silence: bool,
+    dtype: torch.dtype | None,
+) -> Constants:
     size = graph.size
     live, nonzero, unfoldable = (torch.zeros(size, dtype=torch.bool) for _ in range(3))
     seen = torch.zeros(size, dtype=torch.bool)
     folds: dict[str, Tensor] = {}
     inexact: list[str] = []
-    tensors = {name: t.detach() for name, t in state_tensors(model).items()}
-    if removed is not None:
+    tensors = as_is(model, dtype)
+    if removed is not None and silence:
         tensors = _silence(tensors, graph, removed)
     names = {s.arg.name: s.target for s in graph.program.graph_signature.input_specs if s.target is not None}
     watch: dict[Node, Any] = {}
@@ -171,7 +193,7 @@ def constants(
         elif spec.kind == InputKind.USER_INPUT:
             value = next(flat)
             nan = isinstance(value, Tensor) and value.is_floating_point()
-            feed.append(torch.full_like(value, torch.nan) if nan else value)
+            feed.append(torch.full_like(value, torch.nan, dtype=dtype) if nan else value)
         elif spec.kind == InputKind.CONSTANT_TENSOR:
             feed.append(graph.program.constants[spec.target])
         else:
@@ -179,12 +201,6 @@ def constants(
     with mode(model, False), torch.no_grad():
         NanRun(graph.program.graph_module, watch).run(*feed)
     return Constants(live | ~seen, nonzero, unfoldable, folds, tuple(dict.fromkeys(inexact)))
-
-
-def dead_classes(model: nn.Module, graph: ChannelGraph, example_input: Any) -> Tensor:
-    """Returns bool of shape (classes,): zero wherever it is summed over, whatever the input."""
-    found = constants(model, graph, example_input)
-    return ~found.live & ~found.nonzero
 
 
 def _silence(tensors: dict[str, Tensor], graph: ChannelGraph, removed: Tensor) -> dict[str, Tensor]:
@@ -258,9 +274,17 @@ def _bias_behind(node: Node, names: dict[str, str | None]) -> tuple[str | None, 
     bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
     if isinstance(bias, Node) and names.get(bias.name):
         return names[bias.name], 1
-    users = list(node.users)
+    users = _readers(node)
+    while len(users) == 1 and operator_name(users[0].target) in ("flatten", "view", "reshape"):
+        users = _readers(users[0])  # Linear -> BatchNorm1d over (batch x tokens, channels)
     if len(users) == 1 and operator_name(users[0].target) == "batch_norm":
         mean = users[0].args[3] if len(users[0].args) > 3 else users[0].kwargs.get("running_mean")
-        if isinstance(mean, Node) and names.get(mean.name):
+        rows = node.args[1].meta["val"].shape[0] if isinstance(node.args[1], Node) else -1
+        if isinstance(mean, Node) and names.get(mean.name) and tuple(mean.meta["val"].shape) == (rows,):
             return names[mean.name], -1
     return None, 1
+
+
+def _readers(node: Node) -> list[Node]:
+    """The calls that read a value; `reshape_as(other, value)` only reads its shape."""
+    return [u for u in node.users if not (operator_name(u.target) in ("reshape_as", "view_as") and u.args[0] is not node)]

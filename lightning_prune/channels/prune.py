@@ -13,8 +13,10 @@ from torch.optim import Optimizer
 
 from lightning_prune.channels.adapters import attribute_changes, equal_widths, expressible, kept_mask
 from lightning_prune.errors import PlanError, SurgeryError
+from lightning_prune.channels.dead import constants as find_constants
 from lightning_prune.channels.graph import ChannelGraph, split_input
 from lightning_prune.channels.locate import locate, name_layer
+from lightning_prune.channels.rewrite import build, graph_runner
 from lightning_prune.channels.select import (
     class_scores,
     keep_by_ratio,
@@ -23,8 +25,8 @@ from lightning_prune.channels.select import (
     resolve,
     votes,
 )
-from lightning_prune.channels.surgery import check_optimizers, find_target
-from lightning_prune.channels.verify import Proof, check_eager
+from lightning_prune.channels.surgery import apply_plan, check_optimizers, find_target
+from lightning_prune.channels.verify import Proof, check_eager, check_same, run
 from lightning_prune.plan import Cut, PruningPlan
 
 log = logging.getLogger(__name__)
@@ -94,6 +96,7 @@ def prune_channels(
     groups: str = "tie",
     attention: str = "dims",
     allow_inexact: Collection[str] = (),
+    constants: str = "drop",
     form: str = "auto",
     verify: bool = True,
     graph: ChannelGraph | None = None,
@@ -117,6 +120,10 @@ def prune_channels(
         divisor: channel counts of cut layers become multiples of it (8 suits most hardware).
         min_channels: channels that stay in every layer, as a count or (float) as a share.
         groups, attention, allow_inexact: see `ChannelGraph.trace`.
+        constants: a pruned channel with a shift emits a constant. "drop" removes it with the channel; "fold" adds it to
+            the biases behind (scale factors of removed channels count as zero), exactly, or with a note where zero
+            padding makes it inexact. Without scores and keep, "fold" also removes channels that are constant and can
+            be folded exactly.
         form: "eager" keeps the model's own code, "graph" rewrites its graph, "auto" tries eager first.
         verify: whether to compare masked with sliced on a random batch before anything is changed.
         graph: a channel graph of this very model, to save the tracing.
@@ -129,6 +136,8 @@ def prune_channels(
     """
     if form not in FORMS:
         raise PlanError(f"form={form!r}: expected one of {FORMS}")
+    if constants not in ("drop", "fold"):
+        raise PlanError(f"constants={constants!r}: expected 'drop' or 'fold'")
     if scores is not None and keep is not None:
         raise PlanError("both scores and keep were given; expected at most one of them")
     if scores is None and (ratio is not None or threshold is not None):
@@ -137,7 +146,13 @@ def prune_channels(
         model, example_input, groups=groups, attention=attention, allow_inexact=allow_inexact
     )
     optimizers, averaged = list(optimizers), list(averaged)
-    wanted, score = _choose(model, graph, scores, keep, ratio, threshold, reduce, example_input)
+    lossless = scores is None and keep is None
+    if lossless:
+        found = find_constants(model, graph, example_input, fold=constants == "fold")
+        dead = ~found.live & (~found.nonzero | ~found.unfoldable if constants == "fold" else ~found.nonzero)
+        wanted, score = ~dead, torch.zeros(graph.size)
+    else:
+        wanted, score = _choose(graph, scores, keep, ratio, threshold, reduce)
     limits = {"divisor": divisor, "min_channels": min_channels}
 
     def plan_for(equal: list[tuple[Tensor, ...]], form: str) -> tuple[Tensor, PruningPlan]:
@@ -148,31 +163,51 @@ def prune_channels(
         check_optimizers(plan, find_target(plan, model), optimizers)
         return chosen, plan
 
-    chosen, plan, proof, notes = _prove(model, graph, plan_for, example_input, form, verify)
-    plan.apply(model, optimizers=optimizers, averaged=averaged)
+    chosen, plan, proof, notes, programs = _prove(model, graph, plan_for, example_input, form, verify)
+    folds: dict[str, Tensor] = {}
+    if constants == "fold":
+        behind = find_constants(model, graph, example_input, fold=True, removed=~chosen, silence=not lossless)
+        folds, inexact = behind.folds, behind.inexact
+        notes += tuple(f"constant not folded exactly: {text}" for text in inexact)
+    if verify and (lossless or folds):
+        notes += _same(model, graph, plan, folds, example_input, programs, lossless)
+    apply_plan(plan, model, optimizers, averaged, programs, folds)
     notes += graph.approximations
     for note in notes:
         log.warning(note)
     return Pruned(model, plan, graph, chosen, proof, int((chosen & ~wanted).sum()), notes)
 
 
+def _same(
+    model: nn.Module, graph: ChannelGraph, plan: PruningPlan, folds: dict[str, Tensor], example_input: Any,
+    programs: Any, lossless: bool,
+) -> tuple[str, ...]:  # fmt: skip
+    """Compares with the model as it is. Only a lossless request has to come out equal."""
+    runner = run if programs is None else graph_runner(programs)
+    norms = [f"{path}.weight" for path in graph.norms if f"{path}.weight" in plan.cuts]
+    zeroed = [] if lossless else [name for name in norms if 0 in plan.cuts[name].kept]
+    same = check_same(model, plan, folds, example_input, runner, zeroed)
+    # A folded constant is stored in the model's own dtype, so it can be no more exact than that.
+    if lossless and not (same.equal or (folds and same.difference < 1e-6)):
+        raise SurgeryError(f"removing dead channels changes the output by {same.difference:.1e} "
+                           f"(tolerance {same.tolerance:.0e}). The model is unchanged; please report this model")  # fmt: skip
+    if lossless:
+        return ()
+    return (f"with the constants folded, the output is within {same.difference:.1e} of the model with zero scale "
+            "factors",)  # fmt: skip
+
+
 def _choose(
-    model: nn.Module,
     graph: ChannelGraph,
     scores: Mapping[str, Tensor] | None,
     keep: Mapping[str, Any] | None,
     ratio: float | None,
     threshold: float | Mapping[str, float] | None,
     reduce: str,
-    example_input: Any,
 ) -> tuple[Tensor, Tensor]:
     """Returns (classes to keep, score of each class)."""
-    if keep is not None:
-        return keep_from_lists(graph, keep), torch.zeros(graph.size)
     if scores is None:
-        from lightning_prune.channels.dead import dead_classes
-
-        return ~dead_classes(model, graph, example_input), torch.zeros(graph.size)
+        return keep_from_lists(graph, keep or {}), torch.zeros(graph.size)
     if (ratio is None) == (threshold is None):
         raise PlanError(f"scores need exactly one of ratio and threshold, found ratio={ratio}, threshold={threshold}")
     score, number = class_scores(graph, scores, reduce)
@@ -205,20 +240,24 @@ Planner = Callable[[list[tuple[Tensor, ...]], str], tuple[Tensor, PruningPlan]]
 
 def _prove(
     model: nn.Module, graph: ChannelGraph, plan_for: Planner, example_input: Any, form: str, verify: bool
-) -> tuple[Tensor, PruningPlan, Proof | None, tuple[str, ...]]:
+) -> tuple[Tensor, PruningPlan, Proof | None, tuple[str, ...], Any]:
     """Finds a form of the compact model that computes what the masked model computes."""
     failure = ""
     if form != "graph":
         equal = equal_widths(model, graph)
         tried: set[tuple[type[nn.Module], bool]] = set()
         while True:
-            chosen, plan = plan_for(equal, "eager")
+            try:
+                chosen, plan = plan_for(equal, "eager")
+            except PlanError as error:  # the nearest plan that this code can express removes nothing
+                failure = failure or str(error)
+                break
             if not verify:
-                return chosen, plan, None, ()
+                return chosen, plan, None, (), None
             try:
                 proof = check_eager(model, plan, example_input)
                 if proof.equal or graph.approximations:
-                    return chosen, plan, _with_teeth(proof), ()
+                    return chosen, plan, _with_teeth(proof), (), None
                 path = locate(model, plan, example_input)
                 failure = f"the model's own code differs first at {name_layer(model, path)}: {proof}"
             except Exception as error:
@@ -230,12 +269,12 @@ def _prove(
                 break
             equal = equal + more
     if form == "eager":
+        plan_for(equal, "eager")  # raises if the reason is that nothing is left to remove
         raise SurgeryError(f"{failure}. The model is unchanged; form='graph' may be able to express it")
-    from lightning_prune.channels.rewrite import check_graph
-
     chosen, plan = plan_for([], "graph")
     try:
-        graph_proof = check_graph(model, graph, chosen, plan, example_input) if verify else None
+        programs = build(model, example_input, plan, graph.options)
+        graph_proof = check_eager(model, plan, example_input, graph_runner(programs)) if verify else None
     except Exception as error:
         raise SurgeryError(f"the rewritten graph does not run: {type(error).__name__}: {error}. {failure}. "
                            "The model is unchanged") from error  # fmt: skip
@@ -243,7 +282,7 @@ def _prove(
         raise SurgeryError(f"the rewritten graph does not compute what the masked model computes: {graph_proof}. "
                            f"{failure}. The model is unchanged")  # fmt: skip
     note = f"the compact model runs as a rewritten graph: {failure or 'form=graph was asked for'}"
-    return chosen, plan, graph_proof and _with_teeth(graph_proof), (note,)
+    return chosen, plan, graph_proof and _with_teeth(graph_proof), (note,), programs
 
 
 def _nearer(

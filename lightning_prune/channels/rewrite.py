@@ -7,6 +7,7 @@ train mode and one for eval mode, over the same parameters.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,6 @@ from torch.utils import _pytree as pytree
 from lightning_prune.channels.adapters import kept_count
 from lightning_prune.channels.graph import ChannelGraph, check_options, export, split_input
 from lightning_prune.channels.label import operator_name
-from lightning_prune.channels.verify import Proof, check_eager
 from lightning_prune.errors import PlanError, TraceError
 from lightning_prune.plan import PruningPlan
 
@@ -122,7 +122,7 @@ def build(
 
 
 def dynamic_export(model: nn.Module, example_input: Any, training: bool) -> ExportedProgram:
-    """Exports with a free batch size if the model allows it, and with a free image size if it allows that too."""
+    """Exports with a free batch size if the model allows it; the other sizes are those of the example."""
     args, kwargs = split_input(example_input)
     batch = Dim("batch", min=1, max=1 << 16)
 
@@ -136,7 +136,7 @@ def dynamic_export(model: nn.Module, example_input: Any, training: bool) -> Expo
         return {k: one(v) for k, v in kwargs.items()}
 
     example = tuple(_at_least_two(a) for a in args) if args else {k: _at_least_two(v) for k, v in kwargs.items()}
-    for dims in ({0: batch, 2: Dim.AUTO, 3: Dim.AUTO}, {0: batch}, {}):
+    for dims in ({0: batch}, {}):
         try:
             return export(model, example, training=training, dynamic_shapes=shapes(dims) if dims else None)
         except TraceError:
@@ -249,9 +249,8 @@ def _without_checks(module: GraphModule) -> GraphModule:
     return module
 
 
-def check_graph(model: nn.Module, graph: ChannelGraph, keep: Tensor, plan: PruningPlan, example_input: Any) -> Proof:
-    """Compares the masked model with the rewritten graph on the sliced state."""
-    programs = build(model, example_input, plan, graph.options, ("forward",))
+def graph_runner(programs: Programs) -> Callable[..., list[Tensor]]:
+    """Runs the eval graph with a state from outside, as `verify.run` runs a module."""
 
     def runner(_: nn.Module, state: dict[str, Tensor], batch: Any) -> list[Tensor]:
         args, kwargs = split_input(batch)
@@ -261,7 +260,7 @@ def check_graph(model: nn.Module, graph: ChannelGraph, keep: Tensor, plan: Pruni
         out = code.module(*feed)
         return [t for t in out if isinstance(t, Tensor) and t.is_floating_point()]
 
-    return check_eager(model, plan, example_input, runner)
+    return runner
 
 
 def build_from_plan(plan: PruningPlan, model: nn.Module) -> Programs:

@@ -134,22 +134,53 @@ def cut_tensors(plan: PruningPlan, target: nn.Module, optimizers: Iterable[Optim
                 tensor.grad = take(grad, cut)
 
 
+def add_folds(target: nn.Module, folds: dict[str, Tensor]) -> None:
+    """Adds the constants of the channels that go to the biases and running means behind them."""
+    tensors = state_tensors(target)
+    with torch.no_grad():
+        for name, delta in folds.items():
+            tensors[name].add_(delta.to(tensors[name]))
+
+
+def clear_caches(target: nn.Module) -> None:
+    """Empties the dicts of tensors that some layers cache in eval mode: they were computed from the dense weights."""
+    for module in target.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, dict) and not name.startswith("_") and any(
+                isinstance(v, Tensor) for v in value.values()
+            ):
+                value.clear()
+
+
 def apply_plan(
-    plan: PruningPlan, model: nn.Module, optimizers: Iterable[Optimizer] = (), averaged: Iterable[nn.Module] = ()
+    plan: PruningPlan,
+    model: nn.Module,
+    optimizers: Iterable[Optimizer] = (),
+    averaged: Iterable[nn.Module] = (),
+    programs: Any = None,
+    folds: dict[str, Tensor] | None = None,
 ) -> nn.Module:
-    """See `PruningPlan.apply`."""
+    """See `PruningPlan.apply`.
+
+    Args:
+        programs: the rewritten graphs of `model`, if they are at hand.
+        folds: {tensor name: what to add to it before slicing}, constants of the channels that go.
+    """
     optimizers = list(optimizers)
     targets = [find_target(plan, m) for m in (model, *averaged)]
     for target in targets:
         check_fits(plan, target)
     check_optimizers(plan, targets[0], optimizers)
+    built: list[Any] = []
     if plan.form == "graph":
         from lightning_prune.channels.rewrite import build_from_plan, install
 
-        programs = [build_from_plan(plan, target) for target in targets]
+        built = [programs if programs and i == 0 else build_from_plan(plan, t) for i, t in enumerate(targets)]
     for i, target in enumerate(targets):
+        add_folds(target, folds or {})
         cut_tensors(plan, target, optimizers if i == 0 else ())
         set_attributes(target, plan.attributes)
+        clear_caches(target)
         if plan.form == "graph":
-            install(target, programs[i])
+            install(target, built[i])
     return model
