@@ -63,6 +63,15 @@ class Sum:
 
 
 @dataclass(frozen=True)
+class Product:
+    """A share of a call's multiplications, proportional to the channels that are left in each of `classes`."""
+
+    node: Node
+    share: float
+    classes: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
 class Parts:
     """The parts of a split into equal parts; each tensor has one entry for each channel of a part."""
 
@@ -71,7 +80,7 @@ class Parts:
     parts: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ChannelGraph:
     """The channel classes of a model.
 
@@ -83,6 +92,7 @@ class ChannelGraph:
         counts, equal_parts: the places in the code that have to change with the channels.
         norms: names of the modules that are batch norms with scale factors.
         sums: the places where channels are summed over.
+        products: what the number of multiplications depends on.
         inputs: {module path: class ids of the channels of each tensor that enters it}.
         program: the exported program that all this was read from.
     """
@@ -96,6 +106,7 @@ class ChannelGraph:
     norms: tuple[str, ...]
     inputs: dict[str, list[Tensor]]
     sums: list[Sum]
+    products: list[Product]
     program: ExportedProgram
     options: Options
     approximations: tuple[str, ...] = ()
@@ -189,6 +200,8 @@ class ChannelGraph:
 
         return graph_report(self)
 
+    __repr__ = __str__
+
 
 def check_options(groups: str, attention: str, allow_inexact: Collection[str]) -> Options:
     """Returns the options, or says which value is wrong and what is allowed."""
@@ -264,6 +277,7 @@ def _finish(
     vectors += [part for equal in context.equal_parts for part in equal.parts]
     vectors += [labels for _, labels in context.inputs]
     vectors += [site.labels for site in context.sites]
+    vectors += [vector for _, _, involved in context.costs for vector in involved]
     flat = labels.find(torch.cat(vectors)) if vectors else torch.empty(0, dtype=torch.int64)
     owned = sum(len(v) for v in axes.values())
     roots, inverse, counts = flat[:owned].unique(return_inverse=True, return_counts=True)
@@ -294,9 +308,10 @@ def _finish(
     for path, _ in context.inputs:
         entering.setdefault(path, []).append(next(rest))
     sums = [Sum(s.node, s.argument, s.dim, next(rest)) for s in context.sites]
+    products = [Product(n, share, tuple(next(rest) for _ in involved)) for n, share, involved in context.costs]
     texts = [tuple(reasons[int(root)]) for root in frozen]
     shapes = {name: value.shape for name, value in tensors.items()}
-    return cls(table, shapes, len(free), texts, found, parts, norms, entering, sums, program, context.options,
+    return cls(table, shapes, len(free), texts, found, parts, norms, entering, sums, products, program, context.options,
                tuple(context.approximations))  # fmt: skip
 
 

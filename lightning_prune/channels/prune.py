@@ -19,6 +19,7 @@ from lightning_prune.channels.locate import locate, name_layer
 from lightning_prune.channels.rewrite import build, graph_runner
 from lightning_prune.channels.select import (
     class_scores,
+    keep_by_macs,
     keep_by_ratio,
     keep_from_lists,
     repair,
@@ -90,6 +91,7 @@ def prune_channels(
     *,
     ratio: float | None = None,
     threshold: float | Mapping[str, float] | None = None,
+    macs: float | None = None,
     reduce: str = "mean",
     divisor: int = 1,
     min_channels: int | float = 1,
@@ -111,11 +113,13 @@ def prune_channels(
         model: any module that `torch.export` can export.
         example_input: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
         scores: {tensor name or module path: score of each channel in dim 0}; the higher, the more it stays.
-            Needs `ratio` or `threshold`.
+            Needs one of `ratio`, `threshold` and `macs`.
         keep: {tensor name or module path: indices, or a bool mask, of what to keep along dim 0}. A class of tied
             channels goes only if every member that is named here goes.
         ratio: share of the scored channels to remove, lowest class score first.
         threshold: channels with a score below it go; one number, or one for each name in `scores`.
+        macs: share of the multiply-accumulates that may stay; classes of lowest score go until the model, with floors,
+            alignment and equal splits respected, costs no more than that.
         reduce: how the scores of tied channels combine for `ratio`: "mean", "max", "min" or "sum".
         divisor: channel counts of cut layers become multiples of it (8 suits most hardware).
         min_channels: channels that stay in every layer, as a count or (float) as a share.
@@ -140,8 +144,12 @@ def prune_channels(
         raise PlanError(f"constants={constants!r}: expected 'drop' or 'fold'")
     if scores is not None and keep is not None:
         raise PlanError("both scores and keep were given; expected at most one of them")
-    if scores is None and (ratio is not None or threshold is not None):
-        raise PlanError("ratio and threshold need scores: one tensor of scores for each layer, by name")
+    given = {"ratio": ratio, "threshold": threshold, "macs": macs}
+    chosen_by = [name for name, value in given.items() if value is not None]
+    if scores is None and chosen_by:
+        raise PlanError(f"{chosen_by[0]} needs scores: one tensor of scores for each layer, by name")
+    if scores is not None and len(chosen_by) != 1:
+        raise PlanError(f"scores need exactly one of ratio, threshold and macs, found {chosen_by or 'none'}")
     graph = graph or ChannelGraph.trace(
         model, example_input, groups=groups, attention=attention, allow_inexact=allow_inexact
     )
@@ -154,6 +162,9 @@ def prune_channels(
     else:
         wanted, score = _choose(graph, scores, keep, ratio, threshold, reduce)
     limits = {"divisor": divisor, "min_channels": min_channels}
+    if macs is not None:
+        equal = [] if form == "graph" else equal_widths(model, graph)
+        wanted, score = keep_by_macs(graph, scores or {}, macs, reduce, lambda k, s: repair(graph, k, s, equal=equal, **limits))
 
     def plan_for(equal: list[tuple[Tensor, ...]], form: str) -> tuple[Tensor, PruningPlan]:
         chosen = repair(graph, wanted, score, equal=equal, **limits)
@@ -208,11 +219,11 @@ def _choose(
     """Returns (classes to keep, score of each class)."""
     if scores is None:
         return keep_from_lists(graph, keep or {}), torch.zeros(graph.size)
-    if (ratio is None) == (threshold is None):
-        raise PlanError(f"scores need exactly one of ratio and threshold, found ratio={ratio}, threshold={threshold}")
     score, number = class_scores(graph, scores, reduce)
     if ratio is not None:
         return keep_by_ratio(score, number, ratio), score
+    if threshold is None:
+        return torch.ones(graph.size, dtype=torch.bool), score
     masks = {}
     for name, given in scores.items():
         full, _ = resolve(graph, name)
@@ -246,6 +257,7 @@ def _prove(
     if form != "graph":
         equal = equal_widths(model, graph)
         tried: set[tuple[type[nn.Module], bool]] = set()
+        proof: Proof | None = None
         while True:
             try:
                 chosen, plan = plan_for(equal, "eager")
@@ -257,7 +269,7 @@ def _prove(
             try:
                 proof = check_eager(model, plan, example_input)
                 if proof.equal or graph.approximations:
-                    return chosen, plan, _with_teeth(proof), (), None
+                    break
                 path = locate(model, plan, example_input)
                 failure = f"the model's own code differs first at {name_layer(model, path)}: {proof}"
             except Exception as error:
@@ -265,9 +277,12 @@ def _prove(
                 failure = f"the model's own code fails at {name_layer(model, path)}: {type(error).__name__}: {error}"
             # The nearest plan that this code can express: equal widths first, then whole ones.
             more = [] if path is None else _nearer(graph, model, path, tried)
+            proof = None
             if not more:
                 break
             equal = equal + more
+        if proof is not None:
+            return chosen, plan, _with_teeth(proof), (), None
     if form == "eager":
         plan_for(equal, "eager")  # raises if the reason is that nothing is left to remove
         raise SurgeryError(f"{failure}. The model is unchanged; form='graph' may be able to express it")

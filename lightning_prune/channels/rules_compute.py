@@ -48,6 +48,7 @@ def conv(call: Call) -> Outcome:
         return eca
     _spatial(call, x, weight, 2)
     inputs, rows = x.axes.get(1), weight.axes.get(0)
+    call.costs(rows, weight.axes.get(1))
     if weight.shape[1] > 1:
         call.consumes("input", x, 1)
     if groups == 1:
@@ -107,6 +108,7 @@ def conv_transpose(call: Call) -> Outcome:
     _spatial(call, x, weight, 2)
     columns, rows, inputs = weight.axes.get(0), weight.axes.get(1), x.axes.get(1)
     call.consumes("input", x, 1)
+    call.costs(columns, rows)
     if groups == 1:
         _meet(call, inputs, columns)
     else:
@@ -130,6 +132,7 @@ def linear(call: Call) -> Outcome:
     x, weight = call["input"], call["weight"]
     last = len(x.shape) - 1
     call.consumes("input", x, last)
+    call.costs(*weight.axes.values())
     _meet(call, x.axes.get(last), weight.axes.get(1) if len(weight.shape) > 1 else weight.axes.get(0))
     rows = weight.axes.get(0) if len(weight.shape) > 1 else None
     _bias(call, rows)
@@ -159,6 +162,7 @@ def _product_axes(call: Call, first: Value, second: Value) -> dict[int, Tensor]:
     for value, dim, place in ((first, a - 2, rank - 2), (second, b - 1, rank - 1)):
         if dim in value.axes:
             axes[place] = value.axes[dim]
+    call.costs(first.axes.get(a - 1), *axes.values())
     return axes
 
 
@@ -222,6 +226,7 @@ def einsum(call: Call) -> Outcome:
             if value.shape[dim] > 1:
                 letters.setdefault(letter, []).append(value.axes.get(dim))
     axes: dict[int, Tensor] = {}
+    call.costs(*(next((v for v in found if v is not None), None) for found in letters.values()))
     for letter, found in letters.items():
         labelled = [labels for labels in found if labels is not None]
         if not labelled:
@@ -265,6 +270,9 @@ def attention(call: Call) -> Outcome:
         for dim in (len(mask.shape) - 1, len(mask.shape) - 2):
             call.freeze(mask.axes.get(dim), "attention mask over positions")
     axes = _batch_axes(call, operands, rank - 2)
+    share = q.shape[-1] / (q.shape[-1] + v.shape[-1])
+    call.costs(*axes.values(), q.axes.get(rank - 1), share=share)
+    call.costs(*axes.values(), v.axes.get(rank - 1), share=1 - share)
     for value, dim in ((q, rank - 2), (v, rank - 1)):
         if dim in value.axes:
             axes[dim] = value.axes[dim]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_prune.channels.adapters import kept_count
 from lightning_prune.errors import PlanError
+from lightning_prune.channels.cost import ChannelCost
 from lightning_prune.channels.graph import ChannelGraph
 
 
@@ -122,6 +123,45 @@ def keep_by_ratio(score: Tensor, number: Tensor, ratio: float) -> Tensor:
     keep = torch.ones_like(number, dtype=torch.bool)
     keep[order[gone <= budget]] = False
     return keep
+
+
+def keep_by_macs(
+    graph: ChannelGraph,
+    scores: Mapping[str, Tensor],
+    share: float,
+    reduce: str,
+    repaired: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Removes the classes of lowest score until the repaired model costs at most `share` of its MACs.
+
+    Returns:
+        (classes to keep, score of each class)
+    """
+    if not 0.0 < share < 1.0:
+        raise PlanError(f"macs={share}: expected the share of multiply-accumulates that may stay, such as 0.5")
+    score, number = class_scores(graph, scores, reduce)
+    cost = ChannelCost.of(graph)
+    order = score.argsort()
+    order = order[number[order] > 0]
+    target = share * cost.macs()
+
+    def keep(count: int) -> Tensor:
+        mask = torch.ones(graph.size, dtype=torch.bool)
+        mask[order[:count]] = False
+        return mask
+
+    low, high = 0, len(order)
+    least = cost.macs(repaired(keep(high), score))
+    if least > target:
+        raise PlanError(f"macs={share}: even with every scored class removed, {least / cost.macs():.2f} of the MACs "
+                        "stay (floors, alignment, frozen channels); ask for more, or give more layers scores")  # fmt: skip
+    while high - low > max(1, len(order) // 512):
+        middle = (low + high) // 2
+        if cost.macs(repaired(keep(middle), score)) > target:
+            low = middle
+        else:
+            high = middle
+    return keep(high), score
 
 
 def repair(

@@ -97,6 +97,7 @@ class Context:
     approximations: list[str] = field(default_factory=list)
     inputs: list[tuple[str, Tensor]] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
+    costs: list[tuple[Node, float, list[Tensor]]] = field(default_factory=list)
 
 
 @dataclass
@@ -162,6 +163,10 @@ class Call:
         """Records that the call sums over the channels in a dim of an argument."""
         if dim in value.axes:
             self.context.sites.append(Site(self.node, argument, dim, value.axes[dim]))
+
+    def costs(self, *labels: Tensor | None, share: float = 1.0) -> None:
+        """Records that a share of the call's multiplications is proportional to the channels of each of `labels`."""
+        self.context.costs.append((self.node, share, [v for v in labels if v is not None]))
 
     def width(self, argument: str, labels: Tensor, position: int | None = None) -> None:
         """Records that an integer argument counts the channels of `labels`."""

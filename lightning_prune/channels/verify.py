@@ -93,7 +93,7 @@ def awake(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """A copy of the model's state in which nothing is switched off.
 
     A scale factor of zero (a zero-initialised last norm, a pruned channel) hides every mistake behind it, so the copy
-    has ones there, and small random numbers in parameters that are zero throughout.
+    has ones there, and small random numbers in rows of weights (and in vectors) that are zero throughout.
     """
     generator = torch.Generator().manual_seed(1)
     state: dict[str, Tensor] = {}
@@ -108,8 +108,11 @@ def awake(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
         value = tensor.detach().to(dtype or tensor.dtype, copy=True)
         if name in norms:
             value[value == 0] = 1.0
-        elif name in parameters and value.numel() and not bool(value.any()):
-            value.copy_(0.1 * torch.randn(value.shape, generator=generator, dtype=torch.float64))
+        elif name in parameters and value.ndim:
+            off = (value == 0).flatten(1).all(1) if value.ndim > 1 else (value == 0).all().expand(len(value))
+            if bool(off.any()):
+                noise = 0.1 * torch.randn(value.shape, generator=generator, dtype=torch.float64)
+                value[off] = noise.to(value)[off]
         state[name] = value
     return state
 
