@@ -66,7 +66,10 @@ class PruningPlan:
         """Returns the plan as JSON text, and writes it to `path` if given. Equal index lists are stored once."""
         lists: dict[tuple[int, ...], int] = {}
         tensors = {
-            name: {"shape": list(cut.shape), "kept": {str(d): lists.setdefault(k, len(lists)) for d, k in cut.kept.items()}}
+            name: {
+                "shape": list(cut.shape),
+                "kept": {str(d): lists.setdefault(k, len(lists)) for d, k in cut.kept.items()},
+            }
             for name, cut in self.cuts.items()
         }
         text = json.dumps(
@@ -157,8 +160,10 @@ class PruningPlan:
                 cuts[name] = cut
                 continue
             if first.new_shape != cut.shape:
-                raise PlanError(f"plans do not follow each other: {name} is {first.new_shape} after the first plan, "
-                                f"the second expects {cut.shape}")  # fmt: skip
+                raise PlanError(
+                    f"plans do not follow each other: {name} is {first.new_shape} after the first plan, "
+                    f"the second expects {cut.shape}"
+                )
             kept = {
                 d: tuple(first.kept[d][i] for i in cut.kept[d]) if d in first.kept and d in cut.kept
                 else cut.kept.get(d, first.kept.get(d, ()))

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.channels.graph import ChannelGraph, Count
+from lightning_prune.channels.graph import ChannelGraph
+from lightning_prune.channels.places import Count
 from lightning_prune.plan import Change
 
 
@@ -111,12 +112,13 @@ def _standard(module: nn.Module, widths: Widths) -> dict[str, Any]:
         return new
     rows, columns = widths.size("weight", 0), widths.size("weight", 1)
     if weight.ndim >= 3 and all(hasattr(module, name) for name in ("in_channels", "out_channels", "groups")):
-        groups = int(module.groups)
+        groups = int(module.groups)  # type: ignore[arg-type]
         if groups > 1:
             groups = widths.groups() or groups
         new["groups"] = groups
-        first, second = ("in_channels", "out_channels") if getattr(module, "transposed", False) else (
-            "out_channels", "in_channels")  # fmt: skip
+        first, second = (
+            ("in_channels", "out_channels") if getattr(module, "transposed", False) else ("out_channels", "in_channels")
+        )
         new[first], new[second] = rows, None if columns is None else columns * groups
     elif hasattr(module, "in_features") and hasattr(module, "out_features"):
         new["out_features"], new["in_features"] = rows, columns
@@ -127,8 +129,23 @@ def _standard(module: nn.Module, widths: Widths) -> dict[str, Any]:
     return new
 
 
-NOT_WIDTHS = ("num_heads", "heads", "num_paths", "num_groups", "num_scales", "num_experts", "radix", "cardinality",
-              "kernel_size", "stride", "padding", "dilation", "window_size", "resolution", "num_classes")  # fmt: skip
+NOT_WIDTHS = (
+    "num_heads",
+    "heads",
+    "num_paths",
+    "num_groups",
+    "num_scales",
+    "num_experts",
+    "radix",
+    "cardinality",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "window_size",
+    "resolution",
+    "num_classes",
+)
 """Attributes that count something else; they may have the value of a width by chance."""
 
 
@@ -147,7 +164,11 @@ def _inferred(module: nn.Module, widths: Widths) -> dict[str, Any]:
     """Attributes whose value is the value of an integer that counts channels in the module's own forward."""
     new: dict[str, Any] = {}
     if widths.graph.options.attention == "heads":
-        new = {n: widths.new(getattr(module, n)) for n in ("num_heads", "heads") if isinstance(getattr(module, n, None), int)}
+        new = {
+            n: widths.new(getattr(module, n))
+            for n in ("num_heads", "heads")
+            if isinstance(getattr(module, n, None), int)
+        }
     lists: dict[tuple[Any, str], dict[int, Count]] = {}
     for count in widths.counts:
         if count.position is not None:
@@ -200,7 +221,7 @@ def expressible(graph: ChannelGraph, model: nn.Module, failed: str, whole: bool)
     """
     kind = type(model.get_submodule(failed))
     paths = {path for path, module in model.named_modules() if type(module) is kind}
-    groups = []
+    groups: list[tuple[Tensor, ...]] = []
     for path in paths:
         if whole:
             counted = [c.classes for c in graph.counts if c.module == path]
@@ -231,4 +252,3 @@ def equal_widths(model: nn.Module, graph: ChannelGraph) -> list[tuple[Tensor, ..
             if len(same) > 1:
                 groups.append(same)
     return groups
-

@@ -16,8 +16,22 @@ from lightning_prune.channels.adapters import kept_mask
 from lightning_prune.channels.graph import ChannelGraph
 from lightning_prune.channels.label import operator_name, shape_of
 
-COUNTED = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "matmul",
-           "mm", "bmm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention")  # fmt: skip
+COUNTED = (
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "linear",
+    "matmul",
+    "mm",
+    "bmm",
+    "addmm",
+    "baddbmm",
+    "einsum",
+    "scaled_dot_product_attention",
+)
 """Operators that PyTorch's own flop counter counts, as they are called in an exported graph."""
 
 

@@ -7,77 +7,19 @@ import gc
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.fx import Node
 
-from lightning_prune.errors import ChannelError, TraceError
-from lightning_prune.channels.label import describe, label_graph, module_path, state_values
+from lightning_prune.channels.label import label_graph, module_path, state_values
 from lightning_prune.channels.labels import FROZEN_IDS, Labels
+from lightning_prune.channels.places import Count, Frozen, Member, Parts, Product, Sum
 from lightning_prune.channels.values import Context, Options, Value, values
+from lightning_prune.errors import ChannelError, TraceError
 
 APPROXIMATIONS = ("eca",)
-
-
-class Member(NamedTuple):
-    """Indices along one dim of one tensor of the state dict."""
-
-    tensor: str
-    dim: int
-    indices: tuple[int, ...]
-
-
-class Frozen(NamedTuple):
-    """Indices along one dim of one tensor that stay, with the reasons."""
-
-    tensor: str
-    dim: int
-    indices: tuple[int, ...]
-    reasons: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Count:
-    """An integer in the model's code that counts channels. `classes` has one entry for each channel it counts."""
-
-    node: Node
-    module: str
-    kind: str
-    argument: str
-    position: int | None
-    value: int
-    classes: Tensor
-
-
-@dataclass(frozen=True)
-class Sum:
-    """A place where channels are summed over. `classes` has one entry for each channel in dim `dim` of an argument."""
-
-    node: Node
-    argument: str
-    dim: int
-    classes: Tensor
-
-
-@dataclass(frozen=True)
-class Product:
-    """A share of a call's multiplications, proportional to the channels that are left in each of `classes`."""
-
-    node: Node
-    share: float
-    classes: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The parts of a split into equal parts; each tensor has one entry for each channel of a part."""
-
-    node: Node
-    module: str
-    parts: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, repr=False)
@@ -280,7 +222,7 @@ def _finish(
     vectors += [vector for _, _, involved in context.costs for vector in involved]
     flat = labels.find(torch.cat(vectors)) if vectors else torch.empty(0, dtype=torch.int64)
     owned = sum(len(v) for v in axes.values())
-    roots, inverse, counts = flat[:owned].unique(return_inverse=True, return_counts=True)
+    roots, counts = flat[:owned].unique(return_counts=True)
     lonely = (roots >= FROZEN_IDS) & (counts == 1)
     if bool(lonely.any()):  # one index of one tensor, related to nothing: no operator that was understood touched it
         labels.freeze(roots[lonely], "no operator relates it to another tensor")
@@ -301,9 +243,7 @@ def _finish(
         Count(w.node, module_path(w.node)[0], module_path(w.node)[1], w.argument, w.position, w.value, next(rest))
         for w in context.widths
     ]
-    parts = [
-        Parts(e.node, module_path(e.node)[0], tuple(next(rest) for _ in e.parts)) for e in context.equal_parts
-    ]
+    parts = [Parts(e.node, module_path(e.node)[0], tuple(next(rest) for _ in e.parts)) for e in context.equal_parts]
     entering: dict[str, list[Tensor]] = {}
     for path, _ in context.inputs:
         entering.setdefault(path, []).append(next(rest))
@@ -313,6 +253,3 @@ def _finish(
     shapes = {name: value.shape for name, value in tensors.items()}
     return cls(table, shapes, len(free), texts, found, parts, norms, entering, sums, products, program, context.options,
                tuple(context.approximations))  # fmt: skip
-
-
-__all__ = ["ChannelGraph", "Count", "Frozen", "Member", "Parts", "check_options", "describe", "export"]

@@ -11,9 +11,12 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
 
-from lightning_prune.channels.rules import elementwise
-from lightning_prune.channels.rules_compute import RULES
+from lightning_prune.channels import rules_compute, rules_move, rules_reduce
+from lightning_prune.channels.rules import RULES, elementwise
 from lightning_prune.channels.values import LARGEST_AXIS, Call, Context, Value, values
+
+RULE_FILES = (rules_compute, rules_move, rules_reduce)
+"""Imported for the rules that they register."""
 
 STATE = (InputKind.PARAMETER, InputKind.BUFFER)
 
@@ -36,11 +39,11 @@ def describe(node: Node) -> str:
 
 def shape_of(value: Any) -> tuple[int, ...]:
     """The shape of a fake tensor as plain integers; symbolic sizes count as they were while tracing."""
-    return tuple(int(s.node.hint) if isinstance(s, torch.SymInt) else int(s) for s in value.shape)
+    return tuple(int(s.node.hint) if isinstance(s, torch.SymInt) else int(s) for s in value.shape)  # type: ignore[arg-type]
 
 
 def operator_name(target: Any) -> str:
-    """"conv2d" for aten.conv2d.default, "add" for aten.add_.Tensor, the full name outside ATen."""
+    """ "conv2d" for aten.conv2d.default, "add" for aten.add_.Tensor, the full name outside ATen."""
     schema = getattr(target, "_schema", None)
     if schema is None:
         return str(getattr(target, "__name__", target))
@@ -121,7 +124,7 @@ def _call(module: GraphModule, node: Node, known: dict[Node, Any], context: Cont
         results = tuple(Value(shape_of(m)) for m in outputs)
         return results if isinstance(meta, (tuple, list)) else (results[0] if results else None)
     name = operator_name(node.target)
-    call = Call(context, node, name, _bind(node.target, args, kwargs), tuple(map(shape_of, outputs)), describe(node))
+    call = Call(context, node, name, bind(node.target, args, kwargs), tuple(map(shape_of, outputs)), describe(node))
     rule = RULES.get(name)
     if rule is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
         rule = elementwise
@@ -149,15 +152,17 @@ def _replace(argument: Any, known: dict[Node, Any]) -> Any:
     if isinstance(argument, Node):
         return known[argument]
     if isinstance(argument, (list, tuple)):
-        return type(argument)(_replace(a, known) for a in argument) if type(argument) in (list, tuple) else [
-            _replace(a, known) for a in argument
-        ]
+        return (
+            type(argument)(_replace(a, known) for a in argument)
+            if type(argument) in (list, tuple)
+            else [_replace(a, known) for a in argument]
+        )
     if isinstance(argument, dict):
         return {k: _replace(v, known) for k, v in argument.items()}
     return argument
 
 
-def _bind(target: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+def bind(target: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     """Arguments by schema name, defaults filled in."""
     schema = getattr(target, "_schema", None)
     if schema is None:

@@ -42,9 +42,7 @@ def locate(model: nn.Module, plan: PruningPlan, example_input: Any) -> str | Non
     return failed
 
 
-def _record(
-    model: nn.Module, state: dict[str, Tensor], batch: Any
-) -> tuple[dict[tuple[str, int], Tensor], str | None]:
+def _record(model: nn.Module, state: dict[str, Tensor], batch: Any) -> tuple[dict[tuple[str, int], Tensor], str | None]:
     """Per-channel means of every output of a layer with a weight, and the module that raised, if one did."""
     sums: dict[tuple[str, int], Tensor] = {}
     entered: list[str] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.channels.adapters import attribute_changes, equal_widths, expressible, kept_mask
-from lightning_prune.errors import PlanError, SurgeryError
+from lightning_prune.channels.adapters import attribute_changes, equal_widths, kept_mask
 from lightning_prune.channels.dead import constants as find_constants
 from lightning_prune.channels.graph import ChannelGraph, split_input
-from lightning_prune.channels.locate import locate, name_layer
-from lightning_prune.channels.rewrite import build, graph_runner
+from lightning_prune.channels.prove import prove
+from lightning_prune.channels.rewrite import graph_runner
 from lightning_prune.channels.select import (
     class_scores,
     keep_by_macs,
@@ -27,7 +26,8 @@ from lightning_prune.channels.select import (
     votes,
 )
 from lightning_prune.channels.surgery import apply_plan, check_optimizers, find_target
-from lightning_prune.channels.verify import Proof, check_eager, check_same, run
+from lightning_prune.channels.verify import Proof, check_same, run
+from lightning_prune.errors import PlanError, SurgeryError
 from lightning_prune.plan import Cut, PruningPlan
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def make_plan(model: nn.Module, graph: ChannelGraph, keep: Tensor, example_input
     args, kwargs = split_input(example_input)
     tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
     inputs = tuple((tuple(t.shape), str(t.dtype).removeprefix("torch.")) for t in tensors)
-    settings = {"groups": graph.options.groups, "attention": graph.options.attention}
+    settings: dict[str, Any] = {"groups": graph.options.groups, "attention": graph.options.attention}
     if graph.options.allow_inexact:
         settings["allow_inexact"] = sorted(graph.options.allow_inexact)
     attributes = attribute_changes(model, graph, keep)
@@ -161,10 +161,12 @@ def prune_channels(
         wanted, score = ~dead, torch.zeros(graph.size)
     else:
         wanted, score = _choose(graph, scores, keep, ratio, threshold, reduce)
-    limits = {"divisor": divisor, "min_channels": min_channels}
+    limits: dict[str, Any] = {"divisor": divisor, "min_channels": min_channels}
     if macs is not None:
         equal = [] if form == "graph" else equal_widths(model, graph)
-        wanted, score = keep_by_macs(graph, scores or {}, macs, reduce, lambda k, s: repair(graph, k, s, equal=equal, **limits))
+        wanted, score = keep_by_macs(
+            graph, scores or {}, macs, reduce, lambda k, s: repair(graph, k, s, equal=equal, **limits)
+        )
 
     def plan_for(equal: list[tuple[Tensor, ...]], form: str) -> tuple[Tensor, PruningPlan]:
         chosen = repair(graph, wanted, score, equal=equal, **limits)
@@ -174,7 +176,7 @@ def prune_channels(
         check_optimizers(plan, find_target(plan, model), optimizers)
         return chosen, plan
 
-    chosen, plan, proof, notes, programs = _prove(model, graph, plan_for, example_input, form, verify)
+    chosen, plan, proof, notes, programs = prove(model, graph, plan_for, example_input, form, verify)
     folds: dict[str, Tensor] = {}
     if constants == "fold":
         behind = find_constants(model, graph, example_input, fold=True, removed=~chosen, silence=not lossless)
@@ -200,12 +202,15 @@ def _same(
     same = check_same(model, plan, folds, example_input, runner, zeroed)
     # A folded constant is stored in the model's own dtype, so it can be no more exact than that.
     if lossless and not (same.equal or (folds and same.difference < 1e-6)):
-        raise SurgeryError(f"removing dead channels changes the output by {same.difference:.1e} "
-                           f"(tolerance {same.tolerance:.0e}). The model is unchanged; please report this model")  # fmt: skip
+        raise SurgeryError(
+            f"removing dead channels changes the output by {same.difference:.1e} "
+            f"(tolerance {same.tolerance:.0e}). The model is unchanged; please report this model"
+        )
     if lossless:
         return ()
-    return (f"with the constants folded, the output is within {same.difference:.1e} of the model with zero scale "
-            "factors",)  # fmt: skip
+    return (
+        f"with the constants folded, the output is within {same.difference:.1e} of the model with zero scale factors",
+    )
 
 
 def _choose(
@@ -239,84 +244,12 @@ def nothing(graph: ChannelGraph, wanted: Tensor) -> str:
     asked = int((~wanted).sum())
     total, frozen = graph.norm_channels()
     if asked:
-        return (f"nothing would be removed: all {asked} classes that were asked for are needed by floors, alignment "
-                "(divisor) or equal splits; ask for more, or lower divisor and min_channels")  # fmt: skip
-    return (f"nothing would be removed: no class of channels was asked for, or is dead, on every member. "
-            f"{graph.size} classes may be removed; {frozen} of {total} BatchNorm channels are frozen "
-            "(print the ChannelGraph for the reasons)")  # fmt: skip
-
-
-Planner = Callable[[list[tuple[Tensor, ...]], str], tuple[Tensor, PruningPlan]]
-
-
-def _prove(
-    model: nn.Module, graph: ChannelGraph, plan_for: Planner, example_input: Any, form: str, verify: bool
-) -> tuple[Tensor, PruningPlan, Proof | None, tuple[str, ...], Any]:
-    """Finds a form of the compact model that computes what the masked model computes."""
-    failure = ""
-    if form != "graph":
-        equal = equal_widths(model, graph)
-        tried: set[tuple[type[nn.Module], bool]] = set()
-        proof: Proof | None = None
-        while True:
-            try:
-                chosen, plan = plan_for(equal, "eager")
-            except PlanError as error:  # the nearest plan that this code can express removes nothing
-                failure = failure or str(error)
-                break
-            if not verify:
-                return chosen, plan, None, (), None
-            try:
-                proof = check_eager(model, plan, example_input)
-                if proof.equal or graph.approximations:
-                    break
-                path = locate(model, plan, example_input)
-                failure = f"the model's own code differs first at {name_layer(model, path)}: {proof}"
-            except Exception as error:
-                path = locate(model, plan, example_input)
-                failure = f"the model's own code fails at {name_layer(model, path)}: {type(error).__name__}: {error}"
-            # The nearest plan that this code can express: equal widths first, then whole ones.
-            more = [] if path is None else _nearer(graph, model, path, tried)
-            proof = None
-            if not more:
-                break
-            equal = equal + more
-        if proof is not None:
-            return chosen, plan, _with_teeth(proof), (), None
-    if form == "eager":
-        plan_for(equal, "eager")  # raises if the reason is that nothing is left to remove
-        raise SurgeryError(f"{failure}. The model is unchanged; form='graph' may be able to express it")
-    chosen, plan = plan_for([], "graph")
-    try:
-        programs = build(model, example_input, plan, graph.options)
-        graph_proof = check_eager(model, plan, example_input, graph_runner(programs)) if verify else None
-    except Exception as error:
-        raise SurgeryError(f"the rewritten graph does not run: {type(error).__name__}: {error}. {failure}. "
-                           "The model is unchanged") from error  # fmt: skip
-    if graph_proof is not None and not graph_proof.equal and not graph.approximations:
-        raise SurgeryError(f"the rewritten graph does not compute what the masked model computes: {graph_proof}. "
-                           f"{failure}. The model is unchanged")  # fmt: skip
-    note = f"the compact model runs as a rewritten graph: {failure or 'form=graph was asked for'}"
-    return chosen, plan, graph_proof and _with_teeth(graph_proof), (note,), programs
-
-
-def _nearer(
-    graph: ChannelGraph, model: nn.Module, path: str, tried: set[tuple[type[nn.Module], bool]]
-) -> list[tuple[Tensor, ...]]:
-    """The next thing to try for the class of module that failed; empty when there is nothing left."""
-    kind = type(model.get_submodule(path))
-    for whole in (False, True):
-        if (kind, whole) not in tried:
-            tried.add((kind, whole))
-            if more := expressible(graph, model, path, whole):
-                return more
-    return []
-
-
-def _with_teeth(proof: Proof) -> Proof:
-    if proof.effect <= 10 * proof.tolerance and not proof.effect > 10 * proof.difference:
-        raise SurgeryError(
-            f"the check proves nothing: masking the removed channels changes the output by {proof.effect:.1e} only. "
-            "The model is unchanged; pass verify=False if its output does not depend on these channels"
+        return (
+            f"nothing would be removed: all {asked} classes that were asked for are needed by floors, alignment "
+            "(divisor) or equal splits; ask for more, or lower divisor and min_channels"
         )
-    return proof
+    return (
+        f"nothing would be removed: no class of channels was asked for, or is dead, on every member. "
+        f"{graph.size} classes may be removed; {frozen} of {total} BatchNorm channels are frozen "
+        "(print the ChannelGraph for the reasons)"
+    )

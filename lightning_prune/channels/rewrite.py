@@ -270,5 +270,3 @@ def build_from_plan(plan: PruningPlan, model: nn.Module) -> Programs:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     example = tuple(torch.zeros(shape, dtype=getattr(torch, dtype), device=device) for shape, dtype in plan.inputs)
     return build(model, example, plan, options)
-
-

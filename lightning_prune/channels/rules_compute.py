@@ -1,13 +1,11 @@
-"""Rules for operators that combine channels: convolutions, products, norms, reductions, attention."""
+"""Rules for operators that sum over channels: convolutions, products, attention."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_prune.channels.rules import RULES, elementwise, rule
+from lightning_prune.channels.rules import elementwise, rule
 from lightning_prune.channels.values import Call, Outcome, Site, Value
-
-__all__ = ["RULES"]
 
 SILENT = "a spatial or kernel dim"
 
@@ -22,7 +20,7 @@ def _spatial(call: Call, x: Value, weight: Value, first: int) -> None:
             call.context.labels.freeze(labels, SILENT)
 
 
-def _meet(call: Call, x: Tensor | None, weight: Tensor | None) -> None:
+def meet(call: Call, x: Tensor | None, weight: Tensor | None) -> None:
     """The consumed channels of the input and the weight's input dim are the same channels."""
     if x is not None and weight is not None:
         call.unite(x, weight)
@@ -34,7 +32,7 @@ def _meet(call: Call, x: Tensor | None, weight: Tensor | None) -> None:
 def _bias(call: Call, out: Tensor | None, name: str = "bias") -> None:
     bias = call.arguments.get(name)
     if isinstance(bias, Value) and bias.shape:
-        _meet(call, out, bias.axes.get(0))
+        meet(call, out, bias.axes.get(0))
 
 
 @rule("conv1d", "conv2d", "conv3d", "convolution")
@@ -52,7 +50,7 @@ def conv(call: Call) -> Outcome:
     if weight.shape[1] > 1:
         call.consumes("input", x, 1)
     if groups == 1:
-        _meet(call, inputs, weight.axes.get(1))
+        meet(call, inputs, weight.axes.get(1))
     elif isinstance(groups, int):
         rows = _grouped(call, inputs, weight, groups)
     else:
@@ -85,7 +83,7 @@ def _grouped(call: Call, inputs: Tensor | None, weight: Value, groups: int) -> T
         return rows
     call.unite(in_table, in_table[:1])
     call.unite(out_table, out_table[:1])
-    _meet(call, in_table[0], columns)
+    meet(call, in_table[0], columns)
     return rows
 
 
@@ -110,7 +108,7 @@ def conv_transpose(call: Call) -> Outcome:
     call.consumes("input", x, 1)
     call.costs(columns, rows)
     if groups == 1:
-        _meet(call, inputs, columns)
+        meet(call, inputs, columns)
     else:
         if inputs is not None and columns is not None and weight.shape[0] == groups and weight.shape[1] == 1:
             call.unite(inputs, columns)  # depthwise
@@ -133,7 +131,7 @@ def linear(call: Call) -> Outcome:
     last = len(x.shape) - 1
     call.consumes("input", x, last)
     call.costs(*weight.axes.values())
-    _meet(call, x.axes.get(last), weight.axes.get(1) if len(weight.shape) > 1 else weight.axes.get(0))
+    meet(call, x.axes.get(last), weight.axes.get(1) if len(weight.shape) > 1 else weight.axes.get(0))
     rows = weight.axes.get(0) if len(weight.shape) > 1 else None
     _bias(call, rows)
     axes = {d: labels for d, labels in x.axes.items() if d != last}
@@ -203,9 +201,10 @@ def _batch_axes(call: Call, operands: list[tuple[Value, int]], rank: int) -> dic
 @rule("addmm", "baddbmm")
 def addmm(call: Call) -> Outcome:
     """A product plus a broadcast summand."""
-    first, second = call["mat1" if "mat1" in call.arguments else "batch1"], call[
-        "mat2" if "mat2" in call.arguments else "batch2"
-    ]
+    first, second = (
+        call["mat1" if "mat1" in call.arguments else "batch1"],
+        call["mat2" if "mat2" in call.arguments else "batch2"],
+    )
     product = Value(call.shape, _product_axes(call, first, second))
     call.consumes("mat1" if "mat1" in call.arguments else "batch1", first, len(first.shape) - 1)
     call.arguments = {"product": product, "summand": call["self"]}
@@ -277,87 +276,3 @@ def attention(call: Call) -> Outcome:
         if dim in value.axes:
             axes[dim] = value.axes[dim]
     return Value(call.shape, axes)
-
-
-@rule("batch_norm", "native_batch_norm", "cudnn_batch_norm", "instance_norm")
-def batch_norm(call: Call) -> Outcome:
-    """Scale, shift and statistics belong to the channels of dim 1."""
-    x = call["input"]
-    channels = x.axes.get(1)
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        tensor = call.arguments.get(name)
-        if isinstance(tensor, Value) and 0 in tensor.axes:
-            _meet(call, channels, tensor.axes[0])
-    return Value(call.shape, dict(x.axes))
-
-
-@rule("layer_norm", "rms_norm")
-def layer_norm(call: Call) -> Outcome:
-    """The statistics run over the normalised dims, so a missing channel changes all others: they freeze."""
-    x = call["input"]
-    first = len(x.shape) - len(call["normalized_shape"])
-    for name in ("weight", "bias"):
-        tensor = call.arguments.get(name)
-        for labels in tensor.axes.values() if isinstance(tensor, Value) else ():
-            call.freeze(labels, "its statistics depend on the number of channels")
-    where = {d: d for d in range(first)}
-    return call.keep_axes(x, where, "its statistics depend on the number of channels")
-
-
-@rule("group_norm")
-def group_norm(call: Call) -> Outcome:
-    """As layer_norm, over groups of dim 1."""
-    x = call["input"]
-    for name in ("weight", "bias"):
-        tensor = call.arguments.get(name)
-        for labels in tensor.axes.values() if isinstance(tensor, Value) else ():
-            call.freeze(labels, "its statistics depend on the number of channels")
-    return call.keep_axes(x, {0: 0}, "its statistics depend on the number of channels")
-
-
-@rule("softmax", "_softmax", "log_softmax", "cumsum", "cumprod", "sort", "topk", "argsort", "logcumsumexp")
-def along(call: Call) -> Outcome:
-    """The dim that the operator runs along cannot lose entries: the others would change."""
-    at = call.dim()
-    keep = {d: d for d in range(len(call.x.shape)) if d != at}
-    out = tuple(call.keep_axes(call.x, keep, "runs along the channels", s) for s in call.out_shapes)
-    return out if len(out) > 1 else out[0]
-
-
-@rule("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm",
-      "logsumexp", "prod", "argmax", "argmin", "any", "all")  # fmt: skip
-def reduce(call: Call) -> Outcome:
-    """The reduced dims go; a labelled one freezes, because its length or its members enter the result."""
-    if call.arguments.get("other") is not None:
-        return elementwise(call)
-    x, rank = call.x, len(call.x.shape)
-    gone = call.dims()
-    keepdim = len(call.out_shapes[0]) == rank
-    rest = [d for d in range(rank) if d not in gone]
-    where = {d: d if keepdim else i for i, d in enumerate(rest)}
-    out = tuple(call.keep_axes(x, where, "reduces over the channels", s) for s in call.out_shapes)
-    return out if len(out) > 1 else out[0]
-
-
-@rule("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
-      "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "lp_pool2d",
-      "max_pool2d_with_indices", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
-      "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_nearest_exact2d", "_adaptive_avg_pool2d",
-      "upsample_linear1d", "upsample_trilinear3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
-      "grid_sampler")  # fmt: skip
-def pool(call: Call) -> Outcome:
-    """Windows over the spatial dims; channels pass."""
-    x = call.x
-    spatial = {"1": 1, "2": 2, "3": 3}[next((c for c in call.name if c in "123"), "2")]
-    first = len(x.shape) - spatial
-    keep = {d: d for d in range(first)}
-    out = tuple(call.keep_axes(x, keep, "windows over the channels", s) for s in call.out_shapes)
-    return out if len(out) > 1 else out[0]
-
-
-@rule("normalize")
-def normalize(call: Call) -> Outcome:
-    """x / ||x|| along a dim."""
-    at = call.dim()
-    return call.keep_axes(call.x, {d: d for d in range(len(call.x.shape)) if d != at}, "normalised over the channels")
-

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_prune.channels.adapters import kept_count
-from lightning_prune.errors import PlanError
 from lightning_prune.channels.cost import ChannelCost
 from lightning_prune.channels.graph import ChannelGraph
+from lightning_prune.errors import PlanError
 
 
 def resolve(graph: ChannelGraph, name: str) -> tuple[str, Tensor]:
@@ -40,7 +40,9 @@ def as_mask(name: str, kept: Any, size: int) -> Tensor:
         mask = given
     else:
         if given.numel() and (given.is_floating_point() or int(given.min()) < 0 or int(given.max()) >= size):
-            raise PlanError(f"keep[{name!r}] has {given.flatten().tolist()[:8]}.., expected indices from 0 to {size - 1}")
+            raise PlanError(
+                f"keep[{name!r}] has {given.flatten().tolist()[:8]}.., expected indices from 0 to {size - 1}"
+            )
         mask = torch.zeros(size, dtype=torch.bool)
         mask[given.long().flatten()] = True
     if not bool(mask.any()):
@@ -94,8 +96,10 @@ def class_scores(graph: ChannelGraph, scores: Mapping[str, Tensor], reduce: str 
         full, ids = resolve(graph, name)
         score = torch.as_tensor(given).detach().double().cpu()
         if score.shape != ids.shape or bool(score.isnan().any()):
-            raise PlanError(f"scores[{name!r}] has shape {tuple(score.shape)}, expected ({len(ids)},) without NaN, "
-                            f"one score for each channel of {full}")  # fmt: skip
+            raise PlanError(
+                f"scores[{name!r}] has shape {tuple(score.shape)}, expected ({len(ids)},) without NaN, "
+                f"one score for each channel of {full}"
+            )
         free = ids >= 0
         chosen = ids[free]
         fresh = torch.zeros(graph.size, dtype=torch.float64)
@@ -106,8 +110,8 @@ def class_scores(graph: ChannelGraph, scores: Mapping[str, Tensor], reduce: str 
         if reduce == "mean":
             total[both] = (total[both] * number[both] + fresh[both] * count[both]) / (number + count)[both]
         else:
-            pick = {"max": torch.maximum, "min": torch.minimum, "sum": torch.add}[reduce]
-            total[both] = pick(total[both], fresh[both])
+            pair = torch.stack([total[both], fresh[both]])
+            total[both] = {"max": pair.amax(0), "min": pair.amin(0), "sum": pair.sum(0)}[reduce]
         number += count
     return total, number
 
@@ -153,8 +157,10 @@ def keep_by_macs(
     low, high = 0, len(order)
     least = cost.macs(repaired(keep(high), score))
     if least > target:
-        raise PlanError(f"macs={share}: even with every scored class removed, {least / cost.macs():.2f} of the MACs "
-                        "stay (floors, alignment, frozen channels); ask for more, or give more layers scores")  # fmt: skip
+        raise PlanError(
+            f"macs={share}: even with every scored class removed, {least / cost.macs():.2f} of the MACs "
+            "stay (floors, alignment, frozen channels); ask for more, or give more layers scores"
+        )
     while high - low > max(1, len(order) // 512):
         middle = (low + high) // 2
         if cost.macs(repaired(keep(middle), score)) > target:

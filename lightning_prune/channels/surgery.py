@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -40,27 +41,31 @@ def check_fits(plan: PruningPlan, model: nn.Module) -> None:
         found = tuple(tensors[name].shape)
         if found != cut.shape:
             hint = " (the plan seems to be applied already)" if found == cut.new_shape else ""
-            raise PlanError(f"the plan expects {name} of shape {cut.shape}, {kind} has {found}{hint}; "
-                            "apply it to a fresh dense model of the same architecture")  # fmt: skip
+            raise PlanError(
+                f"the plan expects {name} of shape {cut.shape}, {kind} has {found}{hint}; "
+                "apply it to a fresh dense model of the same architecture"
+            )
         for dim, indices in cut.kept.items():
             if not 0 <= dim < len(cut.shape):
                 raise PlanError(f"the plan cuts dim {dim} of {name}, which has {len(cut.shape)} dims")
             if not indices:
                 raise PlanError(f"the plan would empty dim {dim} of {name}; keep at least one channel")
-            if indices[0] < 0 or indices[-1] >= cut.shape[dim] or any(
-                a >= b for a, b in zip(indices, indices[1:], strict=False)
-            ):
-                raise PlanError(f"the plan keeps indices of dim {dim} of {name} that are not increasing numbers "
-                                f"from 0 to {cut.shape[dim] - 1}")  # fmt: skip
+            if indices[0] < 0 or indices[-1] >= cut.shape[dim] or any(a >= b for a, b in itertools.pairwise(indices)):
+                raise PlanError(
+                    f"the plan keeps indices of dim {dim} of {name} that are not increasing numbers "
+                    f"from 0 to {cut.shape[dim] - 1}"
+                )
     modules = dict(model.named_modules())
     for path, changes in plan.attributes.items():
         if path not in modules:
             raise PlanError(f"the plan changes module {path!r}, which {kind} does not have")
         for name, change in changes.items():
-            found = getattr(modules[path], name, None)
-            if not same_attribute(found, change.before):
-                raise PlanError(f"the plan expects {path}.{name} = {change.before!r}, found {found!r}; "
-                                "apply it to a fresh dense model of the same architecture")  # fmt: skip
+            value = getattr(modules[path], name, None)
+            if not same_attribute(value, change.before):
+                raise PlanError(
+                    f"the plan expects {path}.{name} = {change.before!r}, found {value!r}; "
+                    "apply it to a fresh dense model of the same architecture"
+                )
 
 
 def same_attribute(found: Any, expected: Any) -> bool:
@@ -146,8 +151,10 @@ def clear_caches(target: nn.Module) -> None:
     """Empties the dicts of tensors that some layers cache in eval mode: they were computed from the dense weights."""
     for module in target.modules():
         for name, value in vars(module).items():
-            if isinstance(value, dict) and not name.startswith("_") and any(
-                isinstance(v, Tensor) for v in value.values()
+            if (
+                isinstance(value, dict)
+                and not name.startswith("_")
+                and any(isinstance(v, Tensor) for v in value.values())
             ):
                 value.clear()
 

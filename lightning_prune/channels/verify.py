@@ -45,8 +45,10 @@ class Proof:
         return self.difference <= self.tolerance
 
     def __str__(self) -> str:
-        return (f"masked == sliced within {self.difference:.1e} ({self.dtype}, tolerance {self.tolerance:.0e}); "
-                f"the masking changes the output by {self.effect:.1e}")  # fmt: skip
+        return (
+            f"masked == sliced within {self.difference:.1e} ({self.dtype}, tolerance {self.tolerance:.0e}); "
+            f"the masking changes the output by {self.effect:.1e}"
+        )
 
 
 @contextlib.contextmanager
@@ -60,8 +62,10 @@ def untouched(model: nn.Module) -> Iterator[None]:
     for module in model.modules():
         saved.append((module, dict(vars(module))))
         for name, value in vars(module).items():
-            if isinstance(value, dict) and not name.startswith("_") and any(
-                isinstance(v, Tensor) for v in value.values()
+            if (
+                isinstance(value, dict)
+                and not name.startswith("_")
+                and any(isinstance(v, Tensor) for v in value.values())
             ):
                 module.__dict__[name] = {}
             elif isinstance(value, dict) and not name.startswith("_"):
@@ -97,9 +101,7 @@ def awake(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """
     generator = torch.Generator().manual_seed(1)
     state: dict[str, Tensor] = {}
-    norms = {
-        f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
-    }
+    norms = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, tensor in state_tensors(model).items():
         if not tensor.is_floating_point():

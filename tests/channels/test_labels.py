@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lightning_prune.channels.labels import FROZEN_IDS, Labels
-from lightning_prune.channels.values import matching_groups
+from lightning_prune.channels.regroup import matching_groups
 
 
 def test_union_is_transitive_and_vectorised() -> None:

@@ -60,7 +60,9 @@ def test_masked_equals_sliced_in_float64(name: str, seed: int) -> None:
     assert result.proof.effect > 1e-3
 
 
-@pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5", "mobilenet_v3_small", "googlenet", "densenet121", "squeezenet1_0"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "shufflenet_v2_x0_5", "mobilenet_v3_small", "googlenet", "densenet121", "squeezenet1_0"]
+)
 def test_torchvision(name: str) -> None:
     models = pytest.importorskip("torchvision.models")
     torch.manual_seed(0)
@@ -180,12 +182,12 @@ def test_macs_budget_and_cost_agree_with_the_flop_counter() -> None:
 
 
 def test_dense_model_is_untouched_when_nothing_can_express_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_prune.channels import prune
+    from lightning_prune.channels import prove
 
     model = randomise(Branches())
     before = {k: v.clone() for k, v in model.state_dict().items()}
     attributes = dict(vars(model))
-    monkeypatch.setattr(prune, "check_eager", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("no")))
+    monkeypatch.setattr(prove, "check_eager", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("no")))
     with pytest.raises(SurgeryError, match="unchanged"):
         prune_channels(model, EXAMPLE, scores=random_scores(model), ratio=0.3)
     assert unchanged(model, before)

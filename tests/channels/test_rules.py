@@ -73,7 +73,8 @@ CASES: dict[str, tuple[Callable[[Any, Tensor], Tensor], int, dict[str, Callable[
     "space to depth": (
         lambda m, x: torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2]], 1), 24, {}, 12),
     "im2col": (lambda m, x: F.unfold(x, 3, padding=1).view(x.shape[0], -1, *x.shape[2:]), 108, {}, 12),
-    "permute linear": (lambda m, x: m.fc(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 7, {"fc": lambda: nn.Linear(12, 7)}, 12),
+    "permute linear": (
+        lambda m, x: m.fc(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 7, {"fc": lambda: nn.Linear(12, 7)}, 12),
     "flip channels": (lambda m, x: x.flip(1), 12, {}, 12),
     "roll space": (lambda m, x: x.roll(1, 2), 12, {}, 12),
     "roll channels": (lambda m, x: x.roll(1, 1), 12, {}, 0),

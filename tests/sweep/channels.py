@@ -130,7 +130,9 @@ def run_one(name: str, options: dict[str, Any]) -> dict[str, Any]:
         for path in done.graph.norms:
             ids = done.graph.axes[f"{path}.weight"].get(0)
             for identity in [] if ids is None else ids[ids < 0].tolist():
-                for reason in {r.split(" at ")[0] + ":" + r.rpartition(":")[2] for r in done.graph.frozen_reasons[-1 - identity]}:
+                for reason in {
+                    r.split(" at ")[0] + ":" + r.rpartition(":")[2] for r in done.graph.frozen_reasons[-1 - identity]
+                }:
                     reasons[reason] = reasons.get(reason, 0) + 1
         assert done.proof is not None
         row.update(
@@ -216,9 +218,18 @@ def table(rows: dict[str, dict[str, Any]], models: list[dict[str, Any]]) -> str:
         cells = [model["name"], f"{model['parameters'] / 1e6:.1f}", status]
         if "difference" in row:
             share = row["frozen"] / max(row["norm_channels"], 1)
-            cells += [f"{row['difference']:.0e}", f"{row['effect']:.0e}", row["dtype"], f"{share:.0%}",
-                      f"{row['removed'] / max(row['norm_channels'], 1):.0%}", f"{row['after'] / 1e6:.1f}",
-                      str(row["restored"]), str(row.get("stuck", "-")), str(row["size"]), f"{row['seconds']:.1f}"]  # fmt: skip
+            cells += [
+                f"{row['difference']:.0e}",
+                f"{row['effect']:.0e}",
+                row["dtype"],
+                f"{share:.0%}",
+                f"{row['removed'] / max(row['norm_channels'], 1):.0%}",
+                f"{row['after'] / 1e6:.1f}",
+                str(row["restored"]),
+                str(row.get("stuck", "-")),
+                str(row["size"]),
+                f"{row['seconds']:.1f}",
+            ]
         else:
             cells += ["-"] * 10
         lines.append("| " + " | ".join([*cells, detail.replace("|", "/").replace("\n", " ")[:240]]) + " |")
@@ -235,12 +246,16 @@ def table(rows: dict[str, dict[str, Any]], models: list[dict[str, Any]]) -> str:
         "`difference` is the largest |masked - sliced| relative to the largest output, on a random batch, before the "
         "model was changed; `effect` is what the masking itself changes. `frozen` is the share of BatchNorm channels "
         "that may not go, `removed` the share that went, `restored` the classes that came back for equal splits or "
-        "non-empty layers, `stuck` the parameters that got no gradient or did not move in one training step after the surgery.",
+        "non-empty layers, `stuck` the parameters that got no gradient or did not move in one training step after the "
+        "surgery.",
         "",
         *(f"* {status}: {number}" for status, number in sorted(count.items())),
-        f"* CPU seconds from trace to verified compact model: median {times[len(times) // 2]}, worst {times[-1]}" if times else "",
+        f"* CPU seconds from trace to verified compact model: median {times[len(times) // 2]}, worst {times[-1]}"
+        if times
+        else "",
         "",
-        "| model | M params | status | difference | effect | in | frozen | removed | M params left | restored | stuck | px | s | detail |",
+        "| model | M params | status | difference | effect | in | frozen | removed | M params left | restored | stuck "
+        "| px | s | detail |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join([*head, *lines]) + "\n"
