@@ -3,6 +3,7 @@
 from lightning_prune.channels.cost import ChannelCost
 from lightning_prune.channels.graph import ChannelGraph
 from lightning_prune.channels.prune import Pruned, prune_channels
+from lightning_prune.channels.recalibrate import recalibrate
 from lightning_prune.errors import ChannelError, PlanError, SurgeryError, TraceError
 from lightning_prune.plan import PruningPlan
 
@@ -16,4 +17,5 @@ __all__ = [
     "SurgeryError",
     "TraceError",
     "prune_channels",
+    "recalibrate",
 ]

@@ -25,7 +25,7 @@ from lightning_prune.channels.select import (
     resolve,
     votes,
 )
-from lightning_prune.channels.surgery import apply_plan, check_optimizers, find_target
+from lightning_prune.channels.surgery import apply_plan, check_optimizers, find_target, state_tensors
 from lightning_prune.channels.verify import Proof, check_same, run
 from lightning_prune.errors import PlanError, SurgeryError
 from lightning_prune.plan import Cut, PruningPlan
@@ -73,6 +73,11 @@ def make_plan(model: nn.Module, graph: ChannelGraph, keep: Tensor, example_input
                 kept[dim] = tuple(mask.nonzero().flatten().tolist())
         if kept:
             cuts[name] = Cut(graph.shapes[name], kept)
+    state = state_tensors(model)
+    owners = {id(state[name]): name for name in cuts}
+    for name, tensor in state.items():  # a tensor with two names is exported under one of them
+        if id(tensor) in owners:
+            cuts[name] = cuts[owners[id(tensor)]]
     args, kwargs = split_input(example_input)
     tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
     inputs = tuple((tuple(t.shape), str(t.dtype).removeprefix("torch.")) for t in tensors)

@@ -99,6 +99,24 @@ class OptionA(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Tied(nn.Module):
+    """Two layers with one weight, and a layer that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8)
+        self.first = nn.Conv2d(8, 8, 1, bias=False)
+        self.second = nn.Conv2d(8, 8, 1, bias=False)
+        self.second.weight = self.first.weight
+        self.wide = conv_bn(8, 10)
+        self.head = nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.second(self.first(x).relu()).relu()
+        return self.head(self.wide(x).mean((2, 3)))
+
+
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Random scale factors, shifts and statistics; eval mode."""
     generator = torch.Generator().manual_seed(seed)
@@ -125,7 +143,7 @@ def random_scores(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
 
 def silenced(model: nn.Module, plan: Any) -> nn.Module:
     """The reference that the library does not compute itself: zeroes what the plan removes, in the dense model."""
-    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors.update(model.named_buffers())
     with torch.no_grad():
         for name, cut in plan.cuts.items():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_prune.channels import ChannelGraph, PlanError, prune_channels
+from lightning_prune.channels import ChannelError, ChannelGraph, PlanError, prune_channels, recalibrate
 from lightning_prune.channels.dead import constants
 from tests.channels.models import Branches, Chain, OptionA, randomise
 
@@ -134,3 +134,23 @@ def test_zero_padding_makes_folding_inexact_and_is_said() -> None:
         errors[how] = float((small(EXAMPLE.double()) - before).detach().abs().max())
         assert any("zero padding" in note for note in result.notes) == (how == "fold")
     assert 0 < errors["fold"] < 0.5 * errors["drop"]
+
+
+def test_recalibration_brings_statistics_back_and_leaves_the_rest_alone() -> None:
+    model = randomise(Pointwise()).train()
+    model.after.eval()
+    batches = [torch.randn(16, 3, 12, 12) * 2 + 1 for _ in range(4)]
+    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    assert recalibrate(model, batches) == 4
+    outputs = torch.stack([model.first(b).transpose(0, 1).flatten(1).mean(1) for b in batches]).mean(0)
+    torch.testing.assert_close(model.norm.running_mean, outputs.detach(), rtol=1e-4, atol=1e-4)
+    assert model.training
+    assert not model.after.training
+    assert model.norm.momentum == 0.1
+    assert all(torch.equal(weights[n], p) for n, p in model.named_parameters())
+    mean = model.norm.running_mean.clone()
+    with pytest.raises(ChannelError, match="no batch"):
+        recalibrate(model, [])
+    assert torch.equal(model.norm.running_mean, mean)
+    with pytest.raises(ChannelError, match="no BatchNorm"):
+        recalibrate(nn.Linear(2, 2), batches)

@@ -20,7 +20,7 @@ from lightning_prune.channels import (
     TraceError,
     prune_channels,
 )
-from tests.channels.models import Attention, Branches, Chain, OptionA, random_scores, randomise, silenced
+from tests.channels.models import Attention, Branches, Chain, OptionA, Tied, random_scores, randomise, silenced
 
 EXAMPLE = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -30,6 +30,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "attention": Attention,
     "fused attention": lambda: Attention(fused=True),
     "option A shortcut": OptionA,
+    "tied weights": Tied,
 }
 
 
