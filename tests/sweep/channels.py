@@ -102,7 +102,7 @@ def run_one(name: str, options: dict[str, Any]) -> dict[str, Any]:
     batch = None
     try:
         torch.manual_seed(0)
-        model = timm.create_model(name, drop_path_rate=0.0) if options.get("drop_path") else timm.create_model(name)
+        model = timm.create_model(name)
         row["parameters"] = sum(p.numel() for p in model.parameters())
         config = model.pretrained_cfg
         native = config["input_size"]
@@ -149,6 +149,12 @@ def run_one(name: str, options: dict[str, Any]) -> dict[str, Any]:
             notes=list(done.notes),
         )
         row["stuck"] = train_step(model, batch)
+        if row["stuck"]:  # is that the surgery's doing, or does the dense model have such parameters too?
+            del model
+            torch.manual_seed(0)
+            dense = timm.create_model(name)
+            randomise(dense, torch.randn_like(batch))
+            row["stuck_dense"] = train_step(dense, batch)
         row["status"] = "ok" if done.plan.form == "eager" else "ok as GraphModule"
     except ChannelError as error:
         nothing = "nothing would be removed" in str(error)
@@ -226,7 +232,7 @@ def table(rows: dict[str, dict[str, Any]], models: list[dict[str, Any]]) -> str:
                 f"{row['removed'] / max(row['norm_channels'], 1):.0%}",
                 f"{row['after'] / 1e6:.1f}",
                 str(row["restored"]),
-                str(row.get("stuck", "-")),
+                f"{row['stuck']} ({row['stuck_dense']})" if row.get("stuck") else "0",
                 str(row["size"]),
                 f"{row['seconds']:.1f}",
             ]
@@ -247,7 +253,7 @@ def table(rows: dict[str, dict[str, Any]], models: list[dict[str, Any]]) -> str:
         "model was changed; `effect` is what the masking itself changes. `frozen` is the share of BatchNorm channels "
         "that may not go, `removed` the share that went, `restored` the classes that came back for equal splits or "
         "non-empty layers, `stuck` the parameters that got no gradient or did not move in one training step after the "
-        "surgery.",
+        "surgery (in brackets: in the same step of the dense model).",
         "",
         *(f"* {status}: {number}" for status, number in sorted(count.items())),
         f"* CPU seconds from trace to verified compact model: median {times[len(times) // 2]}, worst {times[-1]}"
