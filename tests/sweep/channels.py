@@ -210,8 +210,8 @@ class Worker:
         self.process = None
 
 
-def table(rows: dict[str, dict[str, Any]], models: list[dict[str, Any]]) -> str:
-    """The dated Markdown table."""
+def table(rows: dict[str, dict[str, Any]], models: list[dict[str, Any]], note: str = "") -> str:
+    """The dated Markdown table; `note` says how the rows were collected."""
     count: dict[str, int] = {}
     lines = []
     for model in models:
@@ -255,6 +255,7 @@ def table(rows: dict[str, dict[str, Any]], models: list[dict[str, Any]]) -> str:
         "non-empty layers, `stuck` the parameters that got no gradient or did not move in one training step after the "
         "surgery (in brackets: in the same step of the dense model).",
         "",
+        *([note, ""] if note else []),
         *(f"* {status}: {number}" for status, number in sorted(count.items())),
         f"* CPU seconds from trace to verified compact model: median {times[len(times) // 2]}, worst {times[-1]}"
         if times
@@ -277,6 +278,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=300, help="time bound for one model")
     parser.add_argument("--memory", type=int, default=12000, help="address space bound for one model, MiB")
     parser.add_argument("--table", type=Path, help="write the table to this file, run nothing")
+    parser.add_argument("--note", default="", help="a sentence for the head of the table")
     args = parser.parse_args()
     models = listing(args.out.with_suffix(".models.json"))
     rows: dict[str, dict[str, Any]] = {}
@@ -285,7 +287,7 @@ def main() -> None:
             row = json.loads(line)
             rows[row["name"]] = row
     if args.table:
-        args.table.write_text(table(rows, models))
+        args.table.write_text(table(rows, models, args.note))
         return
     index, number = (int(i) for i in args.shard.split("/"))
     names = args.models or [m["name"] for m in models][index::number]
