@@ -232,7 +232,7 @@ def table(rows: dict[str, dict[str, Any]], models: list[dict[str, Any]], note: s
                 f"{row['removed'] / max(row['norm_channels'], 1):.0%}",
                 f"{row['after'] / 1e6:.1f}",
                 str(row["restored"]),
-                f"{row['stuck']} ({row['stuck_dense']})" if row.get("stuck") else "0",
+                f"{row['stuck']} ({row.get('stuck_dense', 'not run')})" if row.get("stuck") else "0",
                 str(row["size"]),
                 f"{row['seconds']:.1f}",
             ]
