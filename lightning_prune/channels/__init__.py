@@ -1,1 +1,21 @@
-"""Channel graph of a model, and exact removal of channels. Imports neither Lightning nor timm."""
+"""Channel surgery: which channels of a model live or die together, and their exact physical removal."""
+
+from lightning_prune.channels.cost import ChannelCost
+from lightning_prune.channels.graph import ChannelGraph
+from lightning_prune.channels.prune import Pruned, prune_channels
+from lightning_prune.channels.recalibrate import recalibrate
+from lightning_prune.errors import ChannelError, PlanError, SurgeryError, TraceError
+from lightning_prune.plan import PruningPlan
+
+__all__ = [
+    "ChannelCost",
+    "ChannelError",
+    "ChannelGraph",
+    "PlanError",
+    "Pruned",
+    "PruningPlan",
+    "SurgeryError",
+    "TraceError",
+    "prune_channels",
+    "recalibrate",
+]

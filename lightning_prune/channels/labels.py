@@ -1,0 +1,77 @@
+"""A union-find over channel labels, vectorised: every channel index of every tensor is one integer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FROZEN_IDS = 1 << 16
+"""Labels below this number are frozen; each of them stands for one reason. Ordinary labels follow."""
+
+UNLABELLED = 0
+"""The label of a position that no parameter controls (a constant, the network's input)."""
+
+
+class Labels:
+    """Equivalence classes of channel labels.
+
+    A union always keeps the smaller root. Because the frozen labels are the smallest, whatever is united with a
+    frozen label is frozen too, with its reason attached, and no rule has to think about it.
+    """
+
+    def __init__(self) -> None:
+        self._parent = torch.arange(FROZEN_IDS + (1 << 16))
+        self._next = FROZEN_IDS
+        self._reasons: dict[str, int] = {"not controlled by a parameter": UNLABELLED}
+
+    def fresh(self, count: int) -> Tensor:
+        """Returns `count` new labels, each its own class: an int64 tensor of shape (count,)."""
+        start, self._next = self._next, self._next + count
+        if self._next > len(self._parent):
+            self._parent = torch.cat([self._parent, torch.arange(len(self._parent), 2 * self._next)])
+        return torch.arange(start, self._next)
+
+    def find(self, labels: Tensor) -> Tensor:
+        """Returns the root of each label, in the shape of `labels`."""
+        roots = self._parent[labels]
+        while True:
+            above = self._parent[roots]
+            if torch.equal(above, roots):
+                return roots
+            roots = above
+
+    def unite(self, first: Tensor, second: Tensor) -> None:
+        """Puts `first[i]` and `second[i]` in one class, for every i; the shapes must broadcast."""
+        first, second = torch.broadcast_tensors(first, second)
+        first, second = first.reshape(-1), second.reshape(-1)
+        while True:
+            a, b = self.find(first), self.find(second)
+            apart = a != b
+            if not bool(apart.any()):
+                # Path compression: later finds on these labels take one step.
+                self._parent[first] = a
+                self._parent[second] = a
+                return
+            a, b = a[apart], b[apart]
+            self._parent.scatter_reduce_(0, torch.maximum(a, b), torch.minimum(a, b), "amin")
+
+    def freeze(self, labels: Tensor, reason: str) -> None:
+        """Freezes every class that `labels` touches and remembers why."""
+        if labels.numel() == 0:
+            return
+        identity = self._reasons.setdefault(reason, len(self._reasons))
+        if identity >= FROZEN_IDS:
+            raise RuntimeError(f"more than {FROZEN_IDS} distinct reasons to freeze; this is a bug, please report it")
+        self.unite(labels, torch.tensor(identity))
+
+    def reasons(self) -> dict[int, list[str]]:
+        """Returns {frozen root: every reason that was recorded for its class}."""
+        texts = list(self._reasons)
+        roots = self.find(torch.tensor(list(self._reasons.values()))).tolist()
+        grouped: dict[int, list[str]] = {}
+        for root, text in zip(roots, texts, strict=True):
+            grouped.setdefault(root, []).append(text)
+        for reasons in grouped.values():
+            if len(reasons) > 1 and texts[0] in reasons:
+                reasons.remove(texts[0])  # the unspecific reason says nothing beside a specific one
+        return grouped

@@ -1,0 +1,272 @@
+"""The rewritten graph: for models whose own code cannot express the widths that are left.
+
+The model object, its children, parameters and state-dict keys stay; only `forward` (and `forward_features`, where the
+model has it) run from graphs in which every integer that counts channels has been rewritten. There is one graph for
+train mode and one for eval mode, over the same parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from lightning_prune.channels.adapters import kept_count
+from lightning_prune.channels.graph import ChannelGraph, check_options, export, split_input
+from lightning_prune.channels.label import operator_name
+from lightning_prune.errors import PlanError, TraceError
+from lightning_prune.plan import PruningPlan
+
+METHODS = ("forward", "forward_features")
+
+
+class _Method(nn.Module):
+    """Presents another method of a model as `forward`, with the model's own tensor names."""
+
+    def __init__(self, model: nn.Module, method: str) -> None:
+        super().__init__()
+        self.__dict__.update({k: v for k, v in model.__dict__.items() if k not in ("forward",)})
+        self.__dict__["_source"] = (model, method)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        model, method = self.__dict__["_source"]
+        return getattr(model, method)(*args, **kwargs)
+
+
+@dataclass
+class GraphCode:
+    """One rewritten graph, and how its inputs are found in a model.
+
+    Attributes:
+        module: the graph as a module without tensors of its own; it takes them as arguments.
+        sources: for each placeholder ("state", tensor name), ("input", position) or ("constant", tensor).
+        out_spec: how the flat outputs are put together.
+    """
+
+    module: GraphModule
+    sources: list[tuple[str, Any]]
+    out_spec: Any
+    in_spec: Any
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        flat = pytree.tree_leaves((args, kwargs))
+        feed = []
+        for kind, what in self.sources:
+            if kind == "state":
+                path, _, name = what.rpartition(".")
+                feed.append(getattr(model.get_submodule(path), name))
+            else:
+                feed.append(flat[what] if kind == "input" else what)
+        out = self.module(*feed)
+        return pytree.tree_unflatten(out, self.out_spec)
+
+
+@dataclass
+class Programs:
+    """Rewritten graphs of a model: {(method, training): code}."""
+
+    codes: dict[tuple[str, bool], GraphCode] = field(default_factory=dict)
+
+
+_CLASSES: dict[type, type] = {}
+
+
+def graph_class(kind: type) -> type:
+    """A subclass of a model's class whose `forward` runs the graphs."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        programs: Programs = self.__dict__["_compact_programs"]
+        return programs.codes["forward", self.training](self, args, kwargs)
+
+    def forward_features(self: Any, *args: Any, **kwargs: Any) -> Any:
+        programs: Programs = self.__dict__["_compact_programs"]
+        return programs.codes["forward_features", self.training](self, args, kwargs)
+
+    if kind not in _CLASSES:
+        members: dict[str, Any] = {"forward": forward, "__doc__": f"{kind.__name__}, run from a rewritten graph."}
+        if hasattr(kind, "forward_features"):
+            members["forward_features"] = forward_features
+        _CLASSES[kind] = type(kind.__name__, (kind,), members)
+    return _CLASSES[kind]
+
+
+def install(model: nn.Module, programs: Programs) -> None:
+    """Makes a (sliced) model run from rewritten graphs. The object and its tensors stay."""
+    model.__dict__["_compact_programs"] = programs
+    model.__class__ = graph_class(type(model))
+
+
+def build(
+    model: nn.Module, example_input: Any, plan: PruningPlan, options: Any, methods: tuple[str, ...] = METHODS
+) -> Programs:
+    """Exports the dense model for each method and mode, and rewrites its widths for a plan."""
+    programs = Programs()
+    for method in methods:
+        if not hasattr(type(model), method):
+            continue
+        target = model if method == "forward" else _Method(model, method)
+        for training in (True, False):
+            program = dynamic_export(target, example_input, training)
+            graph = ChannelGraph.of_program(program, model, options, freeze_output=method == "forward")
+            keep = keep_of_plan(graph, plan)
+            rewrite(graph, keep)
+            programs.codes[method, training] = _code(program)
+    return programs
+
+
+def dynamic_export(model: nn.Module, example_input: Any, training: bool) -> ExportedProgram:
+    """Exports with a free batch size if the model allows it; the other sizes are those of the example."""
+    args, kwargs = split_input(example_input)
+    batch = Dim("batch", min=1, max=1 << 16)
+
+    def shapes(dims: dict[int, Any]) -> Any:
+        def one(value: Any) -> Any:
+            return {d: s for d, s in dims.items() if d < value.ndim} if isinstance(value, Tensor) else None
+
+        positional = tuple(one(a) for a in args)
+        if type(model) is _Method or not kwargs:
+            return (positional,) if type(model) is _Method else positional
+        return {k: one(v) for k, v in kwargs.items()}
+
+    example = tuple(_at_least_two(a) for a in args) if args else {k: _at_least_two(v) for k, v in kwargs.items()}
+    for dims in ({0: batch}, {}):
+        try:
+            return export(model, example, training=training, dynamic_shapes=shapes(dims) if dims else None)
+        except TraceError:
+            if not dims:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _at_least_two(value: Any) -> Any:
+    """A batch of one would be baked into the graph."""
+    if isinstance(value, Tensor) and value.ndim and value.shape[0] == 1:
+        return torch.cat([value, value])
+    return value
+
+
+def keep_of_plan(graph: ChannelGraph, plan: PruningPlan) -> Tensor:
+    """Translates a plan into the classes of another graph of the same model.
+
+    Raises:
+        PlanError: the plan cuts what this graph has to keep.
+    """
+    keep = torch.ones(graph.size, dtype=torch.bool)
+    used = {node.name for node in graph.program.graph.nodes if node.op == "placeholder" and node.users}
+    names = {s.target for s in graph.program.graph_signature.input_specs if s.arg.name in used}
+    cuts = {name: cut for name, cut in plan.cuts.items() if name in names}  # the rest is not in this method's graph
+    for name, cut in cuts.items():
+        for dim, kept in cut.kept.items():
+            ids = graph.axes.get(name, {}).get(dim)
+            if ids is None:
+                raise PlanError(f"the plan cuts dim {dim} of {name}, which has no channels in this graph")
+            gone = torch.ones(len(ids), dtype=torch.bool)
+            gone[torch.tensor(kept)] = False
+            if bool((ids[gone] < 0).any()):
+                reasons = graph.frozen_reasons[-1 - int(ids[gone].min())]
+                raise PlanError(f"the plan cuts dim {dim} of {name}, which is frozen in this graph: {reasons}")
+            keep[ids[gone]] = False
+    for name, cut in cuts.items():
+        for dim, kept in cut.kept.items():
+            ids = graph.axes.get(name, {}).get(dim)
+            if ids is not None and kept_count(ids, keep) != len(kept):
+                raise PlanError(f"the plan cuts dim {dim} of {name} in another way than this graph ties its channels")
+    return keep
+
+
+def rewrite(graph: ChannelGraph, keep: Tensor) -> None:
+    """Rewrites, in place, every integer of the graph that counts channels."""
+    for count in graph.counts:
+        after = kept_count(count.classes, keep)
+        if after != count.value and operator_name(count.node.target) not in ("chunk", "split", "unsafe_split"):
+            _set_argument(count.node, count.argument, count.position, after)
+    for parts in graph.equal_parts:
+        sizes = [kept_count(p, keep) for p in parts.parts]
+        if sizes != [len(p) for p in parts.parts]:
+            _as_sizes(parts.node, sizes)
+
+
+def _set_argument(node: Node, argument: str, position: int | None, value: int) -> None:
+    """Replaces one integer of a call; -1 and symbolic sizes stay symbolic."""
+    index = next(i for i, a in enumerate(node.target._schema.arguments) if a.name == argument)  # type: ignore[union-attr]
+    holder = node.args[index] if index < len(node.args) else node.kwargs[argument]
+    new: Any = value
+    if position is not None:
+        items = list(holder)  # type: ignore[arg-type]
+        if items[position] == -1:
+            return
+        items[position] = value
+        new = items
+    if index < len(node.args):
+        node.update_arg(index, new)
+    else:
+        node.update_kwarg(argument, new)
+
+
+def _as_sizes(node: Node, sizes: list[int]) -> None:
+    """Turns a split into equal parts into a split into listed sizes."""
+    dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+    node.target = torch.ops.aten.split_with_sizes.default
+    node.args, node.kwargs = (node.args[0], sizes, dim), {}
+
+
+def _code(program: ExportedProgram) -> GraphCode:
+    """Takes the graph out of a program, without its tensors."""
+    sources: list[tuple[str, Any]] = []
+    position = 0
+    for spec in program.graph_signature.input_specs:
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            sources.append(("state", spec.target))
+        elif spec.kind == InputKind.USER_INPUT:
+            sources.append(("input", position))
+            position += 1
+        else:
+            sources.append(("constant", program.constants.get(spec.target or "")))
+    graph = _without_checks(program.graph_module)
+    graph.recompile()
+    return GraphCode(graph, sources, program.call_spec.out_spec, program.call_spec.in_spec)
+
+
+def _without_checks(module: GraphModule) -> GraphModule:
+    """Drops dtype assertions (the model may be converted later), here and in nested graphs, and what traces left."""
+    for child in module.children():
+        if isinstance(child, GraphModule):
+            _without_checks(child)
+    for node in list(module.graph.nodes):
+        if node.op == "call_function" and operator_name(node.target).startswith("_assert"):
+            module.graph.erase_node(node)
+        else:
+            node.meta = {}
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+def graph_runner(programs: Programs) -> Callable[..., list[Tensor]]:
+    """Runs the eval graph with a state from outside, as `verify.run` runs a module."""
+
+    def runner(_: nn.Module, state: dict[str, Tensor], batch: Any) -> list[Tensor]:
+        args, kwargs = split_input(batch)
+        flat = pytree.tree_leaves((args, kwargs))
+        code = programs.codes["forward", False]
+        feed = [state[w] if kind == "state" else flat[w] if kind == "input" else w for kind, w in code.sources]
+        out = code.module(*feed)
+        return [t for t in out if isinstance(t, Tensor) and t.is_floating_point()]
+
+    return runner
+
+
+def build_from_plan(plan: PruningPlan, model: nn.Module) -> Programs:
+    """Traces a dense model again, with the inputs that the plan remembers."""
+    settings = {"groups": "tie", "attention": "dims", "allow_inexact": (), **plan.settings}
+    options = check_options(settings["groups"], settings["attention"], settings["allow_inexact"])
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    example = tuple(torch.zeros(shape, dtype=getattr(torch, dtype), device=device) for shape, dtype in plan.inputs)
+    return build(model, example, plan, options)

@@ -1,0 +1,309 @@
+"""The whole-zoo sweep: prunes every timm architecture with affine BatchNorm and writes down what happened.
+
+    python -m tests.sweep.channels --shard 0/2 --out tests/sweep/channels.jsonl
+    python -m tests.sweep.channels --table tests/sweep/channels.md --out tests/sweep/channels.jsonl
+
+Each model runs in a worker process under a time and a memory bound, so a hang or a crash costs one row. Rows that are
+already in the file are not run again (`--again failed` runs the failed ones again). Nothing is downloaded: weights are
+random, with random scale factors and calibrated statistics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import logging
+import multiprocessing as mp
+import os
+import resource
+import time
+import warnings
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+RATIO = 0.3
+SIZES = (96, 128, 160, 192, 224, 256, 288, 320, 384)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a batch norm with scale factors."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine
+
+
+def listing(path: Path) -> list[dict[str, Any]]:
+    """[{name, parameters, norms}] of all architectures, smallest first; written once, as it takes minutes."""
+    import timm
+
+    if path.exists():
+        return json.loads(path.read_text())
+    rows = []
+    for name in timm.list_models():
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        norms = [m for m in model.modules() if is_norm(m)]
+        if any(not isinstance(m, nn.BatchNorm1d) for m in norms):
+            rows.append({"name": name, "parameters": sum(p.numel() for p in model.parameters()), "norms": len(norms)})
+    rows.sort(key=lambda r: (r["parameters"], r["name"]))
+    path.write_text(json.dumps(rows, indent=0))
+    return rows
+
+
+def randomise(model: nn.Module, batch: torch.Tensor) -> None:
+    """Random scale factors and shifts, statistics of one batch: every channel matters."""
+    generator = torch.Generator().manual_seed(0)
+    norms = [m for m in model.modules() if is_norm(m)]
+    for norm in norms:
+        norm.weight.data = torch.rand(norm.weight.shape, generator=generator) + 0.5
+        norm.bias.data = 0.2 * torch.randn(norm.bias.shape, generator=generator)
+        norm.momentum = 1.0
+    with torch.no_grad():
+        for module in model.modules():
+            module.training = True
+        model(batch)
+    for norm in norms:
+        norm.momentum = 0.1
+        norm.running_var.clamp_(min=1e-3)
+    for module in model.modules():
+        module.training = False
+
+
+def train_step(model: nn.Module, batch: torch.Tensor) -> int:
+    """One step of SGD in train mode; returns how many parameters got no gradient or did not move."""
+    for module in model.modules():
+        module.training = True
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    out = model(batch)
+    leaves = [t for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
+    generator = torch.Generator().manual_seed(2)
+    sum((t * torch.randn(t.shape, generator=generator)).sum() for t in leaves).backward()
+    stuck = 0
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.grad is None:
+                stuck += 1
+                continue
+            p -= p.grad / p.grad.abs().max().clamp(min=1e-20)
+            stuck += torch.equal(before[name], p)
+    return stuck
+
+
+def run_one(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Prunes one architecture; never raises."""
+    import timm
+
+    from lightning_prune.channels import ChannelError, prune_channels
+
+    row: dict[str, Any] = {"name": name}
+    batch = None
+    try:
+        torch.manual_seed(0)
+        model = timm.create_model(name)
+        row["parameters"] = sum(p.numel() for p in model.parameters())
+        config = model.pretrained_cfg
+        native = config["input_size"]
+        sizes = [native[-1]] if config.get("fixed_input_size") else [*(s for s in SIZES if s < native[-1]), native[-1]]
+        for size in sizes:
+            batch = torch.randn(2, native[0], size, size)
+            try:
+                randomise(model, batch)
+                break
+            except Exception as error:
+                if size == sizes[-1]:
+                    raise RuntimeError(f"the dense model itself does not run at {sizes}: {error}") from error
+        row["size"] = batch.shape[-1]
+        scores = {
+            path: torch.rand(m.num_features, generator=torch.Generator().manual_seed(i))
+            for i, (path, m) in enumerate(model.named_modules())
+            if is_norm(m)
+        }
+        start = time.process_time()
+        done = prune_channels(model, batch, scores=scores, ratio=RATIO)
+        row["seconds"] = round(time.process_time() - start, 2)
+        total, frozen = done.graph.norm_channels()
+        left = sum(m.num_features for m in model.modules() if is_norm(m))
+        reasons: dict[str, int] = {}
+        for path in done.graph.norms:
+            ids = done.graph.axes[f"{path}.weight"].get(0)
+            for identity in [] if ids is None else ids[ids < 0].tolist():
+                for reason in {
+                    r.split(" at ")[0] + ":" + r.rpartition(":")[2] for r in done.graph.frozen_reasons[-1 - identity]
+                }:
+                    reasons[reason] = reasons.get(reason, 0) + 1
+        assert done.proof is not None
+        row.update(
+            form=done.plan.form,
+            difference=done.proof.difference,
+            effect=done.proof.effect,
+            dtype=str(done.proof.dtype).removeprefix("torch."),
+            norm_channels=total,
+            frozen=frozen,
+            removed=total - left,
+            after=sum(p.numel() for p in model.parameters()),
+            restored=done.restored,
+            reasons=[r for r, _ in sorted(reasons.items(), key=lambda i: -i[1])[:3]],
+            notes=list(done.notes),
+        )
+        row["stuck"] = train_step(model, batch)
+        if row["stuck"]:  # is that the surgery's doing, or does the dense model have such parameters too?
+            del model
+            torch.manual_seed(0)
+            dense = timm.create_model(name)
+            randomise(dense, torch.randn_like(batch))
+            row["stuck_dense"] = train_step(dense, batch)
+        row["status"] = "ok" if done.plan.form == "eager" else "ok as GraphModule"
+    except ChannelError as error:
+        nothing = "nothing would be removed" in str(error)
+        row.update(status="not applicable" if nothing else "failed", error=f"{type(error).__name__}: {error}"[:600])
+    except Exception as error:
+        row.update(status="failed", error=f"{type(error).__name__}: {error}"[:600])
+    row["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    return row
+
+
+def worker(pipe: Connection, memory: int) -> None:
+    """Serves names until the pipe closes."""
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_AS, (memory << 20, memory << 20))
+    while True:
+        name, options = pipe.recv()
+        pipe.send(run_one(name, options))
+
+
+class Worker:
+    """A worker process that is replaced when it dies, hangs or has grown."""
+
+    def __init__(self, memory: int) -> None:
+        self.memory, self.process = memory, None
+
+    def run(self, name: str, seconds: int) -> dict[str, Any]:
+        """Runs one model under the bounds."""
+        if self.process is None:
+            self.pipe, theirs = mp.Pipe()
+            self.process = mp.get_context("spawn").Process(target=worker, args=(theirs, self.memory), daemon=True)
+            self.process.start()
+            theirs.close()
+        try:
+            self.pipe.send((name, {}))
+            if not self.pipe.poll(seconds):
+                self.stop()
+                return {"name": name, "status": "failed", "error": f"not finished after {seconds} s"}
+            row = self.pipe.recv()
+        except (EOFError, OSError):
+            self.stop()
+            return {"name": name, "status": "failed", "error": "the worker died (memory bound?)"}
+        if row["peak_mib"] > 3000 or row["status"] == "failed":
+            self.stop()
+        return row
+
+    def stop(self) -> None:
+        """Ends the process."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+        self.process = None
+
+
+def table(rows: dict[str, dict[str, Any]], models: list[dict[str, Any]], note: str = "") -> str:
+    """The dated Markdown table; `note` says how the rows were collected."""
+    count: dict[str, int] = {}
+    lines = []
+    for model in models:
+        row = rows.get(model["name"], {"status": "not run"})
+        status = row["status"]
+        if status.startswith("ok") and row["frozen"]:
+            status += ", partly frozen"
+        count[status] = count.get(status, 0) + 1
+        detail = row.get("error") or "; ".join([*row.get("reasons", []), *row.get("notes", [])])
+        cells = [model["name"], f"{model['parameters'] / 1e6:.1f}", status]
+        if "difference" in row:
+            share = row["frozen"] / max(row["norm_channels"], 1)
+            cells += [
+                f"{row['difference']:.0e}",
+                f"{row['effect']:.0e}",
+                row["dtype"],
+                f"{share:.0%}",
+                f"{row['removed'] / max(row['norm_channels'], 1):.0%}",
+                f"{row['after'] / 1e6:.1f}",
+                str(row["restored"]),
+                f"{row['stuck']} ({row.get('stuck_dense', 'not run')})" if row.get("stuck") else "0",
+                str(row["size"]),
+                f"{row['seconds']:.1f}",
+            ]
+        else:
+            cells += ["-"] * 10
+        lines.append("| " + " | ".join([*cells, detail.replace("|", "/").replace("\n", " ")[:240]]) + " |")
+    import timm
+
+    times = sorted(r["seconds"] for r in rows.values() if "seconds" in r)
+    head = [
+        "# Channel surgery on every timm architecture with affine BatchNorm",
+        "",
+        f"{datetime.date.today()}, timm {timm.__version__}, torch {torch.__version__}, CPU, one thread. "
+        f"{RATIO:.0%} of the scored BatchNorm channels asked for at random, random weights. Regenerate with "
+        "`python -m tests.sweep.channels` (see its first lines).",
+        "",
+        "`difference` is the largest |masked - sliced| relative to the largest output, on a random batch, before the "
+        "model was changed; `effect` is what the masking itself changes. `frozen` is the share of BatchNorm channels "
+        "that may not go, `removed` the share that went, `restored` the classes that came back for equal splits or "
+        "non-empty layers, `stuck` the parameters that got no gradient or did not move in one training step after the "
+        "surgery (in brackets: in the same step of the dense model).",
+        "",
+        *([note, ""] if note else []),
+        *(f"* {status}: {number}" for status, number in sorted(count.items())),
+        f"* CPU seconds from trace to verified compact model: median {times[len(times) // 2]}, worst {times[-1]}"
+        if times
+        else "",
+        "",
+        "| model | M params | status | difference | effect | in | frozen | removed | M params left | restored | stuck "
+        "| px | s | detail |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *lines]) + "\n"
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shard", default="0/1", help="i/n: every n-th model, from the i-th on")
+    parser.add_argument("--out", type=Path, default=Path("tests/sweep/channels.jsonl"))
+    parser.add_argument("--models", nargs="*", help="only these")
+    parser.add_argument("--again", choices=["failed", "all"], help="run rows of this kind again")
+    parser.add_argument("--seconds", type=int, default=300, help="time bound for one model")
+    parser.add_argument("--memory", type=int, default=12000, help="address space bound for one model, MiB")
+    parser.add_argument("--table", type=Path, help="write the table to this file, run nothing")
+    parser.add_argument("--note", default="", help="a sentence for the head of the table")
+    args = parser.parse_args()
+    models = listing(args.out.with_suffix(".models.json"))
+    rows: dict[str, dict[str, Any]] = {}
+    if args.out.exists():
+        for line in args.out.read_text().splitlines():
+            row = json.loads(line)
+            rows[row["name"]] = row
+    if args.table:
+        args.table.write_text(table(rows, models, args.note))
+        return
+    index, number = (int(i) for i in args.shard.split("/"))
+    names = args.models or [m["name"] for m in models][index::number]
+    bound = Worker(args.memory)
+    for name in names:
+        known = rows.get(name)
+        if known and not (args.again == "all" or (args.again == "failed" and known["status"] == "failed")):
+            continue
+        row = bound.run(name, args.seconds)
+        with args.out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        print(row["status"], name, row.get("error", ""), flush=True)
+    bound.stop()
+
+
+if __name__ == "__main__":
+    main()
