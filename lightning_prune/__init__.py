@@ -1,23 +1,41 @@
 """Pruning callbacks for PyTorch Lightning that work on any timm model."""
 
 from lightning_prune.callbacks import LTPCallback, MagnitudeCallback, PruningCallback, Trail, TrailEntry
+from lightning_prune.channels import (
+    ChannelCost,
+    ChannelError,
+    ChannelGraph,
+    PlanError,
+    PruningPlan,
+    SurgeryError,
+    TraceError,
+    prune_channels,
+)
 from lightning_prune.classifier import TimmClassifier
 from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
 from lightning_prune.metrics import CompressionRatio, Sparsity
 from lightning_prune.report import SparsityReport, sparsity_report
 
 __all__ = [
+    "ChannelCost",
+    "ChannelError",
+    "ChannelGraph",
     "CompressionRatio",
     "LTPCallback",
     "MagnitudeCallback",
+    "PlanError",
     "PrunedFileError",
     "PruningCallback",
+    "PruningPlan",
     "Sparsity",
     "SparsityReport",
+    "SurgeryError",
     "TimmClassifier",
+    "TraceError",
     "Trail",
     "TrailEntry",
     "load_pruned",
+    "prune_channels",
     "pruned_state_dict",
     "save_pruned",
     "sparsity_report",
