@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -65,10 +66,9 @@ def test_masked_equals_sliced_in_float64(name: str, seed: int) -> None:
     "name", ["resnet18", "shufflenet_v2_x0_5", "mobilenet_v3_small", "googlenet", "densenet121", "squeezenet1_0"]
 )
 def test_torchvision(name: str) -> None:
-    models = pytest.importorskip("torchvision.models")
     torch.manual_seed(0)
     extra = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
-    dense = randomise(models.get_model(name, weights=None, **extra))
+    dense = randomise(torchvision.models.get_model(name, weights=None, **extra))
     small = copy.deepcopy(dense)
     x = torch.randn(2, 3, 96, 96)
     scores = random_scores(small) or {

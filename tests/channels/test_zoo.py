@@ -7,15 +7,15 @@ import io
 import time
 from typing import Any
 
+import onnxruntime
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels import ChannelGraph, PruningPlan, prune_channels
 from tests.channels.models import random_scores, silenced
 from tests.sweep.channels import randomise, train_step
-
-timm = pytest.importorskip("timm")
 
 FAST = ("resnet18", "mobilenetv3_small_100", "efficientnet_b0", "mixnet_s", "ghostnet_100", "skresnet18",
         "res2net50_26w_4s", "regnetx_002", "cspresnet50", "levit_128s")  # fmt: skip
@@ -140,12 +140,10 @@ def check_compile(name: str, backend: str) -> None:
 
 def check_onnx(name: str) -> None:
     """The ONNX file of the compact model gives the same output in onnxruntime."""
-    pytest.importorskip("onnxscript")
-    runtime = pytest.importorskip("onnxruntime")
     _, small, _, batch = prune(name)
     file = io.BytesIO()
     torch.onnx.export(small, (batch,), dynamo=True, verbose=False).save(file)
-    session = runtime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
     found = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: batch.numpy()})[0])
     with torch.no_grad():
         expected = small(batch)
