@@ -52,6 +52,19 @@ def _weights(root: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
                 yield name, module, attribute
 
 
+def _checked_weights(
+    root: nn.Module, include: Sequence[str] | None, exclude: Sequence[str] | None
+) -> list[tuple[str, nn.Module, str]]:
+    """All of `_weights`; raises if there is none, or if a pattern matches none."""
+    found = list(_weights(root))
+    names = [name for name, _, _ in found]
+    if not names:
+        raise ValueError(f"{type(root).__name__} has no conv or linear weight: there is nothing to prune.")
+    _check_patterns(include or (), names, "include")
+    _check_patterns(exclude or (), names, "exclude")
+    return found
+
+
 def prunable_weights(
     root: nn.Module, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
 ) -> list[tuple[str, Tensor]]:
@@ -60,12 +73,7 @@ def prunable_weights(
     Raises:
         ValueError: there is none, or a pattern matches none.
     """
-    found = list(_weights(root))
-    names = [name for name, _, _ in found]
-    if not names:
-        raise ValueError(f"{type(root).__name__} has no conv or linear weight.")
-    _check_patterns(include or (), names, "include")
-    _check_patterns(exclude or (), names, "exclude")
+    found = _checked_weights(root, include, exclude)
     seen: set[int] = set()
     weights = []
     for name, module, attribute in found:
@@ -149,12 +157,8 @@ def find_targets(
     Raises:
         ValueError: a pattern matches nothing, or nothing is left to prune.
     """
-    found = list(_weights(root))
+    found = _checked_weights(root, include, exclude)
     names = [name for name, _, _ in found]
-    if not names:
-        raise ValueError(f"{type(root).__name__} has no conv or linear weight: there is nothing to prune.")
-    _check_patterns(include or (), names, "include")
-    _check_patterns(exclude or (), names, "exclude")
     first, last = _first_and_last(root, names)
     owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
     for module in root.modules():
