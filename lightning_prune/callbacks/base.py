@@ -132,6 +132,9 @@ class PruningCallback(PruningMethod, Callback):
             self._begin()
         self._guard.new_batch()
         self._expire()
+        if self.stage == "soft":
+            for target, gate in zip(self.targets, self._gates, strict=True):
+                gate.renew(target.param)
 
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

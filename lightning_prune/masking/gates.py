@@ -50,6 +50,11 @@ class Gate:
         """Forget the masked weight: the parameter or the gate has changed."""
         self._version = -1
 
+    def renew(self, param: Tensor) -> None:
+        """Compute the masked weight ahead of the forward: layer after layer is faster than one here, one there."""
+        if self._masked is not None:  # else nobody has asked for it yet
+            self._cached(param)
+
     def __call__(self, param: Tensor) -> Tensor:
         """The weight that the network uses, with the identity as its gradient to ``param``."""
         compiling = torch.compiler.is_compiling()
@@ -82,20 +87,23 @@ class Gate:
 
 
 class SoftGate(Gate):
-    """LTP's gate, ``v = w·sigm(slope·w² + shift)``, ``slope = 1/T``, ``shift = −τ/T`` (0-dim tensors, read live)."""
+    """LTP's gate, ``v = w·sigm(slope·w² + shift)``, ``slope = 1/T``, ``shift = −τ/T`` (0-dim tensors, read live).
 
-    def __init__(self, slope: Tensor, shift: Tensor) -> None:
+    With ``fuse`` its kernels are compiled by torch.compile.
+    """
+
+    def __init__(self, slope: Tensor, shift: Tensor, fuse: bool = False) -> None:
         super().__init__()
-        self.slope, self.shift = slope, shift
+        self.slope, self.shift, self.fuse = slope, shift, fuse
         self._sums: kernels.Sums | None = None
 
     def mask(self, w: Tensor, out: Tensor | None) -> Tensor:
-        masked, self._sums = kernels.soft_mask(w, self.slope, self.shift, out)
+        masked, self._sums = kernels.soft_mask(w, self.slope, self.shift, out, self.fuse)
         return masked
 
     def step_(self, w: Tensor, grad: Tensor, count: bool) -> Tensor:
         masked = self._cached(w)  # the forward's own, unless it was compiled
-        return kernels.soft_step_(w, grad, masked, self._sums, self.slope, self.shift, count)
+        return kernels.soft_step_(w, grad, masked, self._sums, self.slope, self.shift, count, self.fuse)
 
 
 class HardGate(Gate):

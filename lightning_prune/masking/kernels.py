@@ -2,10 +2,15 @@
 
 On the CPU both walk the layer in chunks that stay in the second-level cache and reuse two small buffers, which is
 three to four times faster than whole-tensor expressions (whose temporaries are bound by memory and page faults).
-Elsewhere the whole-tensor form is used. Both forms equal `functional.ltp`, which states the equations.
+Elsewhere the whole-tensor form is used. torch.compile can fuse either into a pass or two over memory. All forms equal
+`functional.ltp`, which states the equations.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,8 +39,8 @@ def _chunks(*tensors: Tensor) -> list[tuple[Tensor, ...]] | None:
         or any(t.stride() != first.stride() or t.dtype != first.dtype for t in tensors)
     ):
         return None
-    flat = [t.detach().as_strided((t.numel(),), (1,)).split(CHUNK) for t in tensors]
-    return list(zip(*flat, strict=True))
+    flat = tuple(t.detach().as_strided((t.numel(),), (1,)) for t in tensors)
+    return [flat] if first.numel() <= CHUNK else list(zip(*(t.split(CHUNK) for t in flat), strict=True))
 
 
 def gate(w: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
@@ -44,8 +49,12 @@ def gate(w: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
     return torch.sigmoid((w * w * slope + shift).clamp(-GATE_RANGE, GATE_RANGE))
 
 
-def soft_mask(w: Tensor, slope: Tensor, shift: Tensor, out: Tensor | None = None) -> tuple[Tensor, Sums | None]:
+def soft_mask(
+    w: Tensor, slope: Tensor, shift: Tensor, out: Tensor | None = None, fuse: bool = False
+) -> tuple[Tensor, Sums | None]:
     """``w · sigm(slope·w² + shift)``, into ``out`` if given. ``slope = 1/T`` and ``shift = −τ/T`` are 0-dim tensors.
+
+    With ``fuse`` the passes are compiled into one.
 
     Returns:
         The masked weight, and in the chunked form the sums (Σ m, Σ m(1 − m)), which `soft_step_` wants.
@@ -55,9 +64,14 @@ def soft_mask(w: Tensor, slope: Tensor, shift: Tensor, out: Tensor | None = None
     out = torch.empty_like(w) if out is None else out
     chunks = _chunks(w, out)
     if chunks is None:
-        return out.copy_(at_least_float32(w) * gate(w, slope, shift)), None
-    shift, factor = shift.to(w.dtype), slope.item()
-    work, one = w.new_empty(min(CHUNK, w.numel())), w.new_ones(())
+        _compiled(_mask_whole_, fuse)(w, slope, shift, out)
+        return out, None
+    shift = shift.to(w.dtype)
+    if fuse:
+        sums = [_compiled(_mask_and_sums_, True)(x, slope, shift, v) for x, v in chunks]
+        kept, band = torch.stack(sums).sum(0).tolist()
+        return out, (kept, band)
+    factor, work, one = slope.item(), w.new_empty(min(CHUNK, w.numel())), w.new_ones(())
     kept = band = 0.0
     for x, m in chunks:
         torch.addcmul(shift, x, x, value=factor, out=m).clamp_(-GATE_RANGE, GATE_RANGE).sigmoid_()
@@ -68,7 +82,14 @@ def soft_mask(w: Tensor, slope: Tensor, shift: Tensor, out: Tensor | None = None
 
 
 def soft_step_(
-    w: Tensor, grad: Tensor, masked: Tensor, sums: Sums | None, slope: Tensor, shift: Tensor, count: bool
+    w: Tensor,
+    grad: Tensor,
+    masked: Tensor,
+    sums: Sums | None,
+    slope: Tensor,
+    shift: Tensor,
+    count: bool,
+    fuse: bool = False,
 ) -> Tensor:
     """Turn ``grad = dL/dv`` into LTP's weight gradient ``grad·m``, in place, and return the layer's sums.
 
@@ -82,17 +103,20 @@ def soft_step_(
         slope: 1/T, 0-dim.
         shift: −τ/T, 0-dim.
         count: also count weights above the threshold and inside the band (two more passes); NaN otherwise.
+        fuse: compile the passes (those of a step that counts stay as they are).
 
     Returns:
         shape [5], ordered as `STATS`: Σ s·g·w, Σ s (s = m(1−m)/T), Σ m, #(w² > τ), #(|w² − τ| < 4T).
     """
     chunks = _chunks(w, grad, masked)
     if chunks is None or sums is None:
-        return _soft_step_whole_(w, grad, slope, shift, count)
-    factor = slope.item()
+        return _compiled(_soft_step_whole_, fuse)(w.detach(), grad, slope, shift, count)
+    task = hard = near = 0.0
+    if fuse and not count:
+        task = torch.stack([_compiled(_step_and_sum_, True)(x, g, v) for x, g, v in chunks]).sum().item()
+        chunks = []
     size = min(CHUNK, w.numel())
     gates, work, tiny = w.new_empty(size), w.new_empty(size), w.new_tensor(_TINY)
-    task = hard = near = 0.0
     for x, g, v in chunks:
         m, t = gates[: x.numel()], work[: x.numel()]
         torch.div(v, torch.add(x, tiny, out=t), out=m)  # a weight of 0 gets the gate 0, not NaN
@@ -101,13 +125,36 @@ def soft_step_(
             near += int(torch.count_nonzero((m - 0.5).abs_() < _BAND))
         g.mul_(m)  # g·m: the weight's gradient
         task += torch.dot(g, torch.sub(x, v, out=t)).item()  # g·m·(1 − m)·w
-    kept, band = sums
+    factor, (kept, band) = slope.item(), sums
     counts = (hard, near) if count else (torch.nan, torch.nan)
     return torch.tensor((task * factor, band * factor, kept, *counts), dtype=torch.float64)
 
 
+@cache
+def _compiled(function: Callable[..., Any], fuse: bool) -> Callable[..., Any]:
+    """The function, compiled once for tensors of any length if ``fuse``."""
+    return torch.compile(function, dynamic=True) if fuse else function
+
+
+def _mask_and_sums_(x: Tensor, slope: Tensor, shift: Tensor, out: Tensor) -> Tensor:
+    m = gate(x, slope, shift)
+    out.copy_(x * m)
+    return torch.stack([m.sum(), (m * (1 - m)).sum()])
+
+
+def _step_and_sum_(x: Tensor, grad: Tensor, masked: Tensor) -> Tensor:
+    g = grad * (masked / (x + _TINY))
+    task = (g * (x - masked)).sum()
+    grad.copy_(g)
+    return task
+
+
+def _mask_whole_(w: Tensor, slope: Tensor, shift: Tensor, out: Tensor) -> None:
+    out.copy_(at_least_float32(w) * gate(w, slope, shift))
+
+
 def _soft_step_whole_(w: Tensor, grad: Tensor, slope: Tensor, shift: Tensor, count: bool) -> Tensor:
-    x = at_least_float32(w.detach())
+    x = at_least_float32(w)
     m = gate(x, slope, shift)
     s = m * (1 - m) * slope
     task = (s * at_least_float32(grad) * x).sum()

@@ -28,14 +28,14 @@ CASES = [("resnet18", 64, 1.10), ("efficientnet_b0", 96, 1.03), ("mixnet_s", 96,
 class Stepper:
     """One network, its optimizer and data; ``step`` trains it once, under the callback where ``masked``."""
 
-    def __init__(self, name: str, size: int, batch: int, masked: bool) -> None:
+    def __init__(self, name: str, size: int, batch: int, masked: bool, fuse: bool = False) -> None:
         torch.manual_seed(0)
         self.module = TimmClassifier(name, in_chans=3, num_classes=100)
         self.optimizer = torch.optim.SGD(self.module.parameters(), lr=1e-3, momentum=0.9)
         self.x, self.y = torch.randn(batch, 3, size, size), torch.randint(0, 100, (batch,))
         self.callback = None
         if masked:
-            self.callback = LTPCallback()
+            self.callback = LTPCallback(fuse=fuse)
             self.callback._prepare(self.module)
             self.callback.phases = Phases(0, 200, 300)
             self.callback._begin()
@@ -71,9 +71,9 @@ def floor(module: torch.nn.Module) -> float:
     return statistics.median(times)
 
 
-def compare(name: str, size: int, batch: int, pairs: int) -> str:
+def compare(name: str, size: int, batch: int, pairs: int, fuse: bool) -> str:
     """One row: median ratio, its range, and the floor's share of the plain step."""
-    plain, masked = Stepper(name, size, batch, False), Stepper(name, size, batch, True)
+    plain, masked = Stepper(name, size, batch, False), Stepper(name, size, batch, True, fuse)
     ratios, base = [], []
     for i in range(pairs + 2):
         first, second = (plain, masked) if i % 2 else (masked, plain)
@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--only", nargs="*", help="networks to run")
+    parser.add_argument("--fuse", action="store_true", help="the masks compiled")
     parser.add_argument("--memory", nargs=2, metavar=("NAME", "SIZE"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -123,7 +124,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, timm {timm.__version__}, {args.threads} threads, {args.pairs} pairs")
     for name, size, bound in CASES:
         if not args.only or name in args.only:
-            print(f"{compare(name, size, args.batch, args.pairs)} (bound {bound})", flush=True)
+            print(f"{compare(name, size, args.batch, args.pairs, args.fuse)} (bound {bound})", flush=True)
 
 
 if __name__ == "__main__":

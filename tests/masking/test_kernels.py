@@ -83,3 +83,18 @@ def test_zero_weights_have_no_gradient_and_no_nan():
     stats = kernels.soft_step_(w, g, *kernels.soft_mask(w, slope, shift), slope, shift, count=True)
     assert g.tolist() == [0, pytest.approx(torch.sigmoid(torch.tensor(1.0)).item()), 0]
     assert stats.isfinite().all()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # chunks, and whole tensors
+def test_compiled_kernels_equal_the_eager_ones(layout, dtype):
+    w, g, _, _, slope, shift = problem((64, 30, 3, 3), dtype, layout)
+    eager, compiled, stats = {}, {}, []
+    for fuse, into in ((False, eager), (True, compiled)):
+        into["gradient"] = g.clone()
+        into["masked"], sums = kernels.soft_mask(w, slope, shift, fuse=fuse)
+        step = kernels.soft_step_(w, into["gradient"], into["masked"], sums, slope, shift, count=False, fuse=fuse)
+        stats.append(step[: kernels.HARD_KEPT].double())
+    rtol = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(compiled, eager, rtol=rtol, atol=1e-9)
+    torch.testing.assert_close(*stats, rtol=2e-5, atol=1e-5)
