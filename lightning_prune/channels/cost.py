@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune.channels.adapters import kept_mask
 from lightning_prune.channels.graph import ChannelGraph
-from lightning_prune.channels.label import operator_name, shape_of
+from lightning_prune.channels.label import module_path, operator_name, shape_of
 
 COUNTED = (
     "conv1d",
@@ -41,6 +41,7 @@ class _Term:
 
     base: float
     widths: tuple[Tensor, ...]
+    layer: str = ""
 
     def value(self, keep: Tensor) -> float:
         out = self.base
@@ -69,7 +70,7 @@ class ChannelCost:
             involved.setdefault(product.node, []).append((product.share, product.classes))
         batch = _batch(graph)
         macs = [
-            _Term(flops / 2 / batch * share, widths)
+            _Term(flops / 2 / batch * share, widths, module_path(node)[0])
             for node, flops in _flops(graph.program.graph_module)
             for share, widths in involved.get(node, [(1.0, ())])
         ]
@@ -84,6 +85,13 @@ class ChannelCost:
     def macs(self, keep: Tensor | None = None) -> int:
         """MACs of one sample when the classes in `keep` (bool of shape (classes,)) stay; None keeps all."""
         return round(sum(term.value(self._all(keep)) for term in self._macs))
+
+    def macs_by_layer(self, keep: Tensor | None = None) -> dict[str, float]:
+        """MACs of each module when the classes in `keep` stay, the most expensive first."""
+        found: dict[str, float] = {}
+        for term in self._macs:
+            found[term.layer] = found.get(term.layer, 0.0) + term.value(self._all(keep))
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     def params(self, keep: Tensor | None = None) -> int:
         """Parameters when the classes in `keep` stay; None keeps all."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.channels.adapters import kept_count
+from lightning_prune.channels.budget import meet_budget
 from lightning_prune.channels.cost import ChannelCost
 from lightning_prune.channels.graph import ChannelGraph
 from lightning_prune.errors import PlanError
@@ -147,27 +148,13 @@ def keep_by_macs(
     cost = ChannelCost.of(graph)
     order = score.argsort()
     order = order[number[order] > 0]
-    target = share * cost.macs()
-
-    def keep(count: int) -> Tensor:
-        mask = torch.ones(graph.size, dtype=torch.bool)
-        mask[order[:count]] = False
-        return mask
-
-    low, high = 0, len(order)
-    least = cost.macs(repaired(keep(high), score))
-    if least > target:
+    try:
+        keep = meet_budget(order, graph.size, cost.macs, share * cost.macs(), lambda k: repaired(k, score))
+    except PlanError as error:
         raise PlanError(
-            f"macs={share}: even with every scored class removed, {least / cost.macs():.2f} of the MACs "
-            "stay (floors, alignment, frozen channels); ask for more, or give more layers scores"
-        )
-    while high - low > max(1, len(order) // 512):
-        middle = (low + high) // 2
-        if cost.macs(repaired(keep(middle), score)) > target:
-            low = middle
-        else:
-            high = middle
-    return keep(high), score
+            f"macs={share}: {error} (floors, alignment, frozen channels); ask for more, or give more layers scores"
+        ) from error
+    return keep, score
 
 
 def repair(

@@ -1,0 +1,131 @@
+"""The BatchNorm scale factors of a model as one vector, and the channel classes that they decide about.
+
+A class of tied channels may hold several scale factors: those of all norms on a residual stream, or of a conv, the
+depthwise conv behind it and so on. They decide together: the *size* of a class is the root mean square of its factors,
+and what changes the size scales its factors alike. A class with one factor is that factor.
+
+Classes that hold factors of the same norms form a *layer*: the unit that gets one threshold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.channels.graph import ChannelGraph
+from lightning_prune.errors import ChannelError
+
+
+@dataclass(frozen=True)
+class ScaleFactors:
+    """Scale factors of removable channels, read and written in place.
+
+    Attributes:
+        params: the norms' weights that have removable channels.
+        names: their norms.
+        classes: graph class of each class here, int64 [classes].
+        slot: class of each factor, int64 [factors]; `len(classes)` for those that are frozen.
+        members: factors of each class, int64 [classes].
+        layer: layer of each class, int64 [classes].
+        layers: the norms that each layer stands on.
+        frozen: norms without a removable channel, with the graph's reason.
+    """
+
+    params: tuple[nn.Parameter, ...]
+    names: tuple[str, ...]
+    classes: Tensor
+    slot: Tensor
+    members: Tensor
+    layer: Tensor
+    layers: tuple[tuple[str, ...], ...]
+    frozen: dict[str, str]
+
+    @classmethod
+    def of(cls, model: nn.Module, graph: ChannelGraph) -> ScaleFactors:
+        """Collects them; index tensors are on the CPU, see `to`.
+
+        Raises:
+            ChannelError: no norm has a scale factor on a removable channel.
+        """
+        params: list[nn.Parameter] = []
+        names: list[str] = []
+        ids: list[Tensor] = []
+        frozen: dict[str, str] = {}
+        for name in graph.norms:
+            vector = graph.axes[f"{name}.weight"].get(0)
+            if vector is None or not bool((vector >= 0).any()):
+                reasons = () if vector is None else graph.frozen_reasons[-1 - int(vector[0])]
+                frozen[name] = "; ".join(reasons) or "no operator relates it to another tensor"
+                continue
+            weight = model.get_submodule(name).weight
+            assert isinstance(weight, nn.Parameter)
+            if any(weight is p for p in params):  # a norm under two names
+                continue
+            params.append(weight)
+            names.append(name)
+            ids.append(vector)
+        if not params:
+            raise ChannelError(
+                f"{type(model).__name__} has no BatchNorm scale factor on a channel that may be removed "
+                f"({len(graph.norms)} BatchNorms with scale factors, {len(frozen)} of them frozen)"
+                + "".join(f"; {name}: {reason}" for name, reason in list(frozen.items())[:3])
+            )
+        flat = torch.cat(ids)
+        classes = flat[flat >= 0].unique()
+        slot = torch.searchsorted(classes, flat.clamp_min(0)).masked_fill(flat < 0, len(classes))
+        members = torch.bincount(slot, minlength=len(classes) + 1)[:-1]
+        layer, layers = _layers(names, slot.split([len(v) for v in ids]), len(classes))
+        return cls(tuple(params), tuple(names), classes, slot, members, layer, layers, frozen)
+
+    def to(self, device: torch.device) -> ScaleFactors:
+        """The same with index tensors on a device."""
+        moved = {name: getattr(self, name).to(device) for name in ("classes", "slot", "members", "layer")}
+        return ScaleFactors(**{**vars(self), **moved})
+
+    def read(self) -> Tensor:
+        """All factors, float32 or wider [factors]; a copy."""
+        flat = torch.cat([p.detach() for p in self.params])
+        return flat if flat.dtype == torch.float64 else flat.float()
+
+    def write(self, factors: Tensor) -> None:
+        """Puts factors [factors] into the norms, in place."""
+        sizes = [p.numel() for p in self.params]
+        torch._foreach_copy_([p.detach() for p in self.params], list(factors.split(sizes)))
+
+    def sizes(self, factors: Tensor) -> Tensor:
+        """Root mean square of each class, [classes]."""
+        total = torch.zeros(len(self.classes) + 1, dtype=factors.dtype, device=factors.device)
+        return (total.index_add_(0, self.slot, factors * factors)[:-1] / self.members).sqrt()
+
+    def spread(self, values: Tensor, frozen: float) -> Tensor:
+        """A value of each class [classes] for each of its factors [factors]; ``frozen`` for frozen ones."""
+        return torch.cat([values, values.new_full((1,), frozen)])[self.slot]
+
+    def by_layer(self, values: Tensor) -> list[Tensor]:
+        """Values of classes [classes], split by layer."""
+        return [values[self.layer == i] for i in range(len(self.layers))]
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """The opposite of `by_layer`."""
+        out = parts[0].new_empty(len(self.classes))
+        for i, part in enumerate(parts):
+            out[self.layer == i] = part
+        return out
+
+    def layer_name(self, index: int) -> str:
+        """Its first norm, and how many more there are."""
+        first, *rest = self.layers[index]
+        return f"{first} (+{len(rest)})" if rest else first
+
+
+def _layers(names: list[str], slots: tuple[Tensor, ...], size: int) -> tuple[Tensor, tuple[tuple[str, ...], ...]]:
+    """Classes whose factors lie in the same norms form a layer. Returns (layer of each class, norms of each layer)."""
+    held: list[list[int]] = [[] for _ in range(size)]
+    for i, slot in enumerate(slots):
+        for c in slot[slot < size].unique().tolist():
+            held[c].append(i)
+    index: dict[tuple[int, ...], int] = {}
+    layer = torch.tensor([index.setdefault(tuple(norms), len(index)) for norms in held], dtype=torch.int64)
+    return layer, tuple(tuple(names[i] for i in norms) for norms in index)
