@@ -1,6 +1,15 @@
 """Pruning callbacks for PyTorch Lightning that work on any timm model."""
 
-from lightning_prune.callbacks import LTPCallback, MagnitudeCallback, PruningCallback, Trail, TrailEntry
+from lightning_prune.callbacks import (
+    ChannelPruningCallback,
+    LTPCallback,
+    MagnitudeCallback,
+    MRTSCallback,
+    NetworkSlimmingCallback,
+    PruningCallback,
+    Trail,
+    TrailEntry,
+)
 from lightning_prune.channels import (
     ChannelCost,
     ChannelError,
@@ -20,9 +29,12 @@ __all__ = [
     "ChannelCost",
     "ChannelError",
     "ChannelGraph",
+    "ChannelPruningCallback",
     "CompressionRatio",
     "LTPCallback",
+    "MRTSCallback",
     "MagnitudeCallback",
+    "NetworkSlimmingCallback",
     "PlanError",
     "PrunedFileError",
     "PruningCallback",

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_prune import models as _models  # registers the CIFAR networks with timm
+from lightning_prune.callbacks.shapes import note_shapes, take_shapes
 from lightning_prune.functional.schedules import anneal
 
 __all__ = ["TimmClassifier"]
@@ -78,6 +79,14 @@ class TimmClassifier(LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, num_classes] of images [N, in_chans, H, W]."""
         return self.model(x)  # type: ignore[no-any-return]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes which channels are left, if any were removed."""
+        note_shapes(self, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the channels that the checkpoint's weights have, with a Trainer or without."""
+        take_shapes(self, checkpoint)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._step(batch, "train")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -18,6 +19,15 @@ def check_strategy(trainer: Trainer, callback: str) -> None:
         raise NotImplementedError(
             f"{callback} does not support {type(trainer.strategy).__name__}: it shards or restores weights after the "
             "masks are set. Use strategy='ddp' or a single device."
+        )
+
+
+def check_launcher(trainer: Trainer, callback: str) -> None:
+    """Raise for strategies that train in child processes of this one: only weights come back, into the dense module."""
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise NotImplementedError(
+            f"{callback} does not support a strategy that trains in processes of its own (ddp_spawn, ddp_fork, "
+            "ddp_notebook): the smaller model could not come back from them. Use strategy='ddp', from a script or torchrun."
         )
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
 Forward = Callable[[LightningModule, Any], "tuple[Any, Tensor | None]"]
@@ -48,6 +49,47 @@ def forward_first_element(module: LightningModule, batch: Any) -> tuple[Any, Ten
         labels = batch[1] if len(batch) > 1 and torch.is_tensor(batch[1]) else None
         return module(batch[0]), labels
     return module(batch), None
+
+
+@torch.no_grad()
+def network_input(
+    trainer: Trainer, module: LightningModule, network: nn.Module, batch: Any, forward: Forward
+) -> tuple[Any, ...] | dict[str, Any]:
+    """What the network gets of a batch: positional or keyword arguments, at most two samples of each tensor.
+
+    Raises:
+        RuntimeError: the module cannot be called on the batch, or does not call the network.
+    """
+    found: list[tuple[Any, ...] | dict[str, Any]] = []
+
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if args and kwargs:
+            raise RuntimeError("the network gets positional and keyword arguments; only one kind can be traced")
+        found.append(kwargs or args)
+
+    handle = network.register_forward_pre_hook(note, with_kwargs=True)
+    failure: Exception | None = None
+    try:
+        with _eval_mode(module), trainer.precision_plugin.forward_context(), torch.compiler.set_stance("force_eager"):
+            if network is module:
+                network(batch[0] if isinstance(batch, (tuple, list)) else batch)
+            else:
+                forward(module, batch)
+    except Exception as error:
+        failure = error
+    finally:
+        handle.remove()
+    if not found:
+        reason = f"{type(failure).__name__}: {failure}" if failure else "the network was not called"
+        raise RuntimeError(
+            f"{type(network).__name__} cannot be traced: the module could not be run on a training batch ({reason}). "
+            "Override `calibration_forward` of the callback, or name the network with network=."
+        ) from failure
+
+    def first(value: Any) -> Any:
+        return value[:2].detach().clone() if isinstance(value, Tensor) and value.ndim else value
+
+    return pytree.tree_map(first, found[0])  # type: ignore[no-any-return]
 
 
 def accuracy(trainer: Trainer, module: LightningModule, batches: list[Any], forward: Forward) -> float | None:

@@ -9,7 +9,9 @@ Classes that hold factors of the same norms form a *layer*: the unit that gets o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ class ScaleFactors:
 
     Attributes:
         params: the norms' weights that have removable channels.
+        shifts: their biases.
         names: their norms.
         classes: graph class of each class here, int64 [classes].
         slot: class of each factor, int64 [factors]; `len(classes)` for those that are frozen.
@@ -34,6 +37,7 @@ class ScaleFactors:
     """
 
     params: tuple[nn.Parameter, ...]
+    shifts: tuple[nn.Parameter, ...]
     names: tuple[str, ...]
     classes: Tensor
     slot: Tensor
@@ -43,8 +47,13 @@ class ScaleFactors:
     frozen: dict[str, str]
 
     @classmethod
-    def of(cls, model: nn.Module, graph: ChannelGraph) -> ScaleFactors:
+    def of(cls, model: nn.Module, graph: ChannelGraph, exclude: Sequence[str] = ()) -> ScaleFactors:
         """Collects them; index tensors are on the CPU, see `to`.
+
+        Args:
+            model: what the graph was traced from.
+            graph: its channel graph.
+            exclude: fnmatch patterns on names of norms, whole or from any dot on; their classes stay.
 
         Raises:
             ChannelError: no norm has a scale factor on a removable channel.
@@ -66,6 +75,13 @@ class ScaleFactors:
             params.append(weight)
             names.append(name)
             ids.append(vector)
+        kept_out = [v for n, v in zip(names, ids, strict=True) if any(_matches(n, pattern) for pattern in exclude)]
+        if kept_out:
+            stay = torch.cat(kept_out)
+            ids = [v.masked_fill(torch.isin(v, stay), -1) for v in ids]
+            frozen |= {n: "excluded" for n, v in zip(names, ids, strict=True) if not bool((v >= 0).any())}
+            left = [i for i, v in enumerate(ids) if bool((v >= 0).any())]
+            params, names, ids = [params[i] for i in left], [names[i] for i in left], [ids[i] for i in left]
         if not params:
             raise ChannelError(
                 f"{type(model).__name__} has no BatchNorm scale factor on a channel that may be removed "
@@ -77,7 +93,8 @@ class ScaleFactors:
         slot = torch.searchsorted(classes, flat.clamp_min(0)).masked_fill(flat < 0, len(classes))
         members = torch.bincount(slot, minlength=len(classes) + 1)[:-1]
         layer, layers = _layers(names, slot.split([len(v) for v in ids]), len(classes))
-        return cls(tuple(params), tuple(names), classes, slot, members, layer, layers, frozen)
+        shifts = tuple(model.get_submodule(name).bias for name in names)
+        return cls(tuple(params), shifts, tuple(names), classes, slot, members, layer, layers, frozen)
 
     def to(self, device: torch.device) -> ScaleFactors:
         """The same with index tensors on a device."""
@@ -93,6 +110,21 @@ class ScaleFactors:
         """Puts factors [factors] into the norms, in place."""
         sizes = [p.numel() for p in self.params]
         torch._foreach_copy_([p.detach() for p in self.params], list(factors.split(sizes)))
+
+    def per_param(self, values: Sequence[float]) -> Tensor:
+        """A value of each norm for each of its factors, [factors]."""
+        device = self.slot.device
+        sizes = torch.tensor([p.numel() for p in self.params], device=device)
+        return torch.tensor(values, device=device).repeat_interleave(sizes, output_size=len(self.slot))
+
+    def read_shifts(self) -> Tensor:
+        """The norms' biases, in the order of the factors [factors]; a copy."""
+        flat = torch.cat([b.detach() for b in self.shifts])
+        return flat if flat.dtype == torch.float64 else flat.float()
+
+    def write_shifts(self, shifts: Tensor) -> None:
+        """Puts biases [factors] into the norms, in place."""
+        torch._foreach_copy_([b.detach() for b in self.shifts], list(shifts.split([b.numel() for b in self.shifts])))
 
     def sizes(self, factors: Tensor) -> Tensor:
         """Root mean square of each class, [classes]."""
@@ -118,6 +150,10 @@ class ScaleFactors:
         """Its first norm, and how many more there are."""
         first, *rest = self.layers[index]
         return f"{first} (+{len(rest)})" if rest else first
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch(name, pattern) or fnmatch(name, f"*.{pattern}")
 
 
 def _layers(names: list[str], slots: tuple[Tensor, ...], size: int) -> tuple[Tensor, tuple[tuple[str, ...], ...]]:

@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-_STEEPEST = torch.logspace(-4, 3, 1401, dtype=torch.float64)  # where the slope of an estimator is searched
+_STEEPEST = torch.logspace(-4, 2, 1201, dtype=torch.float64)  # where the slope of an estimator is searched
 
 
 class Information(Protocol):

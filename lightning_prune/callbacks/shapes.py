@@ -1,0 +1,82 @@
+"""Checkpoints of compact models: the plan travels in the checkpoint, and shapes change before weights are loaded.
+
+Lightning restores a module's weights before any callback's state, so the module itself must be ready for them: its
+``on_load_checkpoint`` runs first. `TimmClassifier` calls `take_shapes` there; for other modules the callback wraps the
+hook while a Trainer runs, and ``load_from_checkpoint`` without one needs that call in the module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from lightning_prune.compact import plan_of
+from lightning_prune.plan import PruningPlan
+
+KEY = "lightning_prune_plan"
+
+
+def note_shapes(module: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Puts the plan of a compact module into a checkpoint, as JSON; nothing for a dense one."""
+    plan = plan_of(module)
+    if plan is not None:
+        checkpoint[KEY] = plan.to_json()
+
+
+def take_shapes(module: nn.Module, checkpoint: dict[str, Any], averaged: Iterable[nn.Module] = ()) -> None:
+    """Gives a module the shapes that a checkpoint's weights have, so that they load with ``strict=True``.
+
+    A dense module becomes compact by the checkpoint's plan; a compact one becomes dense first if it has another.
+
+    Args:
+        module: holds the network, as it was when the checkpoint was saved.
+        checkpoint: as Lightning loads it.
+        averaged: copies of the module that get the same shapes.
+
+    Raises:
+        PlanError: the plan does not fit the module.
+    """
+    text = checkpoint.get(KEY)
+    wanted = None if text is None else PruningPlan.from_json(text)
+    for each in (module, *averaged):
+        present = plan_of(each)
+        if present == wanted:
+            continue
+        if present is not None:
+            present.undo(each)
+        if wanted is not None:
+            wanted.apply(each)
+
+
+class ShapeHooks:
+    """Wraps a module's checkpoint hooks so that its shapes are noted and taken; `release` unwraps them."""
+
+    def __init__(self) -> None:
+        self._module: nn.Module | None = None
+
+    def wrap(self, module: nn.Module, averaged: Callable[[], Iterable[nn.Module]]) -> None:
+        """Start; ``averaged`` is asked for the copies when a checkpoint is loaded."""
+        self.release()
+        load: Any = module.on_load_checkpoint
+        save: Any = module.on_save_checkpoint
+
+        def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
+            take_shapes(module, checkpoint, averaged())
+            load(checkpoint)
+
+        def on_save_checkpoint(checkpoint: dict[str, Any]) -> None:
+            note_shapes(module, checkpoint)
+            save(checkpoint)
+
+        module.__dict__["on_load_checkpoint"] = on_load_checkpoint
+        module.__dict__["on_save_checkpoint"] = on_save_checkpoint
+        self._module = module
+
+    def release(self) -> None:
+        """Give the module its own hooks back."""
+        if self._module is not None:
+            self._module.__dict__.pop("on_load_checkpoint", None)
+            self._module.__dict__.pop("on_save_checkpoint", None)
+            self._module = None

@@ -1,0 +1,145 @@
+"""From the sizes of scale factors to the channels that stay: a rule's order, cut where the budget or δ says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.channels.adapters import equal_widths
+from lightning_prune.channels.budget import meet_budget
+from lightning_prune.channels.cost import ChannelCost
+from lightning_prune.channels.graph import ChannelGraph
+from lightning_prune.channels.scales import ScaleFactors
+from lightning_prune.channels.select import repair
+from lightning_prune.errors import PlanError
+from lightning_prune.functional.thresholds import Rule, boundary, costs, gap
+
+Resource = Literal["macs", "params"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which channels stay.
+
+    Attributes:
+        keep: of the graph's classes, bool [graph.size].
+        thresholds: of each layer, on the sizes of its classes, float64 [layers].
+        kept: (kept, all) classes of each layer.
+        macs, params: share that is left, in (0, 1].
+        channels: share of the BatchNorm channels that goes.
+        gap: mean polarisation gap of the layers that lose channels (`functional.thresholds.gap`); NaN if none does.
+    """
+
+    keep: Tensor
+    thresholds: Tensor
+    kept: tuple[tuple[int, int], ...]
+    macs: float
+    params: float
+    channels: float
+    gap: float
+
+    def numbers(self) -> dict[str, float]:
+        """The totals, by metric name."""
+        return {"macs": self.macs, "params": self.params, "channels": self.channels, "gap": self.gap}
+
+
+class Chooser:
+    """Chooses channels of one model again and again, as its scale factors move; nothing is traced anew.
+
+    Args:
+        model: the network.
+        graph: its channel graph.
+        factors: its scale factors.
+        rule: in which order channels go, see `functional.thresholds.costs`.
+        budget: (resource, share that may stay), or None: ``delta`` decides.
+        delta: the rule's parameter where there is no budget.
+        min_channels: least channels of a layer, as a share (float) or a count (int).
+        divisor: channel counts become multiples of it.
+        form: "graph" where the compact model may run as a rewritten graph at once, so unequal splits are allowed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        factors: ScaleFactors,
+        rule: Rule,
+        budget: tuple[Resource, float] | None,
+        delta: float,
+        min_channels: int | float,
+        divisor: int,
+        form: str = "auto",
+    ) -> None:
+        self.graph, self.factors, self.rule = graph, factors, rule
+        self.budget, self.delta = budget, delta
+        self.cost = ChannelCost.of(graph)
+        self._limits = {"divisor": divisor, "min_channels": min_channels}
+        self._equal = [] if form == "graph" else equal_widths(model, graph)
+        members = torch.zeros(graph.size)
+        members[factors.classes.cpu()] = factors.members.cpu().float()
+        self._members, self._norm_channels = members, graph.norm_channels()[0]
+
+    def choose(self, sizes: Tensor) -> Choice:
+        """The choice for the present sizes of the classes, float [classes].
+
+        Raises:
+            PlanError: the budget cannot be met; the message names the layers that hold it back.
+        """
+        sizes = sizes.detach().double().cpu()
+        factors = self.factors
+        ordered = factors.join([costs(part, self.rule) for part in factors.by_layer(sizes)])
+        classes = factors.classes.cpu()
+        score = torch.full((self.graph.size,), math.inf, dtype=torch.float64)
+        score[classes] = ordered
+
+        def repaired(keep: Tensor) -> Tensor:
+            return repair(self.graph, keep, score, equal=self._equal, **self._limits)
+
+        if self.budget is None:
+            keep = torch.ones(self.graph.size, dtype=torch.bool)
+            keep[classes[ordered < math.log(self.delta)]] = False
+            return self._describe(repaired(keep), sizes)
+        resource, share = self.budget
+        measure: Callable[[Tensor | None], int] = getattr(self.cost, resource)
+        order = classes[ordered.argsort(stable=True)]
+        try:
+            keep = meet_budget(order, self.graph.size, measure, share * measure(None), repaired)
+        except PlanError as error:
+            raise PlanError(self._blame(repaired, resource, share)) from error
+        return self._describe(keep, sizes)
+
+    def _describe(self, keep: Tensor, sizes: Tensor) -> Choice:
+        layers = self.factors.by_layer(keep[self.factors.classes.cpu()])
+        values = self.factors.by_layer(sizes)
+        gaps = [g for g in map(gap, values, layers) if not math.isnan(g)]
+        return Choice(
+            keep=keep,
+            thresholds=torch.tensor([boundary(v, k) for v, k in zip(values, layers, strict=True)], dtype=torch.float64),
+            kept=tuple((int(k.sum()), len(k)) for k in layers),
+            macs=self.cost.macs(keep) / max(self.cost.macs(), 1),
+            params=self.cost.params(keep) / max(self.cost.params(), 1),
+            channels=float(self._members[~keep].sum()) / max(self._norm_channels, 1),
+            gap=sum(gaps) / len(gaps) if gaps else math.nan,
+        )
+
+    def _blame(self, repaired: Callable[[Tensor], Tensor], resource: Resource, share: float) -> str:
+        """Says how far the model can shrink, and which layers do not shrink further."""
+        keep = torch.ones(self.graph.size, dtype=torch.bool)
+        keep[self.factors.classes.cpu()] = False
+        least = repaired(keep)
+        measure = getattr(self.cost, resource)
+        total = self.cost.macs()
+        rest = list(self.cost.macs_by_layer(least).items())[:5]
+        layers = ", ".join(f"{name or 'the model'} {macs / total:.1%} of all MACs" for name, macs in rest)
+        frozen = "; ".join(f"{name}: {reason}" for name, reason in list(self.factors.frozen.items())[:3])
+        return (
+            f"target_{resource}={share} cannot be met: {measure(least) / measure(None):.3f} stays with every layer at "
+            f"its floor. What is left lies in {layers}. "
+            + (f"Frozen norms: {frozen}. " if frozen else "")
+            + "Raise the target, lower min_keep or divisor, or exclude fewer layers."
+        )
