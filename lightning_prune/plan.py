@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,6 @@ from lightning_prune.errors import PlanError
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
-
-FORMAT = "lightning_prune.plan"
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -64,29 +62,9 @@ class PruningPlan:
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Returns the plan as JSON text, and writes it to `path` if given. Equal index lists are stored once."""
-        lists: dict[tuple[int, ...], int] = {}
-        tensors = {
-            name: {
-                "shape": list(cut.shape),
-                "kept": {str(d): lists.setdefault(k, len(lists)) for d, k in cut.kept.items()},
-            }
-            for name, cut in self.cuts.items()
-        }
-        text = json.dumps(
-            {
-                "format": FORMAT,
-                "version": VERSION,
-                "form": self.form,
-                "inputs": [[list(shape), dtype] for shape, dtype in self.inputs],
-                "settings": self.settings,
-                "attributes": {
-                    module: {name: [change.before, change.after] for name, change in changes.items()}
-                    for module, changes in self.attributes.items()
-                },
-                "index_lists": [list(indices) for indices in lists],
-                "tensors": tensors,
-            }
-        )
+        from lightning_prune.plan_json import plan_data
+
+        text = json.dumps(plan_data(self))
         if path is not None:
             Path(path).write_text(text)
         return text
@@ -98,38 +76,22 @@ class PruningPlan:
         Raises:
             PlanError: the source is not a plan, or of a version that this library does not know.
         """
+        from lightning_prune.plan_json import parse_plan
+
         text = source.read_text() if isinstance(source, Path) else source
         if not text.lstrip().startswith("{"):
             try:
                 text = Path(text).read_text()
             except OSError as error:
                 raise PlanError(f"{source!r} is neither JSON text nor a readable file: {error}") from error
-        try:
-            data = json.loads(text)
-            if data.get("format") != FORMAT or data.get("version") != VERSION:
-                found = {k: data.get(k) for k in ("format", "version")}
-                raise PlanError(f"expected a plan with format={FORMAT!r} and version={VERSION}, found {found}")
-            lists = [tuple(indices) for indices in data["index_lists"]]
-            return cls(
-                cuts={
-                    name: Cut(tuple(t["shape"]), {int(d): lists[i] for d, i in t["kept"].items()})
-                    for name, t in data["tensors"].items()
-                },
-                attributes={
-                    module: {name: Change(_frozen(b), _frozen(a)) for name, (b, a) in changes.items()}
-                    for module, changes in data["attributes"].items()
-                },
-                form=data["form"],
-                inputs=tuple((tuple(shape), dtype) for shape, dtype in data["inputs"]),
-                settings=data["settings"],
-            )
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise PlanError(f"this is not a pruning plan: {type(error).__name__}: {error}") from error
+        return parse_plan(text)
 
     def apply(
         self, model: nn.Module, *, optimizers: Iterable[Optimizer] = (), averaged: Iterable[nn.Module] = ()
     ) -> nn.Module:
         """Makes `model` compact, in place: Parameter objects stay, their data is sliced.
+
+        The module remembers the plan, in one with those that were applied before: see `lightning_prune.compact`.
 
         Args:
             model: a dense model of the architecture that the plan was made from, or a module that holds exactly one
@@ -146,6 +108,42 @@ class PruningPlan:
         from lightning_prune.channels.surgery import apply_plan
 
         return apply_plan(self, model, optimizers, averaged)
+
+    def undo(self, model: nn.Module) -> nn.Module:
+        """Gives a compact model its dense shapes back, in place, so that a dense checkpoint can be loaded into it.
+
+        What was kept goes where it was; what was removed is zero (a running variance: one), so the result computes what
+        the model with masked channels computes. Buffers outside the state dict are as they were before. Parameter
+        objects stay; optimizer state is not grown: load it, or make a new optimizer.
+
+        Args:
+            model: a model that this plan was applied to, or a module that holds one. Where several plans were applied,
+                it takes all of them in one: ``plan_of(model).undo(model)``.
+
+        Returns:
+            The same object.
+
+        Raises:
+            PlanError: the model is not what this plan leaves; nothing was changed.
+        """
+        from lightning_prune.channels.grow import undo_plan
+
+        return undo_plan(self, model)
+
+    def same_cut(self, other: PruningPlan) -> bool:
+        """Whether both leave the same model; what they were traced with may differ."""
+        return (self.cuts, self.attributes, self.form) == (other.cuts, other.attributes, other.form)
+
+    def below(self, path: str) -> PruningPlan:
+        """What this plan does to the submodule at `path`, by the names that the submodule itself uses."""
+        start = f"{path}."
+        cuts = {name.removeprefix(start): cut for name, cut in self.cuts.items() if name.startswith(start)}
+        attributes = {
+            f"{module}.".removeprefix(start).removesuffix("."): changes
+            for module, changes in self.attributes.items()
+            if f"{module}.".startswith(start)
+        }
+        return PruningPlan(cuts, attributes, self.form, self.inputs, self.settings)
 
     def then(self, second: PruningPlan) -> PruningPlan:
         """Returns the one plan that does what `self` and then `second` do.
@@ -178,21 +176,10 @@ class PruningPlan:
         form = "graph" if "graph" in (self.form, second.form) else "eager"
         return PruningPlan(cuts, attributes, form, self.inputs or second.inputs, {**self.settings, **second.settings})
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> PruningPlan:
+        return self  # a value: averaged copies of a module need no copy of its long lists
+
     def __str__(self) -> str:
-        before = sum(_size(cut.shape) for cut in self.cuts.values())
-        after = sum(_size(cut.new_shape) for cut in self.cuts.values())
+        before = sum(math.prod(cut.shape) for cut in self.cuts.values())
+        after = sum(math.prod(cut.new_shape) for cut in self.cuts.values())
         return f"PruningPlan({len(self.cuts)} tensors cut, {before} -> {after} elements in them, form={self.form!r})"
-
-
-def _size(shape: Iterable[int]) -> int:
-    size = 1
-    for s in shape:
-        size *= s
-    return size
-
-
-def _frozen(value: Any) -> Any:
-    """Lists from JSON become tuples, so that plans compare equal after a round trip."""
-    if isinstance(value, list):
-        return tuple(_frozen(v) for v in value)
-    return {k: _frozen(v) for k, v in value.items()} if isinstance(value, Mapping) else value

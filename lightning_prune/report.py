@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.compact import plans_of
 from lightning_prune.masking.targets import prunable_weights
+from lightning_prune.plan import PruningPlan
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,15 @@ class LayerSparsity:
 
 @dataclass(frozen=True)
 class SparsityReport:
-    """Zeros of a model's prunable weights, per layer and in all. ``print`` shows a table."""
+    """Zeros of a model's prunable weights, per layer and in all. ``print`` shows a table.
+
+    Of a compact model, everything counts the weights that are left; `removed` says how many of these layers' weights
+    went with their channels.
+    """
 
     layers: tuple[LayerSparsity, ...]
     parameters: int
+    removed: int = 0
 
     @property
     def prunable(self) -> int:
@@ -62,6 +70,8 @@ class SparsityReport:
         lines += [f"{n:<{wide}}  {s:<{shape}}  {k:>12,}  {z:>12,}  {share:>8.2%}" for n, s, k, z, share in rows]
         lines.insert(-1, "-" * len(lines[0]))
         lines.append(f"compression {self.compression:.2f}x; {self.parameters:,} parameters in all")
+        if self.removed:
+            lines.append(f"compact: {self.prunable:,} of {self.prunable + self.removed:,} prunable weights are left")
         return "\n".join(lines)
 
 
@@ -86,7 +96,15 @@ def sparsity_report(
         LayerSparsity(name, tuple(weight.shape), weight.numel(), count_zeros(weight))
         for name, weight in prunable_weights(model, include, exclude)
     )
-    return SparsityReport(layers, sum(p.numel() for p in model.parameters()))
+    parameters = sum(p.numel() for p in model.parameters())
+    return SparsityReport(layers, parameters, removed_weights(layers, plans_of(model)))
+
+
+def removed_weights(layers: Sequence[LayerSparsity], plans: Mapping[str, PruningPlan]) -> int:
+    """How many weights of these layers went with their channels. plans: {path of the compact part: its plan}."""
+    cuts = {f"{path}.{name}" if path else name: cut for path, p in plans.items() for name, cut in p.cuts.items()}
+    found = [cuts[layer.name] for layer in layers if layer.name in cuts]
+    return sum(math.prod(cut.shape) - math.prod(cut.new_shape) for cut in found)
 
 
 def count_zeros(weight: Tensor) -> int:

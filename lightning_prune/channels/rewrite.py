@@ -75,34 +75,6 @@ class Programs:
     codes: dict[tuple[str, bool], GraphCode] = field(default_factory=dict)
 
 
-_CLASSES: dict[type, type] = {}
-
-
-def graph_class(kind: type) -> type:
-    """A subclass of a model's class whose `forward` runs the graphs."""
-
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        programs: Programs = self.__dict__["_compact_programs"]
-        return programs.codes["forward", self.training](self, args, kwargs)
-
-    def forward_features(self: Any, *args: Any, **kwargs: Any) -> Any:
-        programs: Programs = self.__dict__["_compact_programs"]
-        return programs.codes["forward_features", self.training](self, args, kwargs)
-
-    if kind not in _CLASSES:
-        members: dict[str, Any] = {"forward": forward, "__doc__": f"{kind.__name__}, run from a rewritten graph."}
-        if hasattr(kind, "forward_features"):
-            members["forward_features"] = forward_features
-        _CLASSES[kind] = type(kind.__name__, (kind,), members)
-    return _CLASSES[kind]
-
-
-def install(model: nn.Module, programs: Programs) -> None:
-    """Makes a (sliced) model run from rewritten graphs. The object and its tensors stay."""
-    model.__dict__["_compact_programs"] = programs
-    model.__class__ = graph_class(type(model))
-
-
 def build(
     model: nn.Module, example_input: Any, plan: PruningPlan, options: Any, methods: tuple[str, ...] = METHODS
 ) -> Programs:
@@ -245,6 +217,8 @@ def _without_checks(module: GraphModule) -> GraphModule:
         else:
             node.meta = {}
     module.graph.eliminate_dead_code()
+    module.graph._tracer_cls = None  # export's own cannot trace the graph again, as unpickling does
+    module.__dict__.pop("_tracer_cls", None)
     module.recompile()
     return module
 
@@ -268,5 +242,12 @@ def build_from_plan(plan: PruningPlan, model: nn.Module) -> Programs:
     settings = {"groups": "tie", "attention": "dims", "allow_inexact": (), **plan.settings}
     options = check_options(settings["groups"], settings["attention"], settings["allow_inexact"])
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    example = tuple(torch.zeros(shape, dtype=getattr(torch, dtype), device=device) for shape, dtype in plan.inputs)
+    widths = [p.dtype for p in model.parameters() if p.is_floating_point()]
+
+    def dtype_of(name: str) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, name)
+        # the model may have been converted since
+        return widths[0] if dtype.is_floating_point and widths and dtype not in widths else dtype
+
+    example = tuple(torch.zeros(shape, dtype=dtype_of(dtype), device=device) for shape, dtype in plan.inputs)
     return build(model, example, plan, options)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.channels.install import install
+from lightning_prune.compact import Compact, remember
 from lightning_prune.errors import PlanError
 from lightning_prune.plan import Change, Cut, PruningPlan
 
@@ -45,16 +47,7 @@ def check_fits(plan: PruningPlan, model: nn.Module) -> None:
                 f"the plan expects {name} of shape {cut.shape}, {kind} has {found}{hint}; "
                 "apply it to a fresh dense model of the same architecture"
             )
-        for dim, indices in cut.kept.items():
-            if not 0 <= dim < len(cut.shape):
-                raise PlanError(f"the plan cuts dim {dim} of {name}, which has {len(cut.shape)} dims")
-            if not indices:
-                raise PlanError(f"the plan would empty dim {dim} of {name}; keep at least one channel")
-            if indices[0] < 0 or indices[-1] >= cut.shape[dim] or any(a >= b for a, b in itertools.pairwise(indices)):
-                raise PlanError(
-                    f"the plan keeps indices of dim {dim} of {name} that are not increasing numbers "
-                    f"from 0 to {cut.shape[dim] - 1}"
-                )
+        check_indices(name, cut)
     modules = dict(model.named_modules())
     for path, changes in plan.attributes.items():
         if path not in modules:
@@ -68,11 +61,26 @@ def check_fits(plan: PruningPlan, model: nn.Module) -> None:
                 )
 
 
+def check_indices(name: str, cut: Cut) -> None:
+    """Raises PlanError if a cut keeps something that a tensor of its shape does not have."""
+    for dim, indices in cut.kept.items():
+        if not 0 <= dim < len(cut.shape):
+            raise PlanError(f"the plan cuts dim {dim} of {name}, which has {len(cut.shape)} dims")
+        if not indices:
+            raise PlanError(f"the plan would empty dim {dim} of {name}; keep at least one channel")
+        size = cut.shape[dim]
+        within = len(indices) <= size and indices[0] >= 0 and indices[-1] < size
+        if not within or any(a >= b for a, b in itertools.pairwise(indices)):
+            raise PlanError(
+                f"the plan keeps indices of dim {dim} of {name} that are not increasing numbers from 0 to {size - 1}"
+            )
+
+
 def same_attribute(found: Any, expected: Any) -> bool:
     """Compares attributes; lists and tuples are the same."""
     if isinstance(found, (list, tuple)) and isinstance(expected, (list, tuple)):
-        return list(found) == list(expected)
-    return bool(found == expected)
+        return len(found) == len(expected) and all(map(same_attribute, found, expected))
+    return not isinstance(found, Tensor) and bool(found == expected)
 
 
 def set_attributes(model: nn.Module, attributes: dict[str, dict[str, Change]], *, back: bool = False) -> None:
@@ -178,9 +186,10 @@ def apply_plan(
     for target in targets:
         check_fits(plan, target)
     check_optimizers(plan, targets[0], optimizers)
+    records = [Compact.after(target, plan) for target in targets]  # copies what is about to be cut
     built: list[Any] = []
     if plan.form == "graph":
-        from lightning_prune.channels.rewrite import build_from_plan, install
+        from lightning_prune.channels.rewrite import build_from_plan
 
         built = [programs if programs and i == 0 else build_from_plan(plan, t) for i, t in enumerate(targets)]
     for i, target in enumerate(targets):
@@ -190,4 +199,5 @@ def apply_plan(
         clear_caches(target)
         if plan.form == "graph":
             install(target, built[i])
+        remember(target, records[i])
     return model

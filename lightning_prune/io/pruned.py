@@ -1,7 +1,8 @@
 """Save a pruned model to one plain file, and get it back: `save_pruned`, `load_pruned`, `pruned_state_dict`.
 
-A file holds tensors, a timm name and keyword arguments (see `lightning_prune.io.sparsefile`). It is never unpickled and
-runs no code but the constructor of a timm model. A file that is truncated, damaged or made to do harm raises
+A file holds tensors, a timm name and keyword arguments, and of a compact model its pruning plan (see
+`lightning_prune.io.sparsefile`). It is never unpickled and runs no code but the constructor of a timm model, and its
+forward where a plan needs its graph rewritten. A file that is truncated, damaged or made to do harm raises
 `PrunedFileError` before memory is taken for what it claims to hold.
 """
 
@@ -11,23 +12,34 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.errors import ChannelError
 from lightning_prune.io.bitmask import bits, encode
+from lightning_prune.io.compact import (
+    apply_plans,
+    check_dense_size,
+    cut_shapes,
+    data_of_plans,
+    pending,
+    plans_below,
+    read_plans,
+)
+from lightning_prune.io.describe import sparsity, versions
 from lightning_prune.io.rebuild import build, build_meta, first_difference
 from lightning_prune.io.recipe import RecipeError, check_recipe, network_of, plain_kwargs, recipe_of
 from lightning_prune.io.sparsefile import (
+    COMPACT_FORMAT,
     DTYPE_NAMES,
     FORMAT,
     MASK,
+    MAX_HEADER_BYTES,
     METADATA_KEY,
     VALUES,
     PrunedFileError,
@@ -46,6 +58,8 @@ def save_pruned(
     model: nn.Module, path: str | Path, *, name: str | None = None, kwargs: Mapping[str, Any] | None = None
 ) -> Path:
     """Saves a model as one safetensors file in which sparse tensors take the room of their non-zeros.
+
+    A compact model's pruning plan goes with it, so that the compact model comes back.
 
     Args:
         model: a timm model; or a module with ``.model`` and ``.hparams.model_name`` such as `TimmClassifier`, whose
@@ -72,6 +86,9 @@ def save_pruned(
     state, aliases = _tensors(path, network)
     specs = {key: (tuple(t.shape), t.dtype) for key, t in (state | {k: state[a] for k, a in aliases.items()}).items()}
     try:
+        own_plans = plans_below(model, network)
+        plans = data_of_plans(own_plans)
+        checked = read_plans(plans, specs)
         own_name, own_kwargs = recipe_of(model, network)
         if name is not None and name.split(".")[0] != (own_name or "").split(".")[0]:
             own_kwargs = {}  # what the model tells is about another architecture
@@ -79,12 +96,15 @@ def save_pruned(
         arguments = plain_kwargs({**own_kwargs, **(kwargs or {})})
         if name is not None:
             check_recipe(name, arguments, _largest_dim(specs))
-            difference = first_difference(build_meta(name, arguments, len(specs)), specs)
+            meta = build_meta(name, arguments, len(specs))
+            difference = first_difference(meta, specs, cut_shapes(checked, meta))
             if difference is not None:
                 raise RecipeError(f"a rebuilt {name!r} differs: {difference}")
+            if plans:
+                check_dense_size(meta, specs)
         elif arguments:
             raise RecipeError("kwargs were given but no name, and the model has none of its own")
-    except RecipeError as error:
+    except (RecipeError, ChannelError) as error:
         fail(path, str(error), "Pass kwargs= as they were given to timm.create_model (and name= if it is another).")
 
     entries: dict[str, Tensor] = {}
@@ -97,18 +117,21 @@ def save_pruned(
             entries[key + MASK], entries[key + VALUES] = packed
         encoding = "dense" if packed is None else "sparse"
         described[key] = {"shape": list(tensor.shape), "dtype": DTYPE_NAMES[tensor.dtype], "encoding": encoding}
-    info = {
-        "format": FORMAT,
+    info: dict[str, Any] = {
+        "format": COMPACT_FORMAT if plans else FORMAT,
         "name": name,
         "kwargs": arguments,
-        "versions": _versions(),
-        "sparsity": _sparsity(network),
+        "versions": versions(),
+        "sparsity": sparsity(network, own_plans),
         "tensors": described,
         "aliases": aliases,
-    }
+    } | ({"plans": plans} if plans else {})
     info["sha256"] = digest(canonical(info), entries)
     metadata = {METADATA_KEY: json.dumps(info, allow_nan=False, separators=(",", ":"))}
-    _write(path, safetensors.torch.save(entries, metadata))
+    content = safetensors.torch.save(entries, metadata)
+    if int.from_bytes(content[:8], "little") > MAX_HEADER_BYTES:
+        fail(path, "the description of the model is too long for a file", "It has too many tensors, or kept channels.")
+    _write(path, content)
     return path
 
 
@@ -117,12 +140,14 @@ def load_pruned(path: str | Path, model: nn.Module | None = None, *, device: str
 
     Everything the file says is checked first: the header against the file's size, the content against its hash, the
     masks against the values, the name against timm's registry, the arguments against a list of what is allowed, and
-    the tensors against a model built without memory. No code but the timm constructor of that name runs.
+    the pruning plan and the tensors against a model built without memory. No code but the timm constructor of that name
+    runs, and its forward on fake tensors where the plan needs its graph rewritten.
 
     Args:
         path: the file.
         model: a module to fill instead of building one; needed for files saved without a timm name. Where the file
-            has other floating-point widths, its parameters take them.
+            has other floating-point widths, its parameters take them. For a file of a compact model: a dense module,
+            which the plan is applied to, or one that is compact by the same plan.
         device: where the model goes.
 
     Returns:
@@ -139,19 +164,24 @@ def load_pruned(path: str | Path, model: nn.Module | None = None, *, device: str
     if model is None and name is None:
         fail(path, "it was saved without a timm name", "Pass model= a module to fill.")
     try:
+        plans = read_plans(header.info.get("plans", {}), specs)
         meta = None
         if model is None:
             check_recipe(name, kwargs, _largest_dim(specs))
             meta = build_meta(name, kwargs, len(specs))
         network = network_of(model) if model is not None else meta
         assert network is not None
-        difference = first_difference(network, specs)
+        plans = pending(plans, network if model is None else model, network)
+        difference = first_difference(network, specs, cut_shapes(plans, network))
         if difference is not None:
             raise RecipeError(difference)
+        if meta is not None and plans:
+            check_dense_size(meta, specs)
         state = read_tensors(path, header)
         if meta is not None:
             model = network = build(meta, name, kwargs)
-    except RecipeError as error:
+        apply_plans(plans, network)
+    except (RecipeError, ChannelError) as error:
         fail(path, str(error), "Check the installed timm version, or pass model= a module that fits.")
     _fill(path, network, state)
     assert model is not None
@@ -160,6 +190,8 @@ def load_pruned(path: str | Path, model: nn.Module | None = None, *, device: str
 
 def pruned_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Reads the tensors of a file as an ordinary dense state_dict, for plain timm or anything else.
+
+    Those of a compact model have its shapes: they fit a model that its plan was applied to.
 
     Args:
         path: a file that `save_pruned` wrote.
@@ -214,38 +246,6 @@ def _fill(path: Path, network: nn.Module, state: dict[str, Tensor]) -> None:
     for key, held in network.state_dict().items():
         if not bits(held.cpu().contiguous()).equal(bits(state[key])):
             fail(path, f"the model does not hold tensor {key!r} as it was saved: it ties it to one that differs")
-
-
-def _versions() -> dict[str, str]:
-    import timm
-
-    try:
-        own = version("lightning-prune")
-    except PackageNotFoundError:  # run from a source tree
-        own = "unknown"
-    return {
-        "lightning_prune": own,
-        "torch": str(torch.__version__),
-        "timm": timm.__version__,
-        "safetensors": safetensors.__version__,
-    }
-
-
-def _sparsity(network: nn.Module) -> dict[str, float | int | None]:
-    """The report's totals; a compression without bound (all weights zero) is null, since JSON has no infinity."""
-    from lightning_prune.report import sparsity_report
-
-    try:
-        report = sparsity_report(network)
-    except ValueError:  # no conv or linear weight: nothing to report, and no reason not to save
-        return {"prunable": 0, "zeros": 0, "sparsity": 0.0, "compression": None}
-    compression = report.compression if math.isfinite(report.compression) else None
-    return {
-        "prunable": report.prunable,
-        "zeros": report.zeros,
-        "sparsity": report.sparsity,
-        "compression": compression,
-    }
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -94,7 +95,11 @@ def build(meta: nn.Module, name: str, kwargs: dict[str, Any]) -> nn.Module:
     return _create(name, kwargs)
 
 
-def first_difference(model: nn.Module, tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> str | None:
+def first_difference(
+    model: nn.Module,
+    tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    cuts: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+) -> str | None:
     """Compares a model's state_dict with the tensors it is to be filled with.
 
     Floating-point widths may differ, since a model can be converted after it is built.
@@ -102,6 +107,7 @@ def first_difference(model: nn.Module, tensors: Mapping[str, tuple[tuple[int, ..
     Args:
         model: a model, on any device.
         tensors: shape and dtype by key.
+        cuts: the shapes, by key, that tensors of the model will have once it is made compact.
 
     Returns:
         A sentence about the first key, in the model's order, that differs; None if all fit.
@@ -113,8 +119,9 @@ def first_difference(model: nn.Module, tensors: Mapping[str, tuple[tuple[int, ..
         if key not in tensors:
             return f"tensor {key!r} of the model is not among those saved"
         shape, dtype = tensors[key]
-        if tuple(tensor.shape) != shape:
-            return f"tensor {key!r} has shape {tuple(tensor.shape)} in the model, but {shape} was saved"
+        found = cuts.get(key, tuple(tensor.shape))
+        if found != shape:
+            return f"tensor {key!r} has shape {found} in the {'compact ' if cuts else ''}model, but {shape} was saved"
         if tensor.dtype != dtype and not (tensor.dtype.is_floating_point and dtype.is_floating_point):
             return f"tensor {key!r} is {tensor.dtype} in the model, but {dtype} was saved"
     extra = next((key for key in tensors if key not in state), None)

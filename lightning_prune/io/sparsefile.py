@@ -6,6 +6,9 @@ Layout. The safetensors metadata has one entry, ``lightning_prune``, whose value
      "tensors": {"<key>": {"shape": [64, 3, 7, 7], "dtype": "F32", "encoding": "dense" or "sparse"}, ...},
      "aliases": {"<key>": "<key of the tensor it shares>", ...}, "sha256": "<64 hex digits>"}
 
+A compact model's file has format 2 and one more field, ``"plans": {"<module path>": {...}, ...}``, the pruning plans
+that lead from the dense model to it, with ``""`` for the model itself (see `lightning_prune.io.compact`).
+
 A dense tensor is the safetensors entry ``<key>``. A sparse one is two: ``<key>::mask`` and ``<key>::values``, as
 `lightning_prune.io.bitmask` packs them. The hash covers the rest of the JSON and the bytes of all entries; it finds
 damage, but a file made to do harm can carry a correct one.
@@ -40,7 +43,7 @@ __all__ = [
     "read_tensors",
 ]
 
-FORMAT = 1
+FORMAT, COMPACT_FORMAT = 1, 2  # readers of before there were plans refuse the second by its number
 METADATA_KEY = "lightning_prune"
 MASK, VALUES = "::mask", "::values"
 
@@ -217,13 +220,16 @@ def read_header(path: Path) -> Header:
         fail(path, "it is a folder", "Give the path of a file.")
     text, entries = _read_entries(path)
     info = parse_json(path, text, "the description of the model")
-    if info.get("format") != FORMAT:
-        fail(path, f"it has format {info.get('format')!r}, not {FORMAT}", "A newer lightning_prune may read it.")
+    number = info.get("format")
+    if type(number) is not int or number not in (FORMAT, COMPACT_FORMAT):
+        known = f"{FORMAT} or {COMPACT_FORMAT}"
+        fail(path, f"it has format {number!r}, not {known}", "A newer lightning_prune may read it.")
     sha256 = info.pop("sha256", None)
     hashed = canonical(info)
     tensors, aliases = info.pop("tensors", None), info.pop("aliases", None)
-    if set(info) != {"format", "name", "kwargs", "versions", "sparsity"}:
-        fail(path, f"its description has the wrong fields ({', '.join(sorted(info))})")
+    fields = {"format", "name", "kwargs", "versions", "sparsity"} | ({"plans"} if number == COMPACT_FORMAT else set())
+    if set(info) != fields:
+        fail(path, f"its description has the wrong fields for format {number} ({', '.join(sorted(info))})")
     if not isinstance(tensors, dict) or not isinstance(aliases, dict) or len(tensors) + len(aliases) > MAX_TENSORS:
         fail(path, "its description lists no valid tensors")
     specs: dict[str, TensorSpec] = {}

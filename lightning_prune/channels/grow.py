@@ -1,0 +1,98 @@
+"""The way back from a compact model to its dense shapes: the inverse of `surgery.apply_plan`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.channels.install import uninstall
+from lightning_prune.channels.surgery import (
+    check_indices,
+    clear_caches,
+    find_target,
+    same_attribute,
+    set_attributes,
+    state_tensors,
+)
+from lightning_prune.compact import Compact, remember
+from lightning_prune.errors import PlanError
+from lightning_prune.plan import Cut, PruningPlan
+
+
+def put_back(tensor: Tensor, cut: Cut, fill: float = 0.0) -> Tensor:
+    """Returns a new tensor of the cut's shape with the kept entries where they were, `fill` elsewhere.
+
+    Args:
+        tensor: of shape `cut.new_shape`. The result has its memory format.
+    """
+    out = tensor
+    for dim, indices in cut.kept.items():
+        shape = [cut.shape[d] if d == dim else size for d, size in enumerate(out.shape)]
+        index = torch.tensor(indices, device=tensor.device)
+        out = out.new_full(shape, fill).index_copy_(dim, index, out)
+    if tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+        return out.contiguous(memory_format=torch.channels_last)
+    return out
+
+
+def check_is_result(plan: PruningPlan, model: nn.Module) -> None:
+    """Raises PlanError naming the first tensor or attribute that is not as the plan leaves it."""
+    tensors, modules = state_tensors(model), dict(model.named_modules())
+    kind = type(model).__name__
+    for name, cut in plan.cuts.items():
+        if name not in tensors:
+            raise PlanError(f"the plan cuts {name!r}, which {kind} does not have; was it made for another model?")
+        found = tuple(tensors[name].shape)
+        check_indices(name, cut)
+        if found != cut.new_shape:
+            raise PlanError(
+                f"the plan leaves {name} of shape {cut.new_shape}, {kind} has {found}; "
+                "undo the very plan that was applied to this model"
+            )
+    for path, changes in plan.attributes.items():
+        if path not in modules:
+            raise PlanError(f"the plan changes module {path!r}, which {kind} does not have")
+        for name, change in changes.items():
+            value = getattr(modules[path], name, None)
+            if not same_attribute(value, change.after):
+                raise PlanError(
+                    f"the plan leaves {path}.{name} = {change.after!r}, found {value!r}; "
+                    "undo the very plan that was applied to this model"
+                )
+
+
+def undo_plan(plan: PruningPlan, model: nn.Module) -> nn.Module:
+    """See `PruningPlan.undo`."""
+    records = {part: record for part in model.modules() if (record := Compact.on(part)) is not None}
+    target = next((part for part, record in records.items() if record.plan.same_cut(plan)), None)
+    if target is None and records:
+        raise PlanError(
+            "the model was made compact by another plan, or by more than this one; "
+            "undo all of it with plan_of(model).undo(model)"
+        )
+    target = find_target(plan, model) if target is None else target
+    check_is_result(plan, target)
+    _grow_tensors(plan, target)
+    set_attributes(target, plan.attributes, back=True)
+    clear_caches(target)
+    uninstall(target)
+    if target in records:
+        records[target].restore_buffers(target)
+    remember(target, None)
+    return model
+
+
+def _grow_tensors(plan: PruningPlan, target: nn.Module) -> None:
+    """Gives parameters, their gradients and buffers their dense shapes. Everything was checked before."""
+    tensors = state_tensors(target)
+    done: set[int] = set()
+    with torch.no_grad():
+        for name, cut in plan.cuts.items():
+            tensor = tensors[name]
+            if id(tensor) in done:
+                continue
+            done.add(id(tensor))
+            grad, tensor.grad = tensor.grad, None  # a gradient of the old shape may not stay
+            tensor.data = put_back(tensor.data, cut, 1.0 if name.endswith("running_var") else 0.0)
+            if grad is not None:
+                tensor.grad = put_back(grad, cut)

@@ -1,0 +1,229 @@
+"""The pruning plans of a compact model in a file: what is written, and what is checked before any of it is used.
+
+A compact model is rebuilt dense, cut, and then filled. So a small file may ask for a large model, and a plan from a
+file says which attributes of which modules to set and which inputs to trace: all of it is bounded here first.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.channels.graph import check_options
+from lightning_prune.channels.surgery import check_fits
+from lightning_prune.compact import plans_of
+from lightning_prune.errors import ChannelError
+from lightning_prune.io.recipe import RecipeError
+from lightning_prune.io.sparsefile import DTYPES
+from lightning_prune.plan import PruningPlan
+from lightning_prune.plan_json import plan_data, plan_from_data
+
+__all__ = ["apply_plans", "check_dense_size", "cut_shapes", "data_of_plans", "pending", "plans_below", "read_plans"]
+
+Specs = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+
+MAX_PLANS = 16
+MAX_INPUTS = 16
+MAX_SETTINGS = 32
+MAX_ITEMS = 256  # of one attribute or setting
+MAX_TEXT = 256
+INPUT_BYTES = 64 * 2**20  # of the inputs to trace, and 4 times the tensors of the file
+DENSE_BYTES = 512 * 2**20  # of the dense model, and 64 times the tensors of the file: a bitmask of zeros takes 1/32
+INPUT_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
+
+
+def plans_below(model: nn.Module, network: nn.Module) -> dict[str, PruningPlan]:
+    """{path below the network: plan} of the compact parts of a network in a model; "" is the network itself.
+
+    The record may stand on the network, on its parts, or on the model around it.
+
+    Raises:
+        RecipeError: a compact part lies inside another one.
+    """
+    at = next((path for path, module in model.named_modules() if module is network), "")
+    found: dict[str, PruningPlan] = {}
+    for path, plan in plans_of(model).items():
+        inside = f"{path}.".startswith(f"{at}.") or not at
+        around = at != path and (not path or at.startswith(f"{path}."))
+        if not inside and not around:
+            continue
+        own = plan.below(at.removeprefix(f"{path}.") if path else at) if around else plan
+        where = "" if around else path.removeprefix(at).removeprefix(".")
+        within = next((p for p in found if not p or where.startswith(f"{p}.") or where == p), None)
+        if within is not None:
+            raise RecipeError(
+                f"{path!r} was made compact by itself, and what is around it too: the order of the two is not known"
+            )
+        if own.cuts:
+            found[where] = own
+    return found
+
+
+def data_of_plans(plans: Mapping[str, PruningPlan]) -> dict[str, Any]:
+    """Plans by path as plain data.
+
+    Raises:
+        RecipeError: a plan is not plain JSON.
+    """
+    try:
+        text = json.dumps({path: plan_data(plan) for path, plan in plans.items()}, allow_nan=False)
+        data: dict[str, Any] = json.loads(text)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"a pruning plan is not plain JSON ({error})") from None
+    return data
+
+
+def read_plans(data: Any, specs: Specs) -> dict[str, PruningPlan]:
+    """Makes plans of what a file says, within bounds that its tensors set.
+
+    Args:
+        data: {path of the compact part: plan}, from JSON.
+        specs: shape and dtype of the file's tensors.
+
+    Raises:
+        RecipeError, PlanError: naming what is wrong.
+    """
+    if not isinstance(data, dict) or len(data) > MAX_PLANS:
+        raise RecipeError(f"its pruning plans are not an object of at most {MAX_PLANS}")
+    indices = 0
+    for plan in data.values():
+        lists = plan.get("index_lists") if isinstance(plan, dict) else None
+        indices += sum(len(entry) for entry in lists if isinstance(entry, list)) if isinstance(lists, list) else 0
+    # equal lists are stored once, and each is as long as a dim of a tensor that is left
+    allowed = 4096 + 2 * sum(n for shape, _ in specs.values() if math.prod(shape) for n in shape)
+    if indices > allowed:
+        raise RecipeError(f"its pruning plans keep {indices} indices, more than its tensors can have ({allowed})")
+    plans = {path: plan_from_data(plan) for path, plan in data.items()}
+    for plan in plans.values():
+        _check_settings(plan)
+        _check_inputs(plan, _bytes(specs))
+    return plans
+
+
+def _bytes(specs: Specs) -> int:
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in specs.values())
+
+
+def _check_settings(plan: PruningPlan) -> None:
+    if len(plan.settings) > MAX_SETTINGS:
+        raise RecipeError(f"a pruning plan has {len(plan.settings)} settings, more than {MAX_SETTINGS}")
+    for name, value in plan.settings.items():
+        for item in value if isinstance(value, list) else [value]:
+            short = not isinstance(item, str) or len(item) <= MAX_TEXT
+            if not (item is None or isinstance(item, str | int | float)) or not short:
+                raise RecipeError(f"the setting {name[:MAX_TEXT]!r} of a pruning plan is not short and plain")
+        if isinstance(value, list) and len(value) > MAX_ITEMS:
+            raise RecipeError(f"the setting {name[:MAX_TEXT]!r} of a pruning plan has {len(value)} items")
+    settings = {"groups": "tie", "attention": "dims", "allow_inexact": [], **plan.settings}
+    inexact = settings["allow_inexact"]
+    if not isinstance(inexact, list) or not all(isinstance(name, str) for name in inexact):
+        raise RecipeError("the setting 'allow_inexact' of a pruning plan is not a list of names")
+    check_options(settings["groups"], settings["attention"], inexact)
+
+
+def _check_inputs(plan: PruningPlan, tensors: int) -> None:
+    """Bounds the batch that a rewritten graph is traced with. tensors: bytes of the file's tensors."""
+    total = 0
+    for shape, dtype in plan.inputs:
+        if dtype not in INPUT_DTYPES:
+            raise RecipeError(f"a pruning plan was traced with an input of dtype {dtype[:MAX_TEXT]!r}")
+        if len(shape) > 16 or not all(0 < n < 2**48 for n in shape):
+            raise RecipeError("a pruning plan was traced with an input of no valid shape")
+        total += math.prod(shape) * INPUT_DTYPES[dtype].itemsize
+    if len(plan.inputs) > MAX_INPUTS or total > INPUT_BYTES + 4 * tensors:
+        raise RecipeError(
+            f"a pruning plan was traced with {len(plan.inputs)} inputs of {total} bytes, more than "
+            f"{INPUT_BYTES + 4 * tensors}: a smaller batch does as well"
+        )
+
+
+def pending(plans: Mapping[str, PruningPlan], model: nn.Module, network: nn.Module) -> dict[str, PruningPlan]:
+    """The plans that a network in a model does not have behind it yet.
+
+    Raises:
+        RecipeError: a part is compact in another way.
+    """
+    present = plans_below(model, network)
+    remedy = "give it its dense shapes back first, with plan_of(model).undo(model)"
+    for path, own in present.items():
+        if path not in plans:
+            raise RecipeError(f"{path or 'the model'!r} is compact, but was dense when the file was saved; {remedy}")
+        if not own.same_cut(plans[path]):
+            raise RecipeError(f"{path or 'the model'!r} is compact by another pruning plan than the file's; {remedy}")
+    return {path: plan for path, plan in plans.items() if path not in present}
+
+
+def _part(network: nn.Module, path: str) -> nn.Module:
+    try:
+        return network.get_submodule(path)
+    except AttributeError:
+        raise RecipeError(f"a pruning plan is for {path[:MAX_TEXT]!r}, which the model does not have") from None
+
+
+def cut_shapes(plans: Mapping[str, PruningPlan], network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Checks plans against a network on any device, which they do not change.
+
+    Returns:
+        {name below the network: the shape after} of what they cut.
+
+    Raises:
+        RecipeError, PlanError: naming the first tensor or attribute that is not there, or not as the plan says.
+    """
+    shapes = {}
+    for path, plan in plans.items():
+        part = _part(network, path)
+        check_fits(plan, part)
+        _check_attributes(plan, part)
+        shapes.update({f"{path}.{name}" if path else name: cut.new_shape for name, cut in plan.cuts.items()})
+    return shapes
+
+
+def _check_attributes(plan: PruningPlan, part: nn.Module) -> None:
+    """Lets through only what surgery does: a plain count of the module's own that becomes smaller."""
+    modules = dict(part.named_modules())
+    for path, changes in plan.attributes.items():
+        for name, change in changes.items():
+            what = f"attribute {name[:MAX_TEXT]!r} of {path[:MAX_TEXT]!r}"
+            own = vars(modules[path]).get(name)
+            values = [list(v) if isinstance(v, list | tuple) else [v] for v in (own, change.before, change.after)]
+            if name.startswith("_") or not all(type(n) is int for v in values for n in v):
+                raise RecipeError(f"a pruning plan changes {what}, which counts no channels")
+            if len({len(v) for v in values}) > 1 or len(values[0]) > MAX_ITEMS:
+                raise RecipeError(f"a pruning plan changes {what} to {len(values[2])} numbers from {len(values[0])}")
+            if not all(0 <= after <= before for before, after in zip(values[1], values[2], strict=True)):
+                raise RecipeError(f"a pruning plan changes {what} from {change.before} to {str(change.after)[:100]}")
+
+
+def check_dense_size(meta: nn.Module, specs: Specs) -> None:
+    """Checks that the dense model, which has to be built first, is in proportion to what is left of it.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    dense = sum(t.numel() * t.element_size() for t in meta.state_dict().values() if isinstance(t, Tensor))
+    allowed = DENSE_BYTES + 64 * _bytes(specs)
+    if dense > allowed:
+        raise RecipeError(
+            f"the dense model takes {dense} bytes, more than the {allowed} that a file of this size may ask for"
+        )
+
+
+def apply_plans(plans: Mapping[str, PruningPlan], network: nn.Module) -> None:
+    """Makes a network compact, after `cut_shapes` has checked that the plans fit.
+
+    Raises:
+        RecipeError: a plan's graph cannot be traced and rewritten; that part is as it was.
+    """
+    for path, plan in plans.items():
+        try:
+            plan.apply(_part(network, path))
+        except ChannelError as error:
+            raise RecipeError(f"the pruning plan cannot be applied: {error}") from error
+        except Exception as error:  # tracing raises what it likes
+            reason = f"{type(error).__name__}: {error}"
+            raise RecipeError(f"the pruning plan cannot be applied ({reason[:300]})") from error
