@@ -59,7 +59,8 @@ def compare_latency(before: nn.Module, after: nn.Module, example_input: Any, bat
                 if i:
                     times[which].append(time.perf_counter() - start)
     ratio = statistics.median(b / a for a, b in zip(*times, strict=True))
-    return Latency(*map(statistics.median, times), ratio, batch, torch.get_num_threads())
+    before_s, after_s = (statistics.median(t) for t in times)
+    return Latency(before_s, after_s, ratio, batch, torch.get_num_threads())
 
 
 def _on_cpu(model: nn.Module) -> bool:

@@ -65,8 +65,8 @@ def log_removal(
         if callback.after == "finetune" and soft - hard > callback.max_gap:
             rank_zero_warn(
                 f"Removing the channels cost {soft - hard:.1%} of accuracy on {callback.recalibrate_batches} training "
-                f"batches ({soft:.1%} before, {hard:.1%} after; max_gap={callback.max_gap}). The scale factors were not "
-                "polarised yet: give the sparsify phase more steps or a larger travel, or raise the target."
+                f"batches ({soft:.1%} before, {hard:.1%} after; max_gap={callback.max_gap}). The scale factors were "
+                "not polarised yet: give the sparsify phase more steps or a larger travel, or raise the target."
             )
     if before is not None and trainer.is_global_zero:
         latency = compare_latency(before, callback.network, callback.example, callback.latency_batch)
@@ -93,5 +93,3 @@ def _to_loggers(trainer: Trainer, numbers: dict[str, float]) -> None:
     step = trainer.fit_loop.epoch_loop._batches_that_stepped
     for logger in trainer.loggers:
         logger.log_metrics(numbers, step=step)
-
-

@@ -276,7 +276,7 @@ class ChannelPruningCallback(Callback):
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Runs after each step that an optimizer really takes: not on a loss-scaling overflow, once per accumulation."""
+        """Runs after each step that an optimizer really takes: not on an overflow of the loss scale, for one."""
         if self.stage != "soft" or self.chooser is None:
             return
         rates = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
@@ -295,8 +295,8 @@ class ChannelPruningCallback(Callback):
         keep = trainer.strategy.broadcast(choice.keep)
         if bool(keep.all()):
             rank_zero_warn(
-                f"{type(self).__name__} removes no channel: the rule {self.rule!r} with delta={self.delta} keeps all of "
-                f"them (layers of {[n for _, n in choice.kept][:5]}... channels). Raise delta, push for longer "
+                f"{type(self).__name__} removes no channel: the rule {self.rule!r} with delta={self.delta} keeps all "
+                f"of them (layers of {[n for _, n in choice.kept][:5]}... channels). Raise delta, push for longer "
                 "(sparsify, travel or lam), or give a target."
             )
             self.stage, self.chooser = "compact", None
@@ -338,7 +338,7 @@ class ChannelPruningCallback(Callback):
     # ---- state ----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain tensors and numbers, loadable with ``weights_only=True``. The plan is the module's, beside its weights."""
+        """Plain tensors and numbers, loadable with ``weights_only=True``. The plan stands beside the weights."""
         state: dict[str, Any] = {"stage": self.stage, "seen": self.seen, "numbers": dict(self.numbers)}
         if self.stage == "soft":
             state["tensors"] = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}

@@ -27,7 +27,8 @@ def check_launcher(trainer: Trainer, callback: str) -> None:
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         raise NotImplementedError(
             f"{callback} does not support a strategy that trains in processes of its own (ddp_spawn, ddp_fork, "
-            "ddp_notebook): the smaller model could not come back from them. Use strategy='ddp', from a script or torchrun."
+            "ddp_notebook): the smaller model could not come back from them. Use strategy='ddp', from a script or by "
+            "torchrun."
         )
 
 

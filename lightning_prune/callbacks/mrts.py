@@ -33,8 +33,8 @@ class MRTSCallback(ChannelPruningCallback):
     """Mutual regularization and threshold selection (Chen & Yang 2023) on any LightningModule with BatchNorm.
 
     While sparsifying, a proximal step after each optimizer step moves the scale factors γ along
-    ``φ(γ) = Σ τ|γ| − I(γ; z)``: to zero below a repelling point, away from it above. A rule orders each layer's channels,
-    and the threshold is where the order meets the budget; then the channels are removed and the rest is finetuned.
+    ``φ(γ) = Σ τ|γ| − I(γ; z)``: to zero below a repelling point, away from it above. A rule orders each layer's
+    channels, and the threshold is where the order meets the budget; then they are removed and the rest is finetuned.
 
     Mode "adaptive" measures γ in units that put the repelling point of each layer at its present threshold, so that the
     channels that are to go are those that shrink, in a phase of any length and at any scale of γ; factors are pushed up
@@ -157,7 +157,7 @@ class MRTSCallback(ChannelPruningCallback):
         ratio = torch.where((sizes > 0) & held, moved / sizes.clamp_min(torch.finfo(gamma.dtype).tiny), 1.0)
         factors.write(gamma * factors.spread(ratio, 1.0))
         if self.regularizer == "mr" and self.mode == "adaptive":
-            # A channel that only lost its scale would still emit act(β), and whatever multiplies it: it goes as a whole.
+            # A channel that only lost its scale would still emit act(β), times its gate if it has one.
             fade = torch.where(held & (sizes == 0) & (self._mean[factors.layer] > 0), 0.0, ratio.clamp_max(1.0))
             factors.write_shifts(factors.read_shifts() * factors.spread(fade, 1.0))
 

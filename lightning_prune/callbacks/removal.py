@@ -30,7 +30,7 @@ def shapes_may_change(trainer: Trainer) -> Iterator[None]:
 
 
 def averaged_copies(trainer: Trainer) -> list[nn.Module]:
-    """The copies of the model that averaging callbacks keep (WeightAveraging and its kin, StochasticWeightAveraging)."""
+    """The copies of the model that averaging callbacks keep (WeightAveraging, StochasticWeightAveraging)."""
     copies = [getattr(callback, "_average_model", None) for callback in getattr(trainer, "callbacks", ())]
     return [copy for copy in copies if isinstance(copy, nn.Module)]
 
@@ -80,7 +80,9 @@ def find_network(module: LightningModule, name: str | None) -> nn.Module:
             return module.get_submodule(name)
         except AttributeError as error:
             children = ", ".join(n for n, _ in module.named_children())
-            raise ValueError(f"network={name!r} is not a module of {type(module).__name__}; it has {children}.") from error
+            raise ValueError(
+                f"network={name!r} is not a module of {type(module).__name__}; it has {children}."
+            ) from error
     node: nn.Module = module
     while not any(True for _ in node.parameters(recurse=False)):
         holders = [child for child in node.children() if any(True for _ in child.parameters())]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,7 @@ class Chooser:
         self.graph, self.factors, self.rule = graph, factors, rule
         self.budget, self.delta = budget, delta
         self.cost = ChannelCost.of(graph)
-        self._limits = {"divisor": divisor, "min_channels": min_channels}
+        self._limits: dict[str, Any] = {"divisor": divisor, "min_channels": min_channels}
         self._equal = [] if form == "graph" else equal_widths(model, graph)
         members = torch.zeros(graph.size)
         members[factors.classes.cpu()] = factors.members.cpu().float()

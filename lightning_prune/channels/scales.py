@@ -93,7 +93,7 @@ class ScaleFactors:
         slot = torch.searchsorted(classes, flat.clamp_min(0)).masked_fill(flat < 0, len(classes))
         members = torch.bincount(slot, minlength=len(classes) + 1)[:-1]
         layer, layers = _layers(names, slot.split([len(v) for v in ids]), len(classes))
-        shifts = tuple(model.get_submodule(name).bias for name in names)
+        shifts = tuple(model.get_parameter(f"{name}.bias") for name in names)
         return cls(tuple(params), shifts, tuple(names), classes, slot, members, layer, layers, frozen)
 
     def to(self, device: torch.device) -> ScaleFactors:

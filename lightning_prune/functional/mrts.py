@@ -43,7 +43,7 @@ class GaussianChannel:
     noise: float = 0.25
 
     def value(self, gamma: Tensor) -> Tensor:
-        return 0.5 * torch.log1p((gamma / self.noise) ** 2)
+        return 0.5 * torch.log1p((gamma / self.noise).square())
 
     def slope(self, gamma: Tensor) -> Tensor:
         return gamma / (self.noise**2 + gamma * gamma)
@@ -63,7 +63,8 @@ class BinnedEntropy:
 
     def value(self, gamma: Tensor) -> Tensor:
         p, _ = self._bins(gamma)
-        return -torch.special.xlogy(p, p).sum(-1)
+        entropy: Tensor = -torch.special.xlogy(p, p).sum(-1)
+        return entropy
 
     def slope(self, gamma: Tensor) -> Tensor:
         p, dp = self._bins(gamma)
@@ -103,9 +104,7 @@ class ClassInformation:
 
     def slope(self, gamma: Tensor) -> Tensor:
         square, noise = gamma * gamma, self.noise**2
-        return gamma * (
-            self.total / (square * self.total + noise) - self.within / (square * self.within + noise)
-        )
+        return gamma * (self.total / (square * self.total + noise) - self.within / (square * self.within + noise))
 
 
 def penalty(gamma: Tensor, tau: float, information: Information) -> Tensor:
@@ -172,7 +171,7 @@ def proximal_step(
 ) -> Tensor:
     """One decoupled step on φ: ``clamp(soft_threshold(γ + step·dI/dγ, step·τ), 0, ceiling)``.
 
-    The step does not pass through the optimizer, so adaptive ones cannot normalise it away, and factors reach 0 exactly.
+    The step does not pass through the optimizer, so none can normalise it away, and factors reach 0 exactly.
 
     Args:
         gamma: ≥ 0, any shape.

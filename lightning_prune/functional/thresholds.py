@@ -1,7 +1,7 @@
 """Threshold selection: which scale factors of a layer may go, and in which order (Chen & Yang 2023, section 2.3).
 
-Each rule gives every factor a *cost*: the smallest parameter at which the rule removes it. Removing what costs less than
-the parameter is the rule; meeting a budget is choosing the parameter. Costs are logarithms in float64, because the
+Each rule gives every factor a *cost*: the smallest parameter at which the rule removes it. Removing what costs less
+than the parameter is the rule; meeting a budget is choosing the parameter. Costs are logarithms in float64, because the
 paper's own rule works with exponentials that overflow.
 
 What the rules leave open is defined once, for all of them: factors of exactly 0 cost −inf; equal factors of a layer

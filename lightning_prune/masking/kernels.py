@@ -110,7 +110,8 @@ def soft_step_(
     """
     chunks = _chunks(w, grad, masked)
     if chunks is None or sums is None:
-        return _compiled(_soft_step_whole_, fuse)(w.detach(), grad, slope, shift, count)
+        stats: Tensor = _compiled(_soft_step_whole_, fuse)(w.detach(), grad, slope, shift, count)
+        return stats
     task = hard = near = 0.0
     if fuse and not count:
         task = torch.stack([_compiled(_step_and_sum_, True)(x, g, v) for x, g, v in chunks]).sum().item()

@@ -85,7 +85,8 @@ def test_shrinks_in_mid_fit_in_place_and_keeps_training(method, optimizer, tmp_p
     assert watch.after["size"] < 0.8 * watch.before["size"]
     assert all(a is b for a, b in zip(watch.before["params"], watch.after["params"], strict=True))
     assert watch.before["lr"] == watch.after["lr"]
-    assert callback.numbers["macs"] <= 0.5 and callback.pruned.proof.equal
+    assert callback.numbers["macs"] <= 0.5
+    assert callback.pruned.proof.equal
     for p, state in run.optimizers[0].state.items():
         assert all(v.shape == p.shape for v in state.values() if v.ndim)
     # what the compact model computes is what the dense one computes with those scale factors at zero
@@ -131,10 +132,13 @@ def test_resumed_from_the_checkpoint_between_the_phases(method, tmp_path):
     assert equal(module, again)
 
 
-@pytest.mark.parametrize("averaging", [lambda: EMAWeightAveraging(decay=0.9), lambda: StochasticWeightAveraging(1e-2, 1)])
+@pytest.mark.parametrize(
+    "averaging", [lambda: EMAWeightAveraging(decay=0.9), lambda: StochasticWeightAveraging(1e-2, 1)]
+)
 def test_averaged_copies_shrink_with_the_model(averaging, method, tmp_path):
-    module, callback, _ = fit(tmp_path, method, callbacks=[averaging()])
-    assert callback.stage == "compact" and size(module) < 0.8 * size(Toy())
+    module, callback, _ = fit(tmp_path, method, callbacks=[AVERAGING[averaging]()])
+    assert callback.stage == "compact"
+    assert size(module) < 0.8 * size(Toy())
     assert module(torch.randn(2, 1, 8, 8)).isfinite().all()
 
 
@@ -159,7 +163,7 @@ def test_best_is_a_compact_model_and_evaluation_crosses_the_boundary(method, tmp
     best = ModelCheckpoint(dirpath=tmp_path, filename="best-{epoch}", monitor="score", mode="max", save_top_k=1)
     every = ModelCheckpoint(dirpath=tmp_path, filename="all-{epoch}", save_top_k=-1)
     stop = EarlyStopping("score", mode="max", patience=4)
-    module, callback, run = fit(tmp_path, method, Falling(), [best, every, stop])
+    module, _callback, run = fit(tmp_path, method, Falling(), [best, every, stop])
     assert run.current_epoch == 6  # patience counts anew after the removal
     assert "epoch=4" in best.best_model_path
     small = {k: v.shape for k, v in module.state_dict().items()}
@@ -167,7 +171,8 @@ def test_best_is_a_compact_model_and_evaluation_crosses_the_boundary(method, tmp
     assert {k: v.shape for k, v in module.state_dict().items()} == small
     run.validate(module, loaders()["val_dataloaders"], ckpt_path=tmp_path / "all-epoch=1.ckpt", verbose=False)
     dense = torch.load(tmp_path / "all-epoch=1.ckpt", weights_only=True)["state_dict"]
-    assert all(torch.equal(module.state_dict()[k], v) for k, v in dense.items()) and plan_of(module) is None
+    assert all(torch.equal(module.state_dict()[k], v) for k, v in dense.items())
+    assert plan_of(module) is None
     fresh = Falling()
     trainer(tmp_path, [method()]).validate(
         fresh, loaders()["val_dataloaders"], ckpt_path=tmp_path / "all-epoch=5.ckpt", verbose=False
@@ -188,7 +193,8 @@ def test_retrain_starts_from_fresh_weights_without_optimizer_state(method, tmp_p
     torch.manual_seed(0)
     module = Toy()
     trainer(tmp_path, [callback, Watch()]).fit(module, **loaders())
-    assert bool((seen["scales"] == 1).all()) and seen["state"] == 0
+    assert bool((seen["scales"] == 1).all())
+    assert seen["state"] == 0
     assert size(module) < size(Toy())
 
 
@@ -196,13 +202,15 @@ def test_compiled_network(method, tmp_path):
     module = Toy()
     module.net = torch.compile(module.net, backend="aot_eager")
     module, callback, _ = fit(tmp_path, method, module)
-    assert callback.stage == "compact" and size(module) < size(Toy())
+    assert callback.stage == "compact"
+    assert size(module) < size(Toy())
 
 
 def test_early_end_of_training_still_prunes_and_says_so(method, tmp_path):
     with pytest.warns(UserWarning, match="ended at .* of the sparsify phase"):
         module, callback, _ = fit(tmp_path, method, options={"warmup": 1, "sparsify": 1.0 - 1 / 6})
-    assert callback.stage == "compact" and size(module) < size(Toy())
+    assert callback.stage == "compact"
+    assert size(module) < size(Toy())
     with pytest.warns(UserWarning, match="nothing was pruned"):
         module, callback, _ = fit(tmp_path, method, options={"warmup": 5, "sparsify": 1}, max_epochs=6, max_steps=48,
                                   callbacks=[StopAt(16)])  # fmt: skip
@@ -219,7 +227,8 @@ class StopAt(lightning.Callback):
 
 def test_one_shot_and_fast_dev_run(method, tmp_path):
     module, callback, _ = fit(tmp_path, method, options={"warmup": 2, "sparsify": 0})
-    assert callback.stage == "compact" and size(module) < size(Toy())
+    assert callback.stage == "compact"
+    assert size(module) < size(Toy())
     module, callback, _ = fit(tmp_path, method, fast_dev_run=3)
     assert callback.stage == "compact"
 
@@ -238,7 +247,9 @@ def test_metrics_are_logged(method, tmp_path):
             "prune/latency_dense_ms", "prune/layer/1/threshold", "prune/layer/4/channels", "prune/soft_accuracy",
             "prune/hard_accuracy"} <= keys  # fmt: skip
     phases = [row["prune/phase"] for row in seen if "prune/phase" in row]
-    assert phases[0] == 0 and 1 in phases and phases[-1] == 2
+    assert phases[0] == 0
+    assert 1 in phases
+    assert phases[-1] == 2
 
 
 def test_named_network_and_a_module_without_forward(method, tmp_path):
@@ -251,7 +262,8 @@ def test_named_network_and_a_module_without_forward(method, tmp_path):
             return self.extra(self.net(x))
 
     module, callback, _ = fit(tmp_path, method, Odd(), options={"network": "net"})
-    assert callback.network is module.net and size(module) < size(Odd())
+    assert callback.network is module.net
+    assert size(module) < size(Odd())
     module, callback, _ = fit(tmp_path, method, Odd())  # the module itself is the network
     assert size(module) < size(Odd())
     with pytest.raises(ValueError, match=r"network='body' is not a module of Odd; it has net, extra"):

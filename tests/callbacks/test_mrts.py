@@ -129,14 +129,16 @@ def test_mutual_regularization_makes_two_modes_and_l1_one(tmp_path):
     polar, callback = modes(tmp_path, MRTSCallback)
     for gamma, choice in polar.values():
         low, high = gamma < 0.1, gamma > 0.5
-        assert int(low.sum()) >= 0.25 * len(gamma) and int(high.sum()) >= 0.25 * len(gamma)
+        assert int(low.sum()) >= 0.25 * len(gamma)
+        assert int(high.sum()) >= 0.25 * len(gamma)
         assert int((~low & ~high).sum()) <= 0.1 * len(gamma)  # hardly anything in between
         assert 0 < float(choice.gap) <= 1.2
     assert callback.numbers["gap"] > 0.3
     single, _ = modes(tmp_path, NetworkSlimmingCallback)
     for gamma, _ in single.values():
         spread = gamma.max() - gamma.min()
-        assert gamma.max() < 0.6 and spread < 0.35  # one mode, and nearer to 0 than it began
+        assert gamma.max() < 0.6
+        assert spread < 0.35
         ordered = gamma.sort().values
         assert ordered.diff().max() < 0.5 * spread  # without a gap in it
 
@@ -179,7 +181,8 @@ def test_label_information_singles_out_the_channels_that_tell_the_class(tmp_path
                 got["first"] = int(graph.axes["1.weight"][0][1])
 
     trainer(tmp_path, [Ask()], max_epochs=1).fit(module, **loaders())
-    assert bool((got["w"] <= got["v"] + 1e-6).all()) and bool((got["w"] >= 0).all())
+    assert bool((got["w"] <= got["v"] + 1e-6).all())
+    assert bool((got["w"] >= 0).all())
     assert got["v"][got["first"]] == pytest.approx(0, abs=1e-6)  # a silent channel tells nothing
 
 

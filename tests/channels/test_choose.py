@@ -35,7 +35,8 @@ def test_sizes_are_the_root_mean_square_of_tied_factors_and_spreading_scales_the
     ratio = torch.rand(len(factors.classes))
     factors.write(gamma * factors.spread(ratio, 1.0))
     torch.testing.assert_close(factors.sizes(factors.read()), sizes * ratio)
-    assert graph.norm_channels()[0] == len(gamma) and factors.members.sum() == len(gamma)
+    assert graph.norm_channels()[0] == len(gamma)
+    assert factors.members.sum() == len(gamma)
 
 
 def test_excluded_norms_keep_their_channels_with_all_that_is_tied_to_them():

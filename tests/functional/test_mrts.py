@@ -70,7 +70,9 @@ def test_binned_entropy_follows_the_channel_of_equal_noise_and_sampling():
     z = torch.randn(400_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     p = torch.bincount((z * 0.7 / width).round().long() + 20).double() / len(z)
     sampled = -torch.special.xlogy(p, p).sum().item()
-    assert BinnedEntropy(width).value(torch.tensor([0.7], dtype=torch.float64)).item() == pytest.approx(sampled, rel=5e-3)
+    assert BinnedEntropy(width).value(torch.tensor([0.7], dtype=torch.float64)).item() == pytest.approx(
+        sampled, rel=5e-3
+    )
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.1, 0.25, 0.33])
@@ -108,5 +110,7 @@ def test_repeated_steps_polarise_around_the_repeller_and_respect_the_ceiling():
     for _ in range(4000):
         gamma = proximal_step(gamma, 1e-3, 1.5, channel, 1.0)
     assert bool((gamma[start < 0.99 * low] == 0).all())
-    torch.testing.assert_close(gamma[start > 1.01 * low], torch.full_like(gamma[start > 1.01 * low], high), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        gamma[start > 1.01 * low], torch.full_like(gamma[start > 1.01 * low], high), rtol=1e-3, atol=0
+    )
     assert proximal_step(start, 1.0, 0.0, channel, 0.2).max() == pytest.approx(0.2)
