@@ -2,6 +2,7 @@
 
 lightning-prune fit                                            # resnet18 on the bundled digits, 10x
 lightning-prune fit --model.model_name mixnet_s --data FashionMNISTDataModule --prune.target_sparsity 0.8
+lightning-prune fit --prune MRTSCallback --prune.target_macs 0.5    # channels removed instead of weights zeroed
 lightning-prune fit --prune MagnitudeCallback --print_config
 """
 
@@ -15,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import save as to_bytes
 
-from lightning_prune.callbacks import PruningCallback
+from lightning_prune.callbacks import ChannelPruningCallback, PruningCallback
 from lightning_prune.classifier import TimmClassifier
 from lightning_prune.data.module import ImageDataModule
 from lightning_prune.io import save_pruned
@@ -33,10 +34,17 @@ class BeforeAfter(Callback):
         metric: validation metric to compare.
     """
 
-    def __init__(self, pruning: PruningCallback, metric: str = "val/acc") -> None:
+    def __init__(self, pruning: PruningCallback | ChannelPruningCallback, metric: str = "val/acc") -> None:
         self.pruning, self.metric = pruning, metric
         self.before: float | None = None
         self.after: float | None = None
+        self.dense_bytes = self.dense_weights = 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures the dense network."""
+        network = getattr(pl_module, "model", pl_module)
+        self.dense_bytes = len(to_bytes({k: v.contiguous() for k, v in network.state_dict().items()}))
+        self.dense_weights = sparsity_report(pl_module).prunable
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called after each validation; the sanity check does not count."""
@@ -45,14 +53,13 @@ class BeforeAfter(Callback):
             return
         if self.pruning.stage == "dense":
             self.before = float(score)
-        elif self.pruning.stage == "pruned":
+        elif self.pruning.stage in ("pruned", "compact"):
             self.after = float(score)
 
     def table(self, model: LightningModule, pruned_bytes: int) -> str:
         """Accuracy, weights, zeros, compression and file size, before and after."""
         report = sparsity_report(model)
-        network = getattr(model, "model", model)
-        dense_bytes = len(to_bytes({k: v.contiguous() for k, v in network.state_dict().items()}))
+        left = self.dense_weights / max(report.prunable - report.zeros, 1)
 
         def percent(x: float | None) -> str:
             return "-" if x is None else f"{x:.2%}"
@@ -60,11 +67,17 @@ class BeforeAfter(Callback):
         rows = [
             ("", "dense", "pruned"),
             (self.metric, percent(self.before), percent(self.after)),
-            ("prunable weights", f"{report.prunable:,}", f"{report.prunable:,}"),
+            ("prunable weights", f"{self.dense_weights:,}", f"{report.prunable:,}"),
             ("zeros among them", "0", f"{report.zeros:,} ({report.sparsity:.2%})"),
-            ("compression", "1.00x", f"{report.compression:.2f}x"),
-            ("file", f"{dense_bytes / 2**20:.2f} MiB", f"{pruned_bytes / 2**20:.2f} MiB"),
+            ("compression", "1.00x", f"{left:.2f}x"),
+            ("file", f"{self.dense_bytes / 2**20:.2f} MiB", f"{pruned_bytes / 2**20:.2f} MiB"),
         ]
+        if isinstance(self.pruning, ChannelPruningCallback):
+            numbers = self.pruning.numbers
+            rows[3:4] = [
+                ("channels", "100.00%", percent(1 - numbers["channels"])),
+                ("MACs", "100.00%", percent(numbers["macs"])),
+            ]
         width = [max(len(r[i]) for r in rows) for i in range(3)]
         lines = [f"{a:<{width[0]}}  {b:>{width[1]}}  {c:>{width[2]}}" for a, b, c in rows]
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
@@ -80,11 +93,13 @@ except ModuleNotFoundError:  # jsonargparse is an extra
 class PruneCLI(LightningCLI):
     """LightningCLI with a pruning callback under ``--prune``, a validation of the start, and a report at the end."""
 
-    pruning: PruningCallback
+    pruning: PruningCallback | ChannelPruningCallback
     summary: BeforeAfter
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_lightning_class_args(PruningCallback, "prune", subclass_mode=True)
+        # as add_lightning_class_args does, which takes no two base classes
+        parser.callback_keys.append("prune")
+        parser.add_subclass_arguments((PruningCallback, ChannelPruningCallback), "prune", fail_untyped=False)
         parser.set_defaults({
             "prune": {
                 "class_path": "lightning_prune.LTPCallback",
@@ -98,7 +113,7 @@ class PruneCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        self.pruning = next(c for c in callbacks if isinstance(c, PruningCallback))
+        self.pruning = next(c for c in callbacks if isinstance(c, (PruningCallback, ChannelPruningCallback)))
         self.summary = BeforeAfter(self.pruning)
         callbacks.insert(callbacks.index(self.pruning) + 1, self.summary)
         return trainer

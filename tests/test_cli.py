@@ -43,6 +43,18 @@ def test_other_methods_and_options_from_the_command_line(tmp_path, capsys):
     assert "4.00x" in capsys.readouterr().out
 
 
+def test_channels_are_removed_from_the_command_line(tmp_path, capsys):
+    fit(tmp_path, "--prune=MRTSCallback", "--prune.target_macs=0.5")
+    out = capsys.readouterr().out
+    row = {line.split("  ")[0]: line for line in out.splitlines() if "  " in line}
+    macs, channels = (float(re.findall(r"([\d.]+)%", row[name])[1]) for name in ("MACs", "channels"))
+    assert 49 <= macs <= 50
+    assert channels < 90
+    (path,) = tmp_path.rglob("pruned.safetensors")
+    dense, pruned = map(int, re.findall(r"\d+", row["prunable weights"].replace(",", "")))
+    assert sparsity_report(load_pruned(path)).prunable == pruned < dense
+
+
 def test_options_from_yaml(tmp_path, capsys):
     config = {
         "prune": {

@@ -32,7 +32,8 @@ class ChannelPruningCallback(Callback):
 
     Args:
         target_macs: share of the multiply-accumulates that may be left, in (0, 1); met within 1 %.
-        target_params: the same for parameters; give at most one target.
+        target_params: the same for parameters.
+        target_channels: the same for BatchNorm channels, of those that may be removed. Give at most one target.
         delta: the rule's parameter where there is no target.
         rule: in which order channels go: "css" (cumulative γ² of a layer), "mass" (cumulative |γ|), "exp" (the paper's
             eq. 11 as printed), "global" (one threshold for all layers). See `functional.thresholds.costs`.
@@ -58,6 +59,7 @@ class ChannelPruningCallback(Callback):
         self,
         target_macs: float | None = None,
         target_params: float | None = None,
+        target_channels: float | None = None,
         delta: float | None = None,
         rule: Rule = "css",
         warmup: Duration = 0.1,
@@ -75,10 +77,11 @@ class ChannelPruningCallback(Callback):
         surgery: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        given = {"macs": target_macs, "params": target_params}
+        given = {"macs": target_macs, "params": target_params, "channels": target_channels}
         targets: list[tuple[Any, float]] = [(name, share) for name, share in given.items() if share is not None]
         if len(targets) + (delta is not None) > 1:
-            raise ValueError(f"target_macs={target_macs}, target_params={target_params}, delta={delta}: give one.")
+            said = ", ".join(f"target_{name}={share}" for name, share in targets)
+            raise ValueError(f"{said}{f', delta={delta}' if delta is not None else ''}: give one of them.")
         if not targets and delta is None:
             targets = [("macs", 0.5)]
         for name, share in targets:
@@ -141,6 +144,10 @@ class ChannelPruningCallback(Callback):
     def tensors(self) -> dict[str, Tensor]:
         """The method's state: tensors that are saved, and restored in place."""
         raise NotImplementedError
+
+    def sizes(self, factors: ScaleFactors) -> Tensor:
+        """What the rule orders the classes by, ≥ 0, [classes]: the size of their scale factors."""
+        return factors.sizes(factors.read())
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, factors: ScaleFactors) -> None:
         """Measure what the method needs from data; called before each choice."""
@@ -268,7 +275,7 @@ class ChannelPruningCallback(Callback):
         assert self.chooser is not None
         factors = self.chooser.factors
         self.measure(trainer, pl_module, factors)
-        self.choice = self.chooser.choose(factors.sizes(factors.read()))
+        self.choice = self.chooser.choose(self.sizes(factors))
         self.numbers = self.choice.numbers()
         self.chosen(factors, self.choice)
         channel_logs.log_choice(trainer, factors, self.choice)

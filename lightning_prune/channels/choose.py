@@ -19,7 +19,7 @@ from lightning_prune.channels.select import repair
 from lightning_prune.errors import PlanError
 from lightning_prune.functional.thresholds import Rule, boundary, costs, gap
 
-Resource = Literal["macs", "params"]
+Resource = Literal["macs", "params", "channels"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Chooser:
         graph: its channel graph.
         factors: its scale factors.
         rule: in which order channels go, see `functional.thresholds.costs`.
-        budget: (resource, share that may stay), or None: ``delta`` decides.
+        budget: (resource, share that may stay; of "channels": of those that may go), or None: ``delta`` decides.
         delta: the rule's parameter where there is no budget.
         min_channels: least channels of a layer, as a share (float) or a count (int).
         divisor: channel counts become multiples of it.
@@ -78,6 +78,9 @@ class Chooser:
         self.graph, self.factors, self.rule = graph, factors, rule
         self.budget, self.delta = budget, delta
         self.cost = ChannelCost.of(graph)
+        self._measures: dict[Resource, Callable[[Tensor], float]] = {
+            "macs": self.cost.macs, "params": self.cost.params, "channels": lambda keep: float(self._members[keep].sum())
+        }  # fmt: skip
         self._limits: dict[str, Any] = {"divisor": divisor, "min_channels": min_channels}
         self._equal = [] if form == "graph" else equal_widths(model, graph)
         members = torch.zeros(graph.size)
@@ -105,10 +108,10 @@ class Chooser:
             keep[classes[ordered < math.log(self.delta)]] = False
             return self._describe(repaired(keep), sizes)
         resource, share = self.budget
-        measure: Callable[[Tensor | None], int] = getattr(self.cost, resource)
+        measure, everything = self._measures[resource], torch.ones(self.graph.size, dtype=torch.bool)
         order = classes[ordered.argsort(stable=True)]
         try:
-            keep = meet_budget(order, self.graph.size, measure, share * measure(None), repaired)
+            keep = meet_budget(order, self.graph.size, measure, share * measure(everything), repaired)
         except PlanError as error:
             raise PlanError(self._blame(repaired, resource, share)) from error
         return self._describe(keep, sizes)
@@ -132,13 +135,13 @@ class Chooser:
         keep = torch.ones(self.graph.size, dtype=torch.bool)
         keep[self.factors.classes.cpu()] = False
         least = repaired(keep)
-        measure = getattr(self.cost, resource)
+        measure, everything = self._measures[resource], torch.ones_like(keep)
         total = self.cost.macs()
         rest = list(self.cost.macs_by_layer(least).items())[:5]
         layers = ", ".join(f"{name or 'the model'} {macs / total:.1%} of all MACs" for name, macs in rest)
         frozen = "; ".join(f"{name}: {reason}" for name, reason in list(self.factors.frozen.items())[:3])
         return (
-            f"target_{resource}={share} cannot be met: {measure(least) / measure(None):.3f} stays with every layer at "
+            f"target_{resource}={share} cannot be met: {measure(least) / measure(everything):.3f} stays with every layer at "
             f"its floor. What is left lies in {layers}. "
             + (f"Frozen norms: {frozen}. " if frozen else "")
             + "Raise the target, lower min_keep or divisor, or exclude fewer layers."

@@ -132,9 +132,10 @@ def test_resumed_from_the_checkpoint_between_the_phases(method, tmp_path):
     assert equal(module, again)
 
 
-@pytest.mark.parametrize(
-    "averaging", [lambda: EMAWeightAveraging(decay=0.9), lambda: StochasticWeightAveraging(1e-2, 1)]
-)
+AVERAGING = {"ema": lambda: EMAWeightAveraging(decay=0.9), "swa": lambda: StochasticWeightAveraging(1e-2, 1)}
+
+
+@pytest.mark.parametrize("averaging", AVERAGING)
 def test_averaged_copies_shrink_with_the_model(averaging, method, tmp_path):
     module, callback, _ = fit(tmp_path, method, callbacks=[AVERAGING[averaging]()])
     assert callback.stage == "compact"
@@ -286,7 +287,7 @@ def test_a_budget_out_of_reach_names_the_layers(method, tmp_path):
     ("options", "message"),
     [
         ({"target_macs": 1.5}, "target_macs=1.5"),
-        ({"target_macs": 0.5, "delta": 0.1}, "give one"),
+        ({"target_macs": 0.5, "delta": 0.1}, "target_macs=0.5, delta=0.1: give one"),
         ({"rule": "otsu"}, "rule='otsu'"),
         ({"delta": 3.0, "rule": "css"}, "delta=3.0"),
         ({"min_keep": 1.0}, "min_keep=1.0"),
