@@ -14,11 +14,12 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.callbacks import channel_logs, recalibrate, removal
 from lightning_prune.callbacks.guard import check_launcher, check_strategy
+from lightning_prune.callbacks.latency_budget import share_for_latency
 from lightning_prune.callbacks.phases import Duration, Phases, phases_of
 from lightning_prune.callbacks.shapes import ShapeHooks, note_shapes
 from lightning_prune.channels.choose import Choice, Chooser, Resource
 from lightning_prune.channels.graph import ChannelGraph
-from lightning_prune.channels.prune import Pruned, prune_channels
+from lightning_prune.channels.prune import Pruned
 from lightning_prune.channels.scales import ScaleFactors
 from lightning_prune.functional.thresholds import RULES, Rule, check_delta
 
@@ -33,7 +34,9 @@ class ChannelPruningCallback(Callback):
     Args:
         target_macs: share of the multiply-accumulates that may be left, in (0, 1); met within 1 %.
         target_params: the same for parameters.
-        target_channels: the same for BatchNorm channels, of those that may be removed. Give at most one target.
+        target_channels: the same for BatchNorm channels, of those that may be removed.
+        target_latency: the same for the CPU latency at batch size ``latency_batch`` (1 if that is 0), measured: the
+            share of MACs that gives it is searched when the phase begins and again at the removal. Give one target.
         delta: the rule's parameter where there is no target.
         rule: in which order channels go: "css" (cumulative γ² of a layer), "mass" (cumulative |γ|), "exp" (the paper's
             eq. 11 as printed), "global" (one threshold for all layers). See `functional.thresholds.costs`.
@@ -60,6 +63,7 @@ class ChannelPruningCallback(Callback):
         target_macs: float | None = None,
         target_params: float | None = None,
         target_channels: float | None = None,
+        target_latency: float | None = None,
         delta: float | None = None,
         rule: Rule = "css",
         warmup: Duration = 0.1,
@@ -77,7 +81,7 @@ class ChannelPruningCallback(Callback):
         surgery: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        given = {"macs": target_macs, "params": target_params, "channels": target_channels}
+        given = {"macs": target_macs, "params": target_params, "channels": target_channels, "latency": target_latency}
         targets: list[tuple[Any, float]] = [(name, share) for name, share in given.items() if share is not None]
         if len(targets) + (delta is not None) > 1:
             said = ", ".join(f"target_{name}={share}" for name, share in targets)
@@ -97,6 +101,9 @@ class ChannelPruningCallback(Callback):
             raise ValueError(f"divisor={divisor} must be a positive number, such as 8.")
         if after not in ("finetune", "retrain"):
             raise ValueError(f"after={after!r} must be 'finetune' or 'retrain'.")
+        self.target_latency = target_latency
+        if target_latency is not None:
+            targets, latency_batch = [("macs", target_latency)], latency_batch or 1
         self.budget: tuple[Resource, float] | None = targets[0] if targets else None
         self.delta = 1e-3 if delta is None else delta
         self.rule: Rule = rule
@@ -263,12 +270,26 @@ class ChannelPruningCallback(Callback):
             self.network, graph, factors, self.rule, self.budget, self.delta, self.min_keep, self.divisor,
             str(self.surgery.get("form", "auto")),
         )  # fmt: skip
+        if self.target_latency is not None:
+            self._aim_at_latency(trainer)
         self.start(factors)
         if self._loaded is not None and self.stage == "soft":
             for name, tensor in self.tensors().items():
                 tensor.copy_(self._loaded["tensors"][name])
         self._loaded = None
         self.stage = "soft"
+
+    def _aim_at_latency(self, trainer: Trainer) -> None:
+        """Set the share of MACs that meets the latency target, as measured by the first rank."""
+        assert self.chooser is not None
+        assert self.target_latency is not None
+        share = 1.0
+        if trainer.is_global_zero:
+            sizes = self.sizes(self.chooser.factors)
+            share = share_for_latency(
+                self.network, self.chooser, sizes, self.example, self.target_latency, self.latency_batch
+            )
+        self.chooser.budget = ("macs", float(trainer.strategy.broadcast(share)))
 
     @torch.no_grad()
     def _choose(self, trainer: Trainer, pl_module: LightningModule) -> Choice:
@@ -296,6 +317,8 @@ class ChannelPruningCallback(Callback):
         assert self.chooser is not None
         batches = recalibrate.calibration_batches(trainer, self.recalibrate_batches)
         forward = self.calibration_forward
+        if self.target_latency is not None:
+            self._aim_at_latency(trainer)
         recalibrate.recalibrate(trainer, pl_module, batches, forward)
         soft = recalibrate.accuracy(trainer, pl_module, batches, forward)
         choice = self._choose(trainer, pl_module)
@@ -310,7 +333,10 @@ class ChannelPruningCallback(Callback):
             return
         before = channel_logs.latency_copy(self.network, self.latency_batch, trainer)
         with removal.shapes_may_change(trainer):
-            self.pruned = self._cut(trainer, keep)
+            self.pruned = self.chooser.cut(
+                self.network, self.example, keep, constants="fold", form=self.surgery.get("form", "auto"),
+                optimizers=trainer.optimizers, averaged=removal.averaged_copies(trainer),
+            )  # fmt: skip
             if self.after == "retrain":
                 removal.reinitialise(self.network, trainer, self.seen)
         self.stage = "compact"
@@ -323,19 +349,6 @@ class ChannelPruningCallback(Callback):
             f"{self.numbers['macs']:.1%} of the MACs and {self.numbers['params']:.1%} of the parameters are left."
         )
         self.chooser = None
-
-    def _cut(self, trainer: Trainer, keep: Tensor) -> Pruned:
-        assert self.chooser is not None
-        graph = self.chooser.graph
-        masks = {}
-        for name in self.chooser.factors.names:
-            ids = graph.axes[f"{name}.weight"][0]
-            masks[f"{name}.weight"] = (ids < 0) | keep[ids.clamp_min(0)]
-        return prune_channels(
-            self.network, self.example, keep=masks, graph=graph, divisor=self.divisor, min_channels=self.min_keep,
-            constants="fold", optimizers=trainer.optimizers, averaged=removal.averaged_copies(trainer),
-            **{k: v for k, v in self.surgery.items() if k == "form"},
-        )  # fmt: skip
 
     def _release_optimizers(self) -> None:
         for handle in self._handles:

@@ -14,6 +14,7 @@ from lightning_prune.channels.adapters import equal_widths
 from lightning_prune.channels.budget import meet_budget
 from lightning_prune.channels.cost import ChannelCost
 from lightning_prune.channels.graph import ChannelGraph
+from lightning_prune.channels.prune import Pruned, prune_channels
 from lightning_prune.channels.scales import ScaleFactors
 from lightning_prune.channels.select import repair
 from lightning_prune.errors import PlanError
@@ -56,7 +57,7 @@ class Chooser:
         graph: its channel graph.
         factors: its scale factors.
         rule: in which order channels go, see `functional.thresholds.costs`.
-        budget: (resource, share that may stay; of "channels": of those that may go), or None: ``delta`` decides.
+        budget: (resource, share that may stay; of "channels" those that may go count), or None: ``delta`` decides.
         delta: the rule's parameter where there is no budget.
         min_channels: least channels of a layer, as a share (float) or a count (int).
         divisor: channel counts become multiples of it.
@@ -79,8 +80,10 @@ class Chooser:
         self.budget, self.delta = budget, delta
         self.cost = ChannelCost.of(graph)
         self._measures: dict[Resource, Callable[[Tensor], float]] = {
-            "macs": self.cost.macs, "params": self.cost.params, "channels": lambda keep: float(self._members[keep].sum())
-        }  # fmt: skip
+            "macs": self.cost.macs,
+            "params": self.cost.params,
+            "channels": lambda keep: float(self._members[keep].sum()),
+        }
         self._limits: dict[str, Any] = {"divisor": divisor, "min_channels": min_channels}
         self._equal = [] if form == "graph" else equal_widths(model, graph)
         members = torch.zeros(graph.size)
@@ -116,6 +119,20 @@ class Chooser:
             raise PlanError(self._blame(repaired, resource, share)) from error
         return self._describe(keep, sizes)
 
+    def cut(self, model: nn.Module, example_input: Any, keep: Tensor, **options: Any) -> Pruned:
+        """Removes all but the classes in ``keep`` from a model, in place; see `prune_channels` for the options.
+
+        Args:
+            model: the network, or a copy of it.
+            example_input: as the graph was traced with.
+            keep: a `Choice`'s.
+        """
+        masks = {}
+        for name in self.factors.names:
+            ids = self.graph.axes[f"{name}.weight"][0]
+            masks[f"{name}.weight"] = (ids < 0) | keep[ids.clamp_min(0)]
+        return prune_channels(model, example_input, keep=masks, graph=self.graph, **self._limits, **options)
+
     def _describe(self, keep: Tensor, sizes: Tensor) -> Choice:
         layers = self.factors.by_layer(keep[self.factors.classes.cpu()])
         values = self.factors.by_layer(sizes)
@@ -141,8 +158,8 @@ class Chooser:
         layers = ", ".join(f"{name or 'the model'} {macs / total:.1%} of all MACs" for name, macs in rest)
         frozen = "; ".join(f"{name}: {reason}" for name, reason in list(self.factors.frozen.items())[:3])
         return (
-            f"target_{resource}={share} cannot be met: {measure(least) / measure(everything):.3f} stays with every layer at "
-            f"its floor. What is left lies in {layers}. "
+            f"target_{resource}={share} cannot be met: {measure(least) / measure(everything):.3f} stays with every "
+            f"layer at its floor. What is left lies in {layers}. "
             + (f"Frozen norms: {frozen}. " if frozen else "")
             + "Raise the target, lower min_keep or divisor, or exclude fewer layers."
         )

@@ -32,7 +32,7 @@ NETWORKS = {"vgg16_bn_cifar": 16, "resnet56_cifar": 8}
 
 
 class FilterNorm(ChannelPruningCallback):
-    """Li et al. 2017: in every layer the same share of filters goes, those of the smallest L1 norm; nothing is pushed."""
+    """Li et al. 2017: the same share of filters goes in every layer, those of least L1 norm; nothing is pushed."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(rule="global", **options)

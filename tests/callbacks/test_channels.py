@@ -283,6 +283,32 @@ def test_a_budget_out_of_reach_names_the_layers(method, tmp_path):
         fit(tmp_path, method, options={"target_macs": 0.01, "min_keep": 0.5})
 
 
+def test_a_latency_target_is_met_by_measuring(method, tmp_path, monkeypatch):
+    """With a clock that counts parameters: the search finds the share of MACs that gives the asked ratio."""
+    from lightning_prune.callbacks import latency_budget
+    from lightning_prune.latency import Latency
+
+    asked = []
+
+    def clock(before, after, example_input, batch):
+        asked.append(batch)
+        return Latency(1.0, 1.0, size(after) / size(before), batch, 1)
+
+    monkeypatch.setattr(latency_budget, "compare_latency", clock)
+
+    def wide():
+        torch.manual_seed(0)
+        return TimmClassifier("test_resnet", num_classes=4, in_chans=1)
+
+    module, _callback, _ = fit(
+        tmp_path, method, wide(), options={"target_latency": 0.6, "latency_batch": 4}, max_epochs=5
+    )
+    assert size(module) / size(wide()) == pytest.approx(0.6, abs=0.02)
+    assert set(asked) == {4}
+    with pytest.raises(PlanError, match=r"target_latency=0.01 cannot be met: .* still takes 0\.\d+"):
+        fit(tmp_path, method, wide(), options={"target_latency": 0.01, "min_keep": 0.5}, max_epochs=5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
