@@ -8,27 +8,25 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.callbacks import channel_logs, recalibrate, removal
+from lightning_prune.callbacks.channel_method import ChannelMethod, budget_of
 from lightning_prune.callbacks.guard import check_launcher, check_strategy
 from lightning_prune.callbacks.latency_budget import share_for_latency
-from lightning_prune.callbacks.phases import Duration, Phases, phases_of
+from lightning_prune.callbacks.phases import Duration, phases_of
 from lightning_prune.callbacks.shapes import ShapeHooks, note_shapes
-from lightning_prune.channels.choose import Choice, Chooser, Resource
+from lightning_prune.channels.choose import Choice, Chooser
 from lightning_prune.channels.graph import ChannelGraph
-from lightning_prune.channels.prune import Pruned
 from lightning_prune.channels.scales import ScaleFactors
 from lightning_prune.functional.thresholds import RULES, Rule, check_delta
-
-Stage = Literal["dense", "soft", "compact"]
 
 _CHOICES = 8  # times in the phase, at least, that the channels are chosen anew
 
 
-class ChannelPruningCallback(Callback):
+class ChannelPruningCallback(ChannelMethod, Callback):
     """Base of the structured methods: BatchNorm scale factors decide which channels are removed, in mid-fit.
 
     Args:
@@ -81,16 +79,10 @@ class ChannelPruningCallback(Callback):
         surgery: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        given = {"macs": target_macs, "params": target_params, "channels": target_channels, "latency": target_latency}
-        targets: list[tuple[Any, float]] = [(name, share) for name, share in given.items() if share is not None]
-        if len(targets) + (delta is not None) > 1:
-            said = ", ".join(f"target_{name}={share}" for name, share in targets)
-            raise ValueError(f"{said}{f', delta={delta}' if delta is not None else ''}: give one of them.")
-        if not targets and delta is None:
-            targets = [("macs", 0.5)]
-        for name, share in targets:
-            if not 0 < share < 1:
-                raise ValueError(f"target_{name}={share} is the share that may be left, in (0, 1), such as 0.5.")
+        targets = {
+            "macs": target_macs, "params": target_params, "channels": target_channels, "latency": target_latency
+        }  # fmt: skip
+        budget = budget_of(targets, delta)
         if rule not in RULES:
             raise ValueError(f"rule={rule!r} must be one of {RULES}.")
         if delta is not None:
@@ -103,8 +95,8 @@ class ChannelPruningCallback(Callback):
             raise ValueError(f"after={after!r} must be 'finetune' or 'retrain'.")
         self.target_latency = target_latency
         if target_latency is not None:
-            targets, latency_batch = [("macs", target_latency)], latency_batch or 1
-        self.budget: tuple[Resource, float] | None = targets[0] if targets else None
+            latency_batch = latency_batch or 1
+        self.budget = budget
         self.delta = 1e-3 if delta is None else delta
         self.rule: Rule = rule
         self.durations = (warmup, sparsify, finetune)
@@ -116,52 +108,6 @@ class ChannelPruningCallback(Callback):
         self._hooks = ShapeHooks()
         self._handles: list[RemovableHandle] = []
         self._loaded: dict[str, Any] | None = None
-        self.forget()
-
-    def forget(self) -> None:
-        """Back to the state before any fit."""
-        self.stage: Stage = "dense"
-        self.seen = 0
-        self.phases: Phases | None = None
-        self.accumulate = 1
-        self.chooser: Chooser | None = None
-        self.choice: Choice | None = None
-        self.pruned: Pruned | None = None
-        self.numbers: dict[str, float] = {"macs": 1.0, "params": 1.0, "channels": 0.0}
-
-    # ---- what a method states -------------------------------------------------------------------------------------
-
-    def start(self, factors: ScaleFactors) -> None:
-        """Set the method's tensors for these scale factors; called when the phase begins and before a resume."""
-        raise NotImplementedError
-
-    def push(self, factors: ScaleFactors, lr: Tensor) -> None:
-        """Move the scale factors, once after each optimizer step.
-
-        Args:
-            factors: to read and write.
-            lr: the learning rate of each factor in this step, [factors]; 0 for those that the optimizer does not hold.
-        """
-        raise NotImplementedError
-
-    def chosen(self, factors: ScaleFactors, choice: Choice) -> None:
-        """Take note of a fresh choice of channels."""
-        raise NotImplementedError
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The method's state: tensors that are saved, and restored in place."""
-        raise NotImplementedError
-
-    def sizes(self, factors: ScaleFactors) -> Tensor:
-        """What the rule orders the classes by, ≥ 0, [classes]: the size of their scale factors."""
-        return factors.sizes(factors.read())
-
-    def measure(self, trainer: Trainer, pl_module: LightningModule, factors: ScaleFactors) -> None:
-        """Measure what the method needs from data; called before each choice."""
-
-    def calibration_forward(self, module: LightningModule, batch: Any) -> tuple[Any, Tensor | None]:
-        """How to run the network on a training batch: (output, labels or None). Override for unusual batches."""
-        return recalibrate.forward_first_element(module, batch)
 
     # ---- life-cycle -----------------------------------------------------------------------------------------------
 

@@ -8,7 +8,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_prune.callbacks.recalibrate import Forward, _eval_mode, calibration_batches
+from lightning_prune.callbacks.recalibrate import Forward, calibration_batches
+from lightning_prune.channels.graph import mode
 from lightning_prune.channels.scales import ScaleFactors
 
 
@@ -45,7 +46,7 @@ def measure(
         handles.append(norm.register_forward_pre_hook(note))
     sums: list[Tensor] = []  # [labels, 1 + 2·factors]: samples, Σ pooled, Σ pooled²
     try:
-        with _eval_mode(module), trainer.precision_plugin.forward_context():
+        with mode(module, False), trainer.precision_plugin.forward_context():
             for batch in calibration_batches(trainer, batches):
                 _, labels = forward(module, batch)
                 if labels is None or labels.ndim != 1 or labels.is_floating_point():

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
+
+from lightning_prune.channels.graph import mode
+from lightning_prune.channels.recalibrate import fresh_statistics
 
 Forward = Callable[[LightningModule, Any], "tuple[Any, Tensor | None]"]
 
@@ -70,7 +72,7 @@ def network_input(
     handle = network.register_forward_pre_hook(note, with_kwargs=True)
     failure: Exception | None = None
     try:
-        with _eval_mode(module), trainer.precision_plugin.forward_context(), torch.compiler.set_stance("force_eager"):
+        with mode(module, False), trainer.precision_plugin.forward_context(), torch.compiler.set_stance("force_eager"):
             if network is module:
                 network(batch[0] if isinstance(batch, (tuple, list)) else batch)
             else:
@@ -95,7 +97,7 @@ def network_input(
 def accuracy(trainer: Trainer, module: LightningModule, batches: list[Any], forward: Forward) -> float | None:
     """Share of right top-1 predictions in eval mode, or None where outputs are not logits [N, C] of labels [N]."""
     right = total = 0
-    with _eval_mode(module), torch.no_grad(), trainer.precision_plugin.forward_context():
+    with mode(module, False), torch.no_grad(), trainer.precision_plugin.forward_context():
         for batch in batches:
             output, labels = forward(module, batch)
             if not torch.is_tensor(output) or output.ndim != 2 or labels is None or labels.ndim != 1:
@@ -117,37 +119,12 @@ def recalibrate(trainer: Trainer, module: LightningModule, batches: list[Any], f
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     if not norms or not batches:
         return 0
-    momenta = [m.momentum for m in norms]
-    before = [{k: v.clone() for k, v in m.named_buffers()} for m in norms]
-    try:
-        with _eval_mode(module), torch.no_grad(), trainer.precision_plugin.forward_context():
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = None  # a cumulative average
-                norm.train()
-            for batch in batches:
-                forward(module, batch)
-    except Exception:
-        for norm, buffers in zip(norms, before, strict=True):
-            norm.load_state_dict(buffers, strict=False)
-        raise
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+    with mode(module, False), torch.no_grad(), trainer.precision_plugin.forward_context(), fresh_statistics(norms):
+        for batch in batches:
+            forward(module, batch)
     for norm in norms:
         if trainer.world_size > 1:
             for name in ("running_mean", "running_var"):
                 buffer = getattr(norm, name)
                 buffer.copy_(trainer.strategy.reduce(buffer.clone(), reduce_op="mean"))
     return len(norms)
-
-
-@contextmanager
-def _eval_mode(module: nn.Module) -> Iterator[None]:
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training

@@ -27,8 +27,8 @@ def meet_budget(
     Args:
         order: classes, the first to go first, int64.
         size: number of classes in all.
-        cost: of a choice (bool [size], True where kept); it must not rise when a class goes.
-        budget: in units of ``cost``.
+        cost: of a choice (bool [size], True where kept), as a share of the whole; it must not rise when a class goes.
+        budget: the share that may stay.
         repaired: restores what floors, alignment and equal splits ask for.
         tolerance: share of the budget that may stay unused before single classes are tried.
 
@@ -49,7 +49,7 @@ def meet_budget(
         return keep(0)
     best = keep(high)
     if cost(best) > budget:
-        raise PlanError(f"the budget of {budget:.4g} is below {cost(best):.4g}, which stays with all that may go gone")
+        raise PlanError(f"{cost(best):.3f} stays even with every class removed that may go")
     while high - low > 1:
         middle = (low + high) // 2
         mask = keep(middle)

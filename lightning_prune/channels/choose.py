@@ -111,10 +111,11 @@ class Chooser:
             keep[classes[ordered < math.log(self.delta)]] = False
             return self._describe(repaired(keep), sizes)
         resource, share = self.budget
-        measure, everything = self._measures[resource], torch.ones(self.graph.size, dtype=torch.bool)
+        measure = self._measures[resource]
+        total = measure(torch.ones(self.graph.size, dtype=torch.bool))
         order = classes[ordered.argsort(stable=True)]
         try:
-            keep = meet_budget(order, self.graph.size, measure, share * measure(everything), repaired)
+            keep = meet_budget(order, self.graph.size, lambda k: measure(k) / total, share, repaired)
         except PlanError as error:
             raise PlanError(self._blame(repaired, resource, share)) from error
         return self._describe(keep, sizes)

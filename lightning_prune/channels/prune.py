@@ -186,7 +186,9 @@ def prune_channels(
     if constants == "fold":
         behind = find_constants(model, graph, example_input, fold=True, removed=~chosen, silence=not lossless)
         folds, inexact = behind.folds, behind.inexact
-        notes += tuple(f"constant not folded exactly: {text}" for text in inexact)
+        if inexact:
+            more = f", and in {len(inexact) - 1} more places" if len(inexact) > 1 else ""
+            notes += (f"constants not folded exactly: {inexact[0]}{more}",)
     if verify and (lossless or folds):
         notes += _same(model, graph, plan, folds, example_input, programs, lossless)
     apply_plan(plan, model, optimizers, averaged, programs, folds)

@@ -149,10 +149,12 @@ def keep_by_macs(
     order = score.argsort()
     order = order[number[order] > 0]
     try:
-        keep = meet_budget(order, graph.size, cost.macs, share * cost.macs(), lambda k: repaired(k, score))
+        total = cost.macs()
+        keep = meet_budget(order, graph.size, lambda k: cost.macs(k) / total, share, lambda k: repaired(k, score))
     except PlanError as error:
         raise PlanError(
-            f"macs={share}: {error} (floors, alignment, frozen channels); ask for more, or give more layers scores"
+            f"macs={share}: of the MACs, {error} (floors, alignment, frozen channels); ask for more, or give more layers "
+            "scores"
         ) from error
     return keep, score
 
