@@ -153,8 +153,8 @@ def keep_by_macs(
         keep = meet_budget(order, graph.size, lambda k: cost.macs(k) / total, share, lambda k: repaired(k, score))
     except PlanError as error:
         raise PlanError(
-            f"macs={share}: of the MACs, {error} (floors, alignment, frozen channels); ask for more, or give more layers "
-            "scores"
+            f"macs={share}: of the MACs, {error} (floors, alignment, frozen channels); ask for more, or give "
+            "more layers scores"
         ) from error
     return keep, score
 
