@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from lightning_prune.channels.adapters import kept_count
 from lightning_prune.channels.graph import ChannelGraph, check_options, export, split_input
 from lightning_prune.channels.label import operator_name
+from lightning_prune.channels.state import Later, LazyRun, Reader
 from lightning_prune.errors import PlanError, TraceError
 from lightning_prune.plan import PruningPlan
 
@@ -250,14 +251,14 @@ def _without_checks(module: GraphModule) -> GraphModule:
 
 
 def graph_runner(programs: Programs) -> Callable[..., list[Tensor]]:
-    """Runs the eval graph with a state from outside, as `verify.run` runs a module."""
+    """Runs the eval graph with tensors from outside, as `verify.run` runs a module."""
 
-    def runner(_: nn.Module, state: dict[str, Tensor], batch: Any) -> list[Tensor]:
+    def runner(_: nn.Module, read: Reader, batch: Any) -> list[Tensor]:
         args, kwargs = split_input(batch)
         flat = pytree.tree_leaves((args, kwargs))
         code = programs.codes["forward", False]
-        feed = [state[w] if kind == "state" else flat[w] if kind == "input" else w for kind, w in code.sources]
-        out = code.module(*feed)
+        feed = [Later(read, w) if kind == "state" else flat[w] if kind == "input" else w for kind, w in code.sources]
+        out = LazyRun(code.module).run(*feed)
         return [t for t in out if isinstance(t, Tensor) and t.is_floating_point()]
 
     return runner
