@@ -82,15 +82,16 @@ class ChannelGraph:
 
     @classmethod
     def of_program(
-        cls, program: ExportedProgram, model: nn.Module, options: Options, *, freeze_output: bool = True
+        cls, program: ExportedProgram, model: nn.Module, options: Options, *, free_outputs: int = 0
     ) -> ChannelGraph:
-        """Labels an exported program of `model`; its outputs freeze unless they are features that may shrink."""
+        """Labels an exported program of `model`; its outputs freeze, but for the last few that may shrink."""
         context = Context(Labels(), options)
         placeholders, tensors = state_values(program, context)
         names = [node.name for node in program.graph.nodes if node.op == "placeholder"]
         out = label_graph(program.graph_module, [placeholders.get(name) for name in names], context)
-        for value in values([out]):
-            for labels in value.axes.values() if freeze_output else ():
+        outputs = list(values([out]))
+        for value in outputs[: len(outputs) - free_outputs]:
+            for labels in value.axes.values():
                 context.labels.freeze(labels, "the network's output")
         norms = tuple(
             name

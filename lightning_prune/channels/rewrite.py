@@ -13,32 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from lightning_prune.channels.adapters import kept_count
-from lightning_prune.channels.graph import ChannelGraph, check_options, export, split_input
+from lightning_prune.channels.graph import ChannelGraph, check_options, split_input
 from lightning_prune.channels.label import operator_name
+from lightning_prune.channels.retrace import FEATURES, Trace, traces
 from lightning_prune.channels.state import Later, LazyRun, Reader
-from lightning_prune.errors import PlanError, TraceError
+from lightning_prune.errors import PlanError
 from lightning_prune.plan import PruningPlan
-
-METHODS = ("forward", "forward_features")
-
-
-class _Method(nn.Module):
-    """Presents another method of a model as `forward`, with the model's own tensor names."""
-
-    def __init__(self, model: nn.Module, method: str) -> None:
-        super().__init__()
-        self.__dict__.update({k: v for k, v in model.__dict__.items() if k not in ("forward",)})
-        self.__dict__["_source"] = (model, method)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        model, method = self.__dict__["_source"]
-        return getattr(model, method)(*args, **kwargs)
 
 
 @dataclass
@@ -54,7 +39,6 @@ class GraphCode:
     module: GraphModule
     sources: list[tuple[str, Any]]
     out_spec: Any
-    in_spec: Any
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         flat = pytree.tree_leaves((args, kwargs))
@@ -104,53 +88,16 @@ def install(model: nn.Module, programs: Programs) -> None:
     model.__class__ = graph_class(type(model))
 
 
-def build(
-    model: nn.Module, example_input: Any, plan: PruningPlan, options: Any, methods: tuple[str, ...] = METHODS
-) -> Programs:
+def build(model: nn.Module, example_input: Any, plan: PruningPlan, options: Any) -> Programs:
     """Exports the dense model for each method and mode, and rewrites its widths for a plan."""
     programs = Programs()
-    for method in methods:
-        if not hasattr(type(model), method):
-            continue
-        target = model if method == "forward" else _Method(model, method)
-        for training in (True, False):
-            program = dynamic_export(target, example_input, training)
-            graph = ChannelGraph.of_program(program, model, options, freeze_output=method == "forward")
-            keep = keep_of_plan(graph, plan)
-            rewrite(graph, keep)
-            programs.codes[method, training] = _code(program)
+    for training in (True, False):
+        for trace in traces(model, example_input, training):
+            graph = ChannelGraph.of_program(trace.program, model, options, free_outputs=int(FEATURES in trace.methods))
+            rewrite(graph, keep_of_plan(graph, plan))
+            for method, code in _codes(trace).items():
+                programs.codes[method, training] = code
     return programs
-
-
-def dynamic_export(model: nn.Module, example_input: Any, training: bool) -> ExportedProgram:
-    """Exports with a free batch size if the model allows it; the other sizes are those of the example."""
-    args, kwargs = split_input(example_input)
-    batch = Dim("batch", min=1, max=1 << 16)
-
-    def shapes(dims: dict[int, Any]) -> Any:
-        def one(value: Any) -> Any:
-            return {d: s for d, s in dims.items() if d < value.ndim} if isinstance(value, Tensor) else None
-
-        positional = tuple(one(a) for a in args)
-        if type(model) is _Method or not kwargs:
-            return (positional,) if type(model) is _Method else positional
-        return {k: one(v) for k, v in kwargs.items()}
-
-    example = tuple(_at_least_two(a) for a in args) if args else {k: _at_least_two(v) for k, v in kwargs.items()}
-    for dims in ({0: batch}, {}):
-        try:
-            return export(model, example, training=training, dynamic_shapes=shapes(dims) if dims else None)
-        except TraceError:
-            if not dims:
-                raise
-    raise AssertionError("unreachable")
-
-
-def _at_least_two(value: Any) -> Any:
-    """A batch of one would be baked into the graph."""
-    if isinstance(value, Tensor) and value.ndim and value.shape[0] == 1:
-        return torch.cat([value, value])
-    return value
 
 
 def keep_of_plan(graph: ChannelGraph, plan: PruningPlan) -> Tensor:
@@ -218,8 +165,9 @@ def _as_sizes(node: Node, sizes: list[int]) -> None:
     node.args, node.kwargs = (node.args[0], sizes, dim), {}
 
 
-def _code(program: ExportedProgram) -> GraphCode:
-    """Takes the graph out of a program, without its tensors."""
+def _codes(trace: Trace) -> dict[str, GraphCode]:
+    """Takes the graph of each method out of a program, without its tensors."""
+    program = trace.program
     sources: list[tuple[str, Any]] = []
     position = 0
     for spec in program.graph_signature.input_specs:
@@ -230,9 +178,30 @@ def _code(program: ExportedProgram) -> GraphCode:
             position += 1
         else:
             sources.append(("constant", program.constants.get(spec.target or "")))
-    graph = _without_checks(program.graph_module)
-    graph.recompile()
-    return GraphCode(graph, sources, program.call_spec.out_spec, program.call_spec.in_spec)
+    modules = [_without_checks(program.graph_module)]
+    if len(trace.methods) == 2:
+        modules = list(_apart(modules[0]))
+    return {
+        method: GraphCode(module, sources, spec)
+        for module, (method, spec) in zip(modules, trace.methods.items(), strict=True)
+    }
+
+
+def _apart(module: GraphModule) -> tuple[GraphModule, GraphModule]:
+    """Returns (the graph without its last output, the graph up to its last output)."""
+    end = module.graph.output_node()
+    outputs: list[Any] = list(end.args[0])  # type: ignore[arg-type]
+    last = outputs.pop()
+    head, copies = Graph(), dict[Node, Node]()
+    for node in module.graph.nodes:
+        copies[node] = head.node_copy(node, copies.__getitem__)
+        if node is last:
+            break
+    head.output((copies[last],))
+    end.args = (tuple(outputs),)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module, GraphModule(module, head)
 
 
 def _without_checks(module: GraphModule) -> GraphModule:
