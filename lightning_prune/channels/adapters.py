@@ -247,6 +247,7 @@ def equal_widths(model: nn.Module, graph: ChannelGraph) -> list[tuple[Tensor, ..
     heads.
     """
     groups = [part.parts for part in graph.equal_parts]
+    groups += [(pick.before, torch.full_like(pick.before, -1)) for pick in graph.picks]  # its numbers stay, so all stay
     for path, counts in counts_by_module(graph).items():
         module = model.get_submodule(path)
         for value in {v for _, v in plain_attributes(module) if isinstance(v, int)}:

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from lightning_prune.channels.label import label_graph, module_path, state_values
 from lightning_prune.channels.labels import FROZEN_IDS, Labels
-from lightning_prune.channels.places import Count, Frozen, Member, Parts, Product, Sum
+from lightning_prune.channels.places import Count, Frozen, Member, Parts, Pick, Product, Sum
 from lightning_prune.channels.values import Context, Options, Value, values
 from lightning_prune.errors import ChannelError, TraceError
 
@@ -35,6 +35,7 @@ class ChannelGraph:
         norms: names of the modules that are batch norms with scale factors.
         sums: the places where channels are summed over.
         products: what the number of multiplications depends on.
+        picks: channels picked by constant numbers.
         inputs: {module path: class ids of the channels of each tensor that enters it}.
         program: the exported program that all this was read from.
     """
@@ -49,6 +50,7 @@ class ChannelGraph:
     inputs: dict[str, list[Tensor]]
     sums: list[Sum]
     products: list[Product]
+    picks: list[Pick]
     program: ExportedProgram
     options: Options
     approximations: tuple[str, ...] = ()
@@ -221,6 +223,7 @@ def _finish(
     vectors += [labels for _, labels in context.inputs]
     vectors += [site.labels for site in context.sites]
     vectors += [vector for _, _, involved in context.costs for vector in involved]
+    vectors += [vector for _, _, before, after in context.picks for vector in (before, after)]
     flat = labels.find(torch.cat(vectors)) if vectors else torch.empty(0, dtype=torch.int64)
     owned = sum(len(v) for v in axes.values())
     roots, counts = flat[:owned].unique(return_counts=True)
@@ -250,7 +253,8 @@ def _finish(
         entering.setdefault(path, []).append(next(rest))
     sums = [Sum(s.node, s.argument, s.dim, next(rest)) for s in context.sites]
     products = [Product(n, share, tuple(next(rest) for _ in involved)) for n, share, involved in context.costs]
+    picks = [Pick(name, numbers, next(rest), next(rest)) for name, numbers, _, _ in context.picks]
     texts = [tuple(reasons[int(root)]) for root in frozen]
     shapes = {name: value.shape for name, value in tensors.items()}
-    return cls(table, shapes, len(free), texts, found, parts, norms, entering, sums, products, program, context.options,
-               tuple(context.approximations))  # fmt: skip
+    return cls(table, shapes, len(free), texts, found, parts, norms, entering, sums, products, picks, program,
+               context.options, tuple(context.approximations))  # fmt: skip

@@ -61,11 +61,14 @@ def state_values(program: ExportedProgram, context: Context) -> tuple[dict[str, 
     """
     placeholders: dict[str, Value] = {}
     tensors: dict[str, Value] = {}
-    metas = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     for spec in program.graph_signature.input_specs:
-        meta = metas.get(spec.arg.name)
+        meta = nodes[spec.arg.name].meta["val"] if spec.arg.name in nodes else None
         if not isinstance(meta, Tensor):
             continue
+        constant = program.state_dict.get(spec.target or "", program.constants.get(spec.target or ""))
+        if isinstance(constant, Tensor) and constant.dtype == torch.int64:
+            context.constants[nodes[spec.arg.name]] = constant
         shape = shape_of(meta)
         if spec.kind in STATE and spec.target is not None and meta.is_floating_point():
             axes = {d: context.labels.fresh(s) for d, s in enumerate(shape) if 1 < s <= LARGEST_AXIS}

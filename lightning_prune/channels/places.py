@@ -59,6 +59,19 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Pick:
+    """Channels picked by the numbers in a constant, which an input of the graph holds.
+
+    `before` has one class for each channel of the tensor, `after` one for each number.
+    """
+
+    placeholder: str
+    numbers: Tensor
+    before: Tensor
+    after: Tensor
+
+
+@dataclass(frozen=True)
 class Parts:
     """The parts of a split into equal parts; each tensor has one entry for each channel of a part."""
 

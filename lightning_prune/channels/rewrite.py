@@ -17,7 +17,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from lightning_prune.channels.adapters import kept_count
+from lightning_prune.channels.adapters import kept_count, kept_mask
 from lightning_prune.channels.graph import ChannelGraph, check_options, split_input
 from lightning_prune.channels.label import operator_name
 from lightning_prune.channels.retrace import FEATURES, Trace, traces
@@ -94,8 +94,8 @@ def build(model: nn.Module, example_input: Any, plan: PruningPlan, options: Any)
     for training in (True, False):
         for trace in traces(model, example_input, training):
             graph = ChannelGraph.of_program(trace.program, model, options, free_outputs=int(FEATURES in trace.methods))
-            rewrite(graph, keep_of_plan(graph, plan))
-            for method, code in _codes(trace).items():
+            constants = rewrite(graph, keep_of_plan(graph, plan))
+            for method, code in _codes(trace, constants).items():
                 programs.codes[method, training] = code
     return programs
 
@@ -129,8 +129,12 @@ def keep_of_plan(graph: ChannelGraph, plan: PruningPlan) -> Tensor:
     return keep
 
 
-def rewrite(graph: ChannelGraph, keep: Tensor) -> None:
-    """Rewrites, in place, every integer of the graph that counts channels."""
+def rewrite(graph: ChannelGraph, keep: Tensor) -> dict[str, Tensor]:
+    """Rewrites, in place, every integer of the graph that counts channels.
+
+    Returns:
+        {placeholder name: what takes its place}, for numbers of channels that stand in a tensor.
+    """
     for count in graph.counts:
         after = kept_count(count.classes, keep)
         if after != count.value and operator_name(count.node.target) not in ("chunk", "split", "unsafe_split"):
@@ -139,6 +143,11 @@ def rewrite(graph: ChannelGraph, keep: Tensor) -> None:
         sizes = [kept_count(p, keep) for p in parts.parts]
         if sizes != [len(p) for p in parts.parts]:
             _as_sizes(parts.node, sizes)
+    constants = {}
+    for pick in graph.picks:
+        left = pick.numbers.cpu()[kept_mask(pick.after, keep)]
+        constants[pick.placeholder] = (kept_mask(pick.before, keep).cumsum(0) - 1)[left].to(pick.numbers.device)
+    return constants
 
 
 def _set_argument(node: Node, argument: str, position: int | None, value: int) -> None:
@@ -165,13 +174,15 @@ def _as_sizes(node: Node, sizes: list[int]) -> None:
     node.args, node.kwargs = (node.args[0], sizes, dim), {}
 
 
-def _codes(trace: Trace) -> dict[str, GraphCode]:
+def _codes(trace: Trace, constants: dict[str, Tensor]) -> dict[str, GraphCode]:
     """Takes the graph of each method out of a program, without its tensors."""
     program = trace.program
     sources: list[tuple[str, Any]] = []
     position = 0
     for spec in program.graph_signature.input_specs:
-        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+        if spec.arg.name in constants:
+            sources.append(("constant", constants[spec.arg.name]))
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             sources.append(("state", spec.target))
         elif spec.kind == InputKind.USER_INPUT:
             sources.append(("input", position))

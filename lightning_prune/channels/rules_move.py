@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from lightning_prune.channels.labels import UNLABELLED
 from lightning_prune.channels.regroup import regroup
@@ -310,16 +313,18 @@ def rearrange(call: Call) -> Outcome:
 
 @rule("index", "index_select", "gather", "take_along_dim", "_unsafe_index", "embedding")
 def index(call: Call) -> Outcome:
-    """Constant positions are picked along some dims: those freeze, the others pass where they stay in place."""
+    """Positions are picked along some dims: those freeze unless constant, the others pass where they stay in place."""
     x = call.x
     if call.name == "embedding":
         weight = call["weight"]
         return call.keep_axes(weight, {1: len(call.shape) - 1}, "rows are picked by number")
     if call.name == "index_select":
-        return call.keep_axes(x, {d: d for d in range(len(x.shape)) if d != call.dim()}, "channels picked by number")
+        return _picked(call, call.dim(), call.node.args[2])
     if call.name in ("index", "_unsafe_index"):
         indices = call["indices"]
         picked = [d for d, i in enumerate(indices) if i is not None]
+        if len(picked) == 1 and len(indices[picked[0]].shape) == 1 and not indices[picked[0]].axes:
+            return _picked(call, picked[0], call.node.args[1][picked[0]])  # type: ignore[index]
         if (
             picked
             and picked == list(range(picked[0], picked[-1] + 1))
@@ -330,3 +335,18 @@ def index(call: Call) -> Outcome:
             return call.keep_axes(x, where, "channels picked by number")
     call.freeze_all("elements are picked by number")
     return Value(call.shape)
+
+
+def _picked(call: Call, at: int, source: Any) -> Value:
+    """Channels picked by numbers: if nothing else reads the constant that holds them, it can be renumbered."""
+    context, x = call.context, call.x
+    while isinstance(source, Node) and len(source.users) == 1:
+        if source in context.constants and at in x.axes:
+            numbers = context.constants[source] % x.shape[at]
+            after = x.axes[at][numbers.cpu()]
+            if len(after) == 1:
+                break
+            context.picks.append((source.name, numbers, x.axes[at], after))
+            return Value(call.shape, {**x.axes, at: after})
+        source = source.args[0] if source.target is torch.ops.aten.lift_fresh_copy.default else None
+    return call.keep_axes(x, {d: d for d in range(len(x.shape)) if d != at}, "channels picked by number")

@@ -93,6 +93,8 @@ class Context:
     inputs: list[tuple[str, Tensor]] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
     costs: list[tuple[Node, float, list[Tensor]]] = field(default_factory=list)
+    constants: dict[Node, Tensor] = field(default_factory=dict)
+    picks: list[tuple[str, Tensor, Tensor, Tensor]] = field(default_factory=list)
 
 
 @dataclass

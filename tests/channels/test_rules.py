@@ -35,6 +35,14 @@ class Around(nn.Module):
         return self.head(self.second(x).mean((2, 3)))
 
 
+class Numbers(nn.Module):
+    """Constant numbers of channels."""
+
+    def __init__(self, *numbers: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.tensor(numbers))
+
+
 # name: (operator, channels after it, layers, classes that `first` falls into (0: all frozen))
 CASES: dict[str, tuple[Callable[[Any, Tensor], Tensor], int, dict[str, Callable[[], nn.Module]], int]] = {
     "identity": (lambda m, x: x, 12, {}, 12),
@@ -97,7 +105,12 @@ CASES: dict[str, tuple[Callable[[Any, Tensor], Tensor], int, dict[str, Callable[
     "two group norms": (lambda m, x: m.a(m.b(x)), 12, {
         "a": lambda: nn.GroupNorm(6, 12), "b": lambda: nn.GroupNorm(4, 12)}, 2),
     "instance norm": (lambda m, x: m.inorm(x), 12, {"inorm": lambda: nn.InstanceNorm2d(12, affine=True)}, 12),
-    "index by list": (lambda m, x: x[:, [2, 0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11]], 12, {}, 0),
+    "index by list": (lambda m, x: x[:, [2, 0, 1, *range(3, 12), -1, -1]], 14, {}, 12),
+    "index one": (lambda m, x: x[:, [2]], 1, {}, 0),
+    "index_select": (lambda m, x: x.index_select(1, m.i.weight), 13, {"i": lambda: Numbers(7, *range(12))}, 12),
+    "index twice by one tensor": (
+        lambda m, x: x[:, m.i.weight][:, m.i.weight], 4, {"i": lambda: Numbers(3, 2, 1, 0)}, 0),
+    "index by data": (lambda m, x: x[:, x.mean((0, 2, 3)).argsort()], 12, {}, 0),
     "eca": (
         lambda m, x: x * m.c(x.mean((2, 3)).unsqueeze(1)).transpose(1, 2).unsqueeze(-1).sigmoid(), 12,
         {"c": lambda: nn.Conv1d(1, 1, 3, padding=1)}, 0),
