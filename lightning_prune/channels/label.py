@@ -11,11 +11,11 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
 
-from lightning_prune.channels import rules_compute, rules_move, rules_reduce
+from lightning_prune.channels import rules_compute, rules_move, rules_parts, rules_reduce
 from lightning_prune.channels.rules import RULES, elementwise
 from lightning_prune.channels.values import LARGEST_AXIS, Call, Context, Value, values
 
-RULE_FILES = (rules_compute, rules_move, rules_reduce)
+RULE_FILES = (rules_compute, rules_move, rules_parts, rules_reduce)
 """Imported for the rules that they register."""
 
 STATE = (InputKind.PARAMETER, InputKind.BUFFER)
