@@ -12,6 +12,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
 
 from lightning_prune.channels import rules_compute, rules_move, rules_parts, rules_reduce
+from lightning_prune.channels.places import module_path
 from lightning_prune.channels.rules import RULES, elementwise
 from lightning_prune.channels.values import LARGEST_AXIS, Call, Context, Value, values
 
@@ -19,16 +20,6 @@ RULE_FILES = (rules_compute, rules_move, rules_parts, rules_reduce)
 """Imported for the rules that they register."""
 
 STATE = (InputKind.PARAMETER, InputKind.BUFFER)
-
-
-def module_path(node: Node) -> tuple[str, str]:
-    """Returns (path, class name) of the innermost module whose forward made this call."""
-    stack = node.meta.get("nn_module_stack") or {}
-    if not stack:
-        return "", ""
-    path, kind = list(stack.values())[-1]
-    name = kind if isinstance(kind, str) else kind.__name__
-    return path.split("@")[0], name.rsplit(".", 1)[-1]
 
 
 def describe(node: Node) -> str:

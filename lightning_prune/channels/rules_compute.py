@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lightning_prune.channels.places import Sum
 from lightning_prune.channels.rules import elementwise, rule
-from lightning_prune.channels.values import Call, Outcome, Site, Value
+from lightning_prune.channels.values import Call, Outcome, Value
 
 SILENT = "a spatial or kernel dim"
 COMPUTED = "the weight is computed while running (as in CondConv) or constant: no parameter has its channels"
@@ -250,7 +251,7 @@ def einsum(call: Call) -> Outcome:
         else:
             for position, term in enumerate(terms):
                 if letter in term:
-                    call.context.sites.append(Site(call.node, f"tensors.{position}", term.index(letter), labelled[0]))
+                    call.context.sums.append(Sum(call.node, f"tensors.{position}", term.index(letter), labelled[0]))
     return Value(call.shape, axes)
 
 

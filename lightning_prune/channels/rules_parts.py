@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from lightning_prune.channels.places import Parts, Pick
 from lightning_prune.channels.rules import padded, rule
-from lightning_prune.channels.values import Call, EqualParts, Outcome, Value, values
+from lightning_prune.channels.values import Call, Outcome, Value, values
 
 
 @rule("select", "select_copy")
@@ -79,7 +80,7 @@ def split(call: Call) -> Outcome:
             call.width("split_size", parts[0])
         if len({len(part) for part in parts}) > 1:
             call.freeze(x.axes[at], "split into parts of unequal size by one number")
-        call.context.equal_parts.append(EqualParts(call.node, parts))
+        call.context.equal_parts.append(Parts(call.node, parts))
     out = []
     for shape, part in zip(call.out_shapes, parts, strict=True):
         axes = {d: labels for d, labels in x.axes.items() if d != at}
@@ -159,7 +160,7 @@ def _picked(call: Call, at: int, source: Any) -> Value:
             after = x.axes[at][numbers.cpu()]
             if len(after) == 1:
                 break
-            context.picks.append((source.name, numbers, x.axes[at], after))
+            context.picks.append(Pick(source.name, numbers, x.axes[at], after))
             return Value(call.shape, {**x.axes, at: after})
         source = source.args[0] if source.target is torch.ops.aten.lift_fresh_copy.default else None
     return call.keep_axes(x, {d: d for d in range(len(x.shape)) if d != at}, "channels picked by number")
