@@ -51,8 +51,8 @@ class Widths:
         return found.pop() if len(found) == 1 else None
 
     def groups(self) -> int | None:
-        """The new number of groups of a convolution in this module."""
-        found = {kept_count(c.classes, self.keep) for c in self.counts if c.argument == "groups"}
+        """The new number of groups of a convolution or a norm in this module."""
+        found = {kept_count(c.classes, self.keep) for c in self.counts if c.argument in ("groups", "num_groups")}
         return found.pop() if len(found) == 1 else None
 
     def size(self, tensor: str, dim: int) -> int | None:
@@ -122,6 +122,8 @@ def _standard(module: nn.Module, widths: Widths) -> dict[str, Any]:
         new[first], new[second] = rows, None if columns is None else columns * groups
     elif hasattr(module, "in_features") and hasattr(module, "out_features"):
         new["out_features"], new["in_features"] = rows, columns
+    elif hasattr(module, "num_groups") and hasattr(module, "num_channels"):
+        new["num_groups"], new["num_channels"] = widths.groups(), rows
     elif hasattr(module, "num_features"):
         new["num_features"] = rows
     elif hasattr(module, "num_parameters"):
@@ -245,10 +247,11 @@ def equal_widths(model: nn.Module, graph: ChannelGraph) -> list[tuple[Tensor, ..
     heads.
     """
     groups = [part.parts for part in graph.equal_parts]
+    groups += [(pick.before, torch.full_like(pick.before, -1)) for pick in graph.picks]  # its numbers stay, so all stay
     for path, counts in counts_by_module(graph).items():
         module = model.get_submodule(path)
         for value in {v for _, v in plain_attributes(module) if isinstance(v, int)}:
-            same = tuple(c.classes for c in counts if c.value == value and c.argument != "groups")
+            same = tuple(c.classes for c in counts if c.value == value and c.argument not in ("groups", "num_groups"))
             if len(same) > 1:
                 groups.append(same)
     return groups

@@ -20,7 +20,7 @@ from lightning_prune.channels.graph import ChannelGraph, mode, split_input
 from lightning_prune.channels.label import describe, operator_name
 from lightning_prune.channels.nan_run import CONVOLUTIONS, NanRun
 from lightning_prune.channels.places import Sum
-from lightning_prune.channels.verify import as_is
+from lightning_prune.channels.state import Later, Step, cast, reader
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,8 @@ def _constants(
     seen = torch.zeros(size, dtype=torch.bool)
     folds: dict[str, Tensor] = {}
     inexact: list[str] = []
-    tensors = as_is(model, dtype)
-    if removed is not None and silence:
-        tensors = _silence(tensors, graph, removed)
+    silent = [_silenced(graph, removed)] if removed is not None and silence else []
+    read = reader(model, *silent, cast(dtype))
     names = {s.arg.name: s.target for s in graph.program.graph_signature.input_specs if s.target is not None}
     watch: dict[Node, Any] = {}
     by_node: dict[Node, list[Sum]] = {}
@@ -113,7 +112,7 @@ def _constants(
     feed: list[Any] = []
     for spec in graph.program.graph_signature.input_specs:
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target is not None:
-            feed.append(tensors[spec.target])
+            feed.append(Later(read, spec.target))
         elif spec.kind == InputKind.USER_INPUT:
             value = next(flat)
             nan = isinstance(value, Tensor) and value.is_floating_point()
@@ -127,16 +126,17 @@ def _constants(
     return Constants(live | ~seen, nonzero, unfoldable, folds, tuple(dict.fromkeys(inexact)))
 
 
-def _silence(tensors: dict[str, Tensor], graph: ChannelGraph, removed: Tensor) -> dict[str, Tensor]:
+def _silenced(graph: ChannelGraph, removed: Tensor) -> Step:
     """Zero scale factors for the removed classes."""
-    out = dict(tensors)
-    for path in graph.norms:
-        name = f"{path}.weight"
-        ids = graph.axes[name].get(0)
-        if ids is not None:
-            gone = (ids >= 0) & removed[ids.clamp(min=0)]
-            out[name] = out[name].masked_fill(gone.to(out[name].device), 0)
-    return out
+    norms = {f"{path}.weight" for path in graph.norms}
+
+    def step(name: str, tensor: Tensor) -> Tensor:
+        ids = graph.axes[name].get(0) if name in norms else None
+        if ids is None:
+            return tensor
+        return tensor.masked_fill(((ids >= 0) & removed[ids.clamp(min=0)]).to(tensor.device), 0)
+
+    return step
 
 
 def _argument(bound: dict[str, Any], name: str) -> Any:

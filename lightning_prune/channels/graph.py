@@ -6,16 +6,16 @@ import contextlib
 import gc
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from lightning_prune.channels.label import label_graph, module_path, state_values
+from lightning_prune.channels.label import label_graph, state_values
 from lightning_prune.channels.labels import FROZEN_IDS, Labels
-from lightning_prune.channels.places import Count, Frozen, Member, Parts, Product, Sum
+from lightning_prune.channels.places import Count, Frozen, Member, Parts, Pick, Product, Sum
 from lightning_prune.channels.values import Context, Options, Value, values
 from lightning_prune.errors import ChannelError, TraceError
 
@@ -35,6 +35,7 @@ class ChannelGraph:
         norms: names of the modules that are batch norms with scale factors.
         sums: the places where channels are summed over.
         products: what the number of multiplications depends on.
+        picks: channels picked by constant numbers.
         inputs: {module path: class ids of the channels of each tensor that enters it}.
         program: the exported program that all this was read from.
     """
@@ -49,6 +50,7 @@ class ChannelGraph:
     inputs: dict[str, list[Tensor]]
     sums: list[Sum]
     products: list[Product]
+    picks: list[Pick]
     program: ExportedProgram
     options: Options
     approximations: tuple[str, ...] = ()
@@ -82,15 +84,16 @@ class ChannelGraph:
 
     @classmethod
     def of_program(
-        cls, program: ExportedProgram, model: nn.Module, options: Options, *, freeze_output: bool = True
+        cls, program: ExportedProgram, model: nn.Module, options: Options, *, free_outputs: int = 0
     ) -> ChannelGraph:
-        """Labels an exported program of `model`; its outputs freeze unless they are features that may shrink."""
+        """Labels an exported program of `model`; its outputs freeze, but for the last few that may shrink."""
         context = Context(Labels(), options)
         placeholders, tensors = state_values(program, context)
         names = [node.name for node in program.graph.nodes if node.op == "placeholder"]
         out = label_graph(program.graph_module, [placeholders.get(name) for name in names], context)
-        for value in values([out]):
-            for labels in value.axes.values() if freeze_output else ():
+        outputs = list(values([out]))
+        for value in outputs[: len(outputs) - free_outputs]:
+            for labels in value.axes.values():
                 context.labels.freeze(labels, "the network's output")
         norms = tuple(
             name
@@ -215,11 +218,12 @@ def _finish(
     """Turns roots into small class ids and freezes what stands alone."""
     labels = context.labels
     axes = {(name, dim): vector for name, value in tensors.items() for dim, vector in value.axes.items()}
-    vectors = [*axes.values(), *(w.labels for w in context.widths)]
-    vectors += [part for equal in context.equal_parts for part in equal.parts]
+    vectors = [*axes.values(), *(count.classes for count in context.counts)]
+    vectors += [part for place in context.equal_parts for part in place.parts]
     vectors += [labels for _, labels in context.inputs]
-    vectors += [site.labels for site in context.sites]
-    vectors += [vector for _, _, involved in context.costs for vector in involved]
+    vectors += [place.classes for place in context.sums]
+    vectors += [vector for product in context.products for vector in product.classes]
+    vectors += [vector for pick in context.picks for vector in (pick.before, pick.after)]
     flat = labels.find(torch.cat(vectors)) if vectors else torch.empty(0, dtype=torch.int64)
     owned = sum(len(v) for v in axes.values())
     roots, counts = flat[:owned].unique(return_counts=True)
@@ -239,17 +243,15 @@ def _finish(
     for (name, dim), vector in zip(axes, split[: len(axes)], strict=True):
         table.setdefault(name, {})[dim] = vector
     rest = iter(split[len(axes) :])
-    found = [
-        Count(w.node, module_path(w.node)[0], module_path(w.node)[1], w.argument, w.position, w.value, next(rest))
-        for w in context.widths
-    ]
-    parts = [Parts(e.node, module_path(e.node)[0], tuple(next(rest) for _ in e.parts)) for e in context.equal_parts]
+    found = [replace(count, classes=next(rest)) for count in context.counts]
+    equal = [replace(place, parts=tuple(next(rest) for _ in place.parts)) for place in context.equal_parts]
     entering: dict[str, list[Tensor]] = {}
     for path, _ in context.inputs:
         entering.setdefault(path, []).append(next(rest))
-    sums = [Sum(s.node, s.argument, s.dim, next(rest)) for s in context.sites]
-    products = [Product(n, share, tuple(next(rest) for _ in involved)) for n, share, involved in context.costs]
+    sums = [replace(place, classes=next(rest)) for place in context.sums]
+    products = [replace(place, classes=tuple(next(rest) for _ in place.classes)) for place in context.products]
+    picks = [replace(pick, before=next(rest), after=next(rest)) for pick in context.picks]
     texts = [tuple(reasons[int(root)]) for root in frozen]
     shapes = {name: value.shape for name, value in tensors.items()}
-    return cls(table, shapes, len(free), texts, found, parts, norms, entering, sums, products, program, context.options,
-               tuple(context.approximations))  # fmt: skip
+    return cls(table, shapes, len(free), texts, found, equal, norms, entering, sums, products, picks, program,
+               context.options, tuple(context.approximations))  # fmt: skip

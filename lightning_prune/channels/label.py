@@ -11,24 +11,15 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
 
-from lightning_prune.channels import rules_compute, rules_move, rules_reduce
+from lightning_prune.channels import rules_compute, rules_move, rules_parts, rules_reduce
+from lightning_prune.channels.places import module_path
 from lightning_prune.channels.rules import RULES, elementwise
 from lightning_prune.channels.values import LARGEST_AXIS, Call, Context, Value, values
 
-RULE_FILES = (rules_compute, rules_move, rules_reduce)
+RULE_FILES = (rules_compute, rules_move, rules_parts, rules_reduce)
 """Imported for the rules that they register."""
 
 STATE = (InputKind.PARAMETER, InputKind.BUFFER)
-
-
-def module_path(node: Node) -> tuple[str, str]:
-    """Returns (path, class name) of the innermost module whose forward made this call."""
-    stack = node.meta.get("nn_module_stack") or {}
-    if not stack:
-        return "", ""
-    path, kind = list(stack.values())[-1]
-    name = kind if isinstance(kind, str) else kind.__name__
-    return path.split("@")[0], name.rsplit(".", 1)[-1]
 
 
 def describe(node: Node) -> str:
@@ -61,11 +52,14 @@ def state_values(program: ExportedProgram, context: Context) -> tuple[dict[str, 
     """
     placeholders: dict[str, Value] = {}
     tensors: dict[str, Value] = {}
-    metas = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     for spec in program.graph_signature.input_specs:
-        meta = metas.get(spec.arg.name)
+        meta = nodes[spec.arg.name].meta["val"] if spec.arg.name in nodes else None
         if not isinstance(meta, Tensor):
             continue
+        constant = program.state_dict.get(spec.target or "", program.constants.get(spec.target or ""))
+        if isinstance(constant, Tensor) and constant.dtype == torch.int64:
+            context.constants[nodes[spec.arg.name]] = constant
         shape = shape_of(meta)
         if spec.kind in STATE and spec.target is not None and meta.is_floating_point():
             axes = {d: context.labels.fresh(s) for d, s in enumerate(shape) if 1 < s <= LARGEST_AXIS}

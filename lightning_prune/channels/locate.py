@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.channels.state import Reader, awake, masked, reader, sliced
 from lightning_prune.channels.surgery import set_attributes
-from lightning_prune.channels.verify import awake, exact_dtypes, mask, random_like, run, slice_, untouched
+from lightning_prune.channels.verify import exact_dtypes, random_like, run, untouched
 from lightning_prune.plan import PruningPlan
 
 
@@ -23,11 +24,11 @@ def locate(model: nn.Module, plan: PruningPlan, example_input: Any) -> str | Non
     """Returns the path of the first module that raises, or whose output differs; None if no layer shows it."""
     with untouched(model):
         dtype = exact_dtypes(model)[0]
-        state, batch = awake(model, dtype), random_like(example_input, dtype)
+        first, batch = awake(model), random_like(example_input, dtype)
         try:
-            expected, _ = _record(model, mask(state, plan), batch)
+            expected, _ = _record(model, reader(model, first, masked(plan, dtype)), batch)
             set_attributes(model, plan.attributes)
-            found, failed = _record(model, slice_(state, plan), batch)
+            found, failed = _record(model, reader(model, first, sliced(plan, dtype)), batch)
         except Exception:
             return None
     for key, reference in expected.items():
@@ -42,7 +43,7 @@ def locate(model: nn.Module, plan: PruningPlan, example_input: Any) -> str | Non
     return failed
 
 
-def _record(model: nn.Module, state: dict[str, Tensor], batch: Any) -> tuple[dict[tuple[str, int], Tensor], str | None]:
+def _record(model: nn.Module, read: Reader, batch: Any) -> tuple[dict[tuple[str, int], Tensor], str | None]:
     """Per-channel means of every output of a layer with a weight, and the module that raised, if one did."""
     sums: dict[tuple[str, int], Tensor] = {}
     entered: list[str] = []
@@ -61,7 +62,7 @@ def _record(model: nn.Module, state: dict[str, Tensor], batch: Any) -> tuple[dic
 
         handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try:
-        run(model, state, batch)
+        run(model, read, batch)
         return sums, None
     except Exception:
         if not entered:

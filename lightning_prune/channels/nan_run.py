@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
 from lightning_prune.channels.label import bind, operator_name
+from lightning_prune.channels.state import LazyRun
 
 CONVOLUTIONS = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d}
 
@@ -22,11 +23,11 @@ def taint(value: Tensor, inputs: list[Any]) -> Tensor:
     return value
 
 
-class NanRun(Interpreter):
+class NanRun(LazyRun):
     """Runs a graph so that NaN means "depends on the input", and zero times NaN is zero."""
 
     def __init__(self, module: GraphModule, watch: dict[Node, Any]) -> None:
-        super().__init__(module, garbage_collect_values=True)
+        super().__init__(module)
         self.watch = watch
 
     def run_node(self, n: Node) -> Any:

@@ -1,4 +1,8 @@
-"""The plain data that a channel graph is made of: members of classes, and places in the code that count channels."""
+"""The plain data that a channel graph is made of: members of classes, and places in the code that depend on channels.
+
+The vectors of a place hold one number for each channel: its label while the rules run, its class id in a
+`ChannelGraph`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,16 @@ from typing import NamedTuple
 
 from torch import Tensor
 from torch.fx import Node
+
+
+def module_path(node: Node) -> tuple[str, str]:
+    """Returns (path, class name) of the innermost module whose forward made this call."""
+    stack = node.meta.get("nn_module_stack") or {}
+    if not stack:
+        return "", ""
+    path, kind = list(stack.values())[-1]
+    name = kind if isinstance(kind, str) else kind.__name__
+    return path.split("@")[0], name.rsplit(".", 1)[-1]
 
 
 class Member(NamedTuple):
@@ -28,11 +42,19 @@ class Frozen(NamedTuple):
 
 @dataclass(frozen=True)
 class Count:
-    """An integer in the model's code that counts channels. `classes` has one entry for each channel it counts."""
+    """An integer of a call that counts channels: a split size, a slice bound, a view size, a number of groups.
+
+    After surgery the integer is the number of its channels that are left.
+
+    Attributes:
+        module: path of the module that makes the call.
+        argument: the argument's name in the operator's schema.
+        position: its place when the argument is a list, else None.
+        value: the integer while tracing.
+    """
 
     node: Node
     module: str
-    kind: str
     argument: str
     position: int | None
     value: int
@@ -59,9 +81,21 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Pick:
+    """Channels picked by the numbers in a constant, which an input of the graph holds.
+
+    `before` has one class for each channel of the tensor, `after` one for each number.
+    """
+
+    placeholder: str
+    numbers: Tensor
+    before: Tensor
+    after: Tensor
+
+
+@dataclass(frozen=True)
 class Parts:
-    """The parts of a split into equal parts; each tensor has one entry for each channel of a part."""
+    """A split into equal parts (`chunk`, `split(size)`): eager code can express it only while the parts stay equal."""
 
     node: Node
-    module: str
     parts: tuple[Tensor, ...]

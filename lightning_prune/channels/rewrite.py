@@ -13,31 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from lightning_prune.channels.adapters import kept_count
-from lightning_prune.channels.graph import ChannelGraph, check_options, export, split_input
+from lightning_prune.channels.adapters import kept_count, kept_mask
+from lightning_prune.channels.graph import ChannelGraph, check_options, split_input
 from lightning_prune.channels.label import operator_name
-from lightning_prune.errors import PlanError, TraceError
+from lightning_prune.channels.retrace import FEATURES, Trace, traces
+from lightning_prune.channels.state import Later, LazyRun, Reader
+from lightning_prune.errors import PlanError
 from lightning_prune.plan import PruningPlan
-
-METHODS = ("forward", "forward_features")
-
-
-class _Method(nn.Module):
-    """Presents another method of a model as `forward`, with the model's own tensor names."""
-
-    def __init__(self, model: nn.Module, method: str) -> None:
-        super().__init__()
-        self.__dict__.update({k: v for k, v in model.__dict__.items() if k not in ("forward",)})
-        self.__dict__["_source"] = (model, method)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        model, method = self.__dict__["_source"]
-        return getattr(model, method)(*args, **kwargs)
 
 
 @dataclass
@@ -53,7 +39,6 @@ class GraphCode:
     module: GraphModule
     sources: list[tuple[str, Any]]
     out_spec: Any
-    in_spec: Any
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         flat = pytree.tree_leaves((args, kwargs))
@@ -75,53 +60,16 @@ class Programs:
     codes: dict[tuple[str, bool], GraphCode] = field(default_factory=dict)
 
 
-def build(
-    model: nn.Module, example_input: Any, plan: PruningPlan, options: Any, methods: tuple[str, ...] = METHODS
-) -> Programs:
+def build(model: nn.Module, example_input: Any, plan: PruningPlan, options: Any) -> Programs:
     """Exports the dense model for each method and mode, and rewrites its widths for a plan."""
     programs = Programs()
-    for method in methods:
-        if not hasattr(type(model), method):
-            continue
-        target = model if method == "forward" else _Method(model, method)
-        for training in (True, False):
-            program = dynamic_export(target, example_input, training)
-            graph = ChannelGraph.of_program(program, model, options, freeze_output=method == "forward")
-            keep = keep_of_plan(graph, plan)
-            rewrite(graph, keep)
-            programs.codes[method, training] = _code(program)
+    for training in (True, False):
+        for trace in traces(model, example_input, training):
+            graph = ChannelGraph.of_program(trace.program, model, options, free_outputs=int(FEATURES in trace.methods))
+            constants = rewrite(graph, keep_of_plan(graph, plan))
+            for method, code in _codes(trace, constants).items():
+                programs.codes[method, training] = code
     return programs
-
-
-def dynamic_export(model: nn.Module, example_input: Any, training: bool) -> ExportedProgram:
-    """Exports with a free batch size if the model allows it; the other sizes are those of the example."""
-    args, kwargs = split_input(example_input)
-    batch = Dim("batch", min=1, max=1 << 16)
-
-    def shapes(dims: dict[int, Any]) -> Any:
-        def one(value: Any) -> Any:
-            return {d: s for d, s in dims.items() if d < value.ndim} if isinstance(value, Tensor) else None
-
-        positional = tuple(one(a) for a in args)
-        if type(model) is _Method or not kwargs:
-            return (positional,) if type(model) is _Method else positional
-        return {k: one(v) for k, v in kwargs.items()}
-
-    example = tuple(_at_least_two(a) for a in args) if args else {k: _at_least_two(v) for k, v in kwargs.items()}
-    for dims in ({0: batch}, {}):
-        try:
-            return export(model, example, training=training, dynamic_shapes=shapes(dims) if dims else None)
-        except TraceError:
-            if not dims:
-                raise
-    raise AssertionError("unreachable")
-
-
-def _at_least_two(value: Any) -> Any:
-    """A batch of one would be baked into the graph."""
-    if isinstance(value, Tensor) and value.ndim and value.shape[0] == 1:
-        return torch.cat([value, value])
-    return value
 
 
 def keep_of_plan(graph: ChannelGraph, plan: PruningPlan) -> Tensor:
@@ -153,8 +101,12 @@ def keep_of_plan(graph: ChannelGraph, plan: PruningPlan) -> Tensor:
     return keep
 
 
-def rewrite(graph: ChannelGraph, keep: Tensor) -> None:
-    """Rewrites, in place, every integer of the graph that counts channels."""
+def rewrite(graph: ChannelGraph, keep: Tensor) -> dict[str, Tensor]:
+    """Rewrites, in place, every integer of the graph that counts channels.
+
+    Returns:
+        {placeholder name: what takes its place}, for numbers of channels that stand in a tensor.
+    """
     for count in graph.counts:
         after = kept_count(count.classes, keep)
         if after != count.value and operator_name(count.node.target) not in ("chunk", "split", "unsafe_split"):
@@ -163,6 +115,11 @@ def rewrite(graph: ChannelGraph, keep: Tensor) -> None:
         sizes = [kept_count(p, keep) for p in parts.parts]
         if sizes != [len(p) for p in parts.parts]:
             _as_sizes(parts.node, sizes)
+    constants = {}
+    for pick in graph.picks:
+        left = pick.numbers.cpu()[kept_mask(pick.after, keep)]
+        constants[pick.placeholder] = (kept_mask(pick.before, keep).cumsum(0) - 1)[left].to(pick.numbers.device)
+    return constants
 
 
 def _set_argument(node: Node, argument: str, position: int | None, value: int) -> None:
@@ -189,21 +146,45 @@ def _as_sizes(node: Node, sizes: list[int]) -> None:
     node.args, node.kwargs = (node.args[0], sizes, dim), {}
 
 
-def _code(program: ExportedProgram) -> GraphCode:
-    """Takes the graph out of a program, without its tensors."""
+def _codes(trace: Trace, constants: dict[str, Tensor]) -> dict[str, GraphCode]:
+    """Takes the graph of each method out of a program, without its tensors."""
+    program = trace.program
     sources: list[tuple[str, Any]] = []
     position = 0
     for spec in program.graph_signature.input_specs:
-        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+        if spec.arg.name in constants:
+            sources.append(("constant", constants[spec.arg.name]))
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             sources.append(("state", spec.target))
         elif spec.kind == InputKind.USER_INPUT:
             sources.append(("input", position))
             position += 1
         else:
             sources.append(("constant", program.constants.get(spec.target or "")))
-    graph = _without_checks(program.graph_module)
-    graph.recompile()
-    return GraphCode(graph, sources, program.call_spec.out_spec, program.call_spec.in_spec)
+    modules = [_without_checks(program.graph_module)]
+    if len(trace.methods) == 2:
+        modules = list(_apart(modules[0]))
+    return {
+        method: GraphCode(module, sources, spec)
+        for module, (method, spec) in zip(modules, trace.methods.items(), strict=True)
+    }
+
+
+def _apart(module: GraphModule) -> tuple[GraphModule, GraphModule]:
+    """Returns (the graph without its last output, the graph up to its last output)."""
+    end = module.graph.output_node()
+    outputs: list[Any] = list(end.args[0])  # type: ignore[arg-type]
+    last = outputs.pop()
+    head, copies = Graph(), dict[Node, Node]()
+    for node in module.graph.nodes:
+        copies[node] = head.node_copy(node, copies.__getitem__)
+        if node is last:
+            break
+    head.output((copies[last],))
+    end.args = (tuple(outputs),)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module, GraphModule(module, head)
 
 
 def _without_checks(module: GraphModule) -> GraphModule:
@@ -224,14 +205,14 @@ def _without_checks(module: GraphModule) -> GraphModule:
 
 
 def graph_runner(programs: Programs) -> Callable[..., list[Tensor]]:
-    """Runs the eval graph with a state from outside, as `verify.run` runs a module."""
+    """Runs the eval graph with tensors from outside, as `verify.run` runs a module."""
 
-    def runner(_: nn.Module, state: dict[str, Tensor], batch: Any) -> list[Tensor]:
+    def runner(_: nn.Module, read: Reader, batch: Any) -> list[Tensor]:
         args, kwargs = split_input(batch)
         flat = pytree.tree_leaves((args, kwargs))
         code = programs.codes["forward", False]
-        feed = [state[w] if kind == "state" else flat[w] if kind == "input" else w for kind, w in code.sources]
-        out = code.module(*feed)
+        feed = [Later(read, w) if kind == "state" else flat[w] if kind == "input" else w for kind, w in code.sources]
+        out = LazyRun(code.module).run(*feed)
         return [t for t in out if isinstance(t, Tensor) and t.is_floating_point()]
 
     return runner

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lightning_prune.channels.places import Sum
 from lightning_prune.channels.rules import elementwise, rule
-from lightning_prune.channels.values import Call, Outcome, Site, Value
+from lightning_prune.channels.values import Call, Outcome, Value
 
 SILENT = "a spatial or kernel dim"
+COMPUTED = "the weight is computed while running (as in CondConv) or constant: no parameter has its channels"
 
 
 def _spatial(call: Call, x: Value, weight: Value, first: int) -> None:
@@ -25,7 +27,7 @@ def meet(call: Call, x: Tensor | None, weight: Tensor | None) -> None:
     if x is not None and weight is not None:
         call.unite(x, weight)
     else:
-        call.freeze(x, "consumed by a weight that no parameter controls")
+        call.freeze(x, COMPUTED)
         call.freeze(weight, "consumes the network's input or an uncontrolled tensor")
 
 
@@ -66,7 +68,7 @@ def _grouped(call: Call, inputs: Tensor | None, weight: Value, groups: int) -> T
     rows = weight.axes.get(0)
     columns = weight.axes.get(1)
     if inputs is None or rows is None:
-        call.freeze(inputs, "consumed by a grouped weight that no parameter controls")
+        call.freeze(inputs, COMPUTED)
         call.freeze(rows, "a grouped convolution over uncontrolled channels")
         call.freeze(columns, "a grouped convolution over uncontrolled channels")
         return rows
@@ -105,23 +107,31 @@ def conv_transpose(call: Call) -> Outcome:
     x, weight, groups = call["input"], call["weight"], call["groups"]
     _spatial(call, x, weight, 2)
     columns, rows, inputs = weight.axes.get(0), weight.axes.get(1), x.axes.get(1)
-    call.consumes("input", x, 1)
+    if weight.shape[0] > groups:
+        call.consumes("input", x, 1)
     call.costs(columns, rows)
-    if groups == 1:
-        meet(call, inputs, columns)
-    else:
-        if inputs is not None and columns is not None and weight.shape[0] == groups and weight.shape[1] == 1:
-            call.unite(inputs, columns)  # depthwise
-            call.width("groups", inputs)
-            rows = inputs
-        else:
-            for labels in (inputs, columns, rows):
-                call.freeze(labels, "grouped transposed convolution")
-            _bias(call, None)
-            return Value(call.shape, {d: v for d, v in x.axes.items() if d == 0})
+    meet(call, inputs, columns)
+    if groups > 1:
+        rows = _grouped_transpose(call, inputs, weight, groups)
     _bias(call, rows)
     axes = {d: labels for d, labels in x.axes.items() if d == 0}
     return Value(call.shape, axes if rows is None else {**axes, 1: rows})
+
+
+def _grouped_transpose(call: Call, inputs: Tensor | None, weight: Value, groups: int) -> Tensor | None:
+    """Labels of the outputs; dim 1 of the weight has those of one group only, for all groups."""
+    rows, size = weight.axes.get(1), weight.shape[1]
+    if inputs is None:
+        call.freeze(rows, "a grouped convolution over uncontrolled channels")
+        return None
+    table = inputs.view(groups, -1)
+    if table.shape[1] == 1 or call.context.options.groups == "whole":
+        call.unite(table, table[:, :1])
+        call.freeze(rows, "whole groups are removed, so their inner width stays")
+        call.width("groups", table[:, 0].contiguous())
+        return table[:, 0].repeat_interleave(size)
+    call.unite(table, table[:1])
+    return None if rows is None else rows.repeat(groups)
 
 
 @rule("linear")
@@ -241,7 +251,7 @@ def einsum(call: Call) -> Outcome:
         else:
             for position, term in enumerate(terms):
                 if letter in term:
-                    call.context.sites.append(Site(call.node, f"tensors.{position}", term.index(letter), labelled[0]))
+                    call.context.sums.append(Sum(call.node, f"tensors.{position}", term.index(letter), labelled[0]))
     return Value(call.shape, axes)
 
 

@@ -34,13 +34,23 @@ def layer_norm(call: Call) -> Outcome:
 
 @rule("group_norm")
 def group_norm(call: Call) -> Outcome:
-    """As layer_norm, over groups of dim 1."""
-    x = call["input"]
+    """A group's statistics run over all of its channels and over space: a group goes whole, or not at all."""
+    x, groups = call["input"], call["num_groups"]
+    out = call.keep_axes(x, {0: 0, 1: 1}, "its statistics run over this dim")
+    channels = x.axes.get(1)
     for name in ("weight", "bias"):
         tensor = call.arguments.get(name)
-        for labels in tensor.axes.values() if isinstance(tensor, Value) else ():
-            call.freeze(labels, "its statistics depend on the number of channels")
-    return call.keep_axes(x, {0: 0}, "its statistics depend on the number of channels")
+        if isinstance(tensor, Value) and 0 in tensor.axes:
+            meet(call, channels, tensor.axes[0])
+    if channels is None:
+        return out
+    if groups == 1:
+        call.freeze(channels, "its statistics depend on the number of channels")
+        return out
+    table = channels.view(groups, -1)
+    call.unite(table, table[:, :1])
+    call.width("num_groups", table[:, 0].contiguous())
+    return out
 
 
 @rule("softmax", "_softmax", "log_softmax", "cumsum", "cumprod", "sort", "topk", "argsort", "logcumsumexp")

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from lightning_prune.channels.labels import Labels
+from lightning_prune.channels.places import Count, Parts, Pick, Product, Sum, module_path
 
 LARGEST_AXIS = 1 << 17
 """A dimension longer than this is never labelled (flattened images, generated weights); it only costs time."""
@@ -27,43 +28,6 @@ class Value:
 
     shape: tuple[int, ...]
     axes: dict[int, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Width:
-    """One integer of the graph that counts channels: a split size, a slice bound, a view size, a number of groups.
-
-    Attributes:
-        node: the call that holds the integer.
-        argument: the argument's name in the operator's schema.
-        position: its place when the argument is a list, else None.
-        value: the integer while tracing.
-        labels: the channels that it counts; after surgery the integer is the number of them that are left.
-    """
-
-    node: Node
-    argument: str
-    position: int | None
-    value: int
-    labels: Tensor
-
-
-@dataclass(frozen=True)
-class EqualParts:
-    """A split into equal parts (`chunk`, `split(size)`): eager code can express it only while the parts stay equal."""
-
-    node: Node
-    parts: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Site:
-    """A place where channels are summed over: `labels` are those of dim `dim` of the call's argument `argument`."""
-
-    node: Node
-    argument: str
-    dim: int
-    labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -87,12 +51,14 @@ class Context:
 
     labels: Labels
     options: Options
-    widths: list[Width] = field(default_factory=list)
-    equal_parts: list[EqualParts] = field(default_factory=list)
+    counts: list[Count] = field(default_factory=list)
+    equal_parts: list[Parts] = field(default_factory=list)
     approximations: list[str] = field(default_factory=list)
     inputs: list[tuple[str, Tensor]] = field(default_factory=list)
-    sites: list[Site] = field(default_factory=list)
-    costs: list[tuple[Node, float, list[Tensor]]] = field(default_factory=list)
+    sums: list[Sum] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
+    constants: dict[Node, Tensor] = field(default_factory=dict)
+    picks: list[Pick] = field(default_factory=list)
 
 
 @dataclass
@@ -158,11 +124,11 @@ class Call:
     def consumes(self, argument: str, value: Value, dim: int) -> None:
         """Records that the call sums over the channels in a dim of an argument."""
         if dim in value.axes:
-            self.context.sites.append(Site(self.node, argument, dim, value.axes[dim]))
+            self.context.sums.append(Sum(self.node, argument, dim, value.axes[dim]))
 
     def costs(self, *labels: Tensor | None, share: float = 1.0) -> None:
         """Records that a share of the call's multiplications is proportional to the channels of each of `labels`."""
-        self.context.costs.append((self.node, share, [v for v in labels if v is not None]))
+        self.context.products.append(Product(self.node, share, tuple(v for v in labels if v is not None)))
 
     def width(self, argument: str, labels: Tensor, position: int | None = None) -> None:
         """Records that an integer argument counts the channels of `labels`."""
@@ -172,7 +138,7 @@ class Call:
             return
         # A symbolic size stands in the graph as a node: the count while tracing is the length of the labels.
         number = value if isinstance(value, int) else len(labels)
-        self.context.widths.append(Width(self.node, argument, position, number, labels))
+        self.context.counts.append(Count(self.node, module_path(self.node)[0], argument, position, number, labels))
 
 
 Outcome = Value | tuple[Value, ...] | None

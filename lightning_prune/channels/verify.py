@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from lightning_prune.channels.graph import mode, split_input
-from lightning_prune.channels.surgery import set_attributes, state_tensors, take
+from lightning_prune.channels.state import Reader, Step, awake, cast, folded, masked, reader, reading, rounded, sliced
+from lightning_prune.channels.surgery import clear_caches, set_attributes
 from lightning_prune.plan import PruningPlan
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 """Largest allowed difference, relative to the largest output, by the dtype that the check ran in."""
 
-LARGEST_EXACT = 1 << 26
-"""Models with more parameters than this (67 million) are checked in their own dtype, to save memory."""
+SMALL = 1 << 25
+"""Bytes (32 MiB) that a tensor may take in float64 whatever the size of the model."""
 
 
 @dataclass(frozen=True)
@@ -93,54 +93,12 @@ def random_like(example_input: Any, dtype: torch.dtype | None, seed: int = 0) ->
     return pytree.tree_map(draw, example_input)
 
 
-def awake(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """A copy of the model's state in which nothing is switched off.
-
-    A scale factor of zero (a zero-initialised last norm, a pruned channel) hides every mistake behind it, so the copy
-    has ones there, and small random numbers in rows of weights (and in vectors) that are zero throughout.
-    """
-    generator = torch.Generator().manual_seed(1)
-    state: dict[str, Tensor] = {}
-    norms = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    for name, tensor in state_tensors(model).items():
-        if not tensor.is_floating_point():
-            state[name] = tensor
-            continue
-        value = tensor.detach().to(dtype or tensor.dtype, copy=True)
-        if name in norms:
-            value[value == 0] = 1.0
-        elif name in parameters and value.ndim:
-            off = (value == 0).flatten(1).all(1) if value.ndim > 1 else (value == 0).all().expand(len(value))
-            if bool(off.any()):
-                noise = 0.1 * torch.randn(value.shape, generator=generator, dtype=torch.float64)
-                value[off] = noise.to(value)[off]
-        state[name] = value
-    return state
-
-
-def mask(state: dict[str, Tensor], plan: PruningPlan) -> dict[str, Tensor]:
-    """Sets every removed entry to zero, in place: outputs of the removed channels and what consumes them."""
-    for name, cut in plan.cuts.items():
-        value = state[name]
-        for dim, kept in cut.kept.items():
-            gone = torch.ones(cut.shape[dim], dtype=torch.bool)
-            gone[torch.tensor(kept)] = False
-            value.index_fill_(dim, gone.nonzero().flatten().to(value.device), 0)
-    return state
-
-
-def slice_(state: dict[str, Tensor], plan: PruningPlan) -> dict[str, Tensor]:
-    """Drops every removed entry, tensor by tensor, so that two whole copies never stand side by side."""
-    for name, cut in plan.cuts.items():
-        state[name] = take(state[name], cut)
-    return state
-
-
-def run(model: nn.Module, state: dict[str, Tensor], example: Any) -> list[Tensor]:
-    """Runs a model with another state; returns the floating-point outputs."""
+def run(model: nn.Module, read: Reader, example: Any) -> list[Tensor]:
+    """Runs a model with the tensors that a reader makes; returns the floating-point outputs."""
     args, kwargs = split_input(example)
-    out = functional_call(model, state, args, kwargs, tie_weights=False)
+    clear_caches(model)  # of the run before, with other tensors
+    with reading(model, read):
+        out = model(*args, **kwargs)
     return [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point()]
 
 
@@ -159,28 +117,25 @@ def distance(first: list[Tensor], second: list[Tensor]) -> float:
 
 
 def exact_dtypes(model: nn.Module) -> tuple[torch.dtype | None, ...]:
-    """float64 first, unless a copy in it would be larger than the machine should bear; then the model's own dtype."""
-    size = sum(p.numel() for p in model.parameters())
-    return (torch.float64, None) if size <= LARGEST_EXACT else (None,)
+    """float64 first, unless one tensor in it would take most of the model's memory; then the model's own dtype."""
+    tensors = list(model.parameters())
+    size = sum(p.numel() * p.element_size() for p in tensors)
+    largest = max((8 * p.numel() for p in tensors), default=0)
+    return (torch.float64, None) if largest <= max(SMALL, size // 2) else (None,)
 
 
 def check_eager(
     model: nn.Module, plan: PruningPlan, example_input: Any, runner: Callable[..., list[Tensor]] = run
 ) -> Proof:
-    """Compares masked and sliced without changing the model: the states are passed from outside.
+    """Compares masked and sliced without changing the model: its tensors are made from outside.
 
     Args:
-        runner: how to run the sliced state; by default the model itself with the plan's attributes set.
+        runner: how to run the sliced tensors; by default the model itself with the plan's attributes set.
 
     Raises:
         Exception: whatever the sliced model raises.
     """
-
-    def reference(state: dict[str, Tensor], batch: Any) -> tuple[list[Tensor], list[Tensor]]:
-        dense = run(model, state, batch)
-        return dense, run(model, mask(state, plan), batch)
-
-    return _compare(model, plan, example_input, runner, awake, reference, {})
+    return _compare(model, plan, example_input, runner, (awake(model),), None, {})
 
 
 def check_same(
@@ -197,24 +152,7 @@ def check_same(
         folds: {tensor name: what is added to it before slicing}.
         zeroed: names of scale factors whose removed entries count as zero in the reference.
     """
-
-    def reference(state: dict[str, Tensor], batch: Any) -> tuple[list[Tensor], list[Tensor]]:
-        dense = run(model, state, batch)
-        for name in zeroed:
-            gone = torch.ones(len(state[name]), dtype=torch.bool)
-            gone[torch.tensor(plan.cuts[name].kept[0])] = False
-            state[name][gone.to(state[name].device)] = 0
-        return dense, run(model, state, batch) if zeroed else dense
-
-    return _compare(model, plan, example_input, runner, as_is, reference, folds)
-
-
-def as_is(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """A copy of the model's state."""
-    return {
-        name: t.detach().to(dtype or t.dtype, copy=True) if t.is_floating_point() else t
-        for name, t in state_tensors(model).items()
-    }
+    return _compare(model, plan, example_input, runner, (), zeroed, folds)
 
 
 def _compare(
@@ -222,26 +160,24 @@ def _compare(
     plan: PruningPlan,
     example_input: Any,
     runner: Callable[..., list[Tensor]],
-    make_state: Callable[[nn.Module, torch.dtype | None], dict[str, Tensor]],
-    reference: Callable[[dict[str, Tensor], Any], tuple[list[Tensor], list[Tensor]]],
+    first: tuple[Step, ...],
+    zeroed: Collection[str] | None,
     folds: dict[str, Tensor],
 ) -> Proof:
-    dtypes = exact_dtypes(model)
     with untouched(model):
-        for dtype in dtypes:
+        for dtype in exact_dtypes(model):
+            reference = reader(model, *first, masked(plan, dtype, zeroed))
+            batch = random_like(example_input, dtype)
             try:
-                state = make_state(model, dtype)
-                batch = random_like(example_input, dtype)
-                dense, expected = reference(state, batch)
+                dense = run(model, reader(model, *first, cast(dtype)), batch)
+                expected = dense if zeroed is not None and not zeroed else run(model, reference, batch)
             except RuntimeError:  # a layer that insists on its own dtype
                 if dtype is None:
                     raise
                 continue
             if dtype is not None and not all(bool(t.isfinite().all()) for t in expected):
                 continue
-            for name, delta in folds.items():
-                state[name] = state[name] + delta.to(state[name])
-            small = slice_(state, plan)
+            small = reader(model, *first, folded(folds, dtype), sliced(plan, dtype))
             if runner is run:
                 set_attributes(model, plan.attributes)
             try:
@@ -255,20 +191,6 @@ def _compare(
         if tolerance < difference < 1e-3:
             # A network may amplify rounding (sharp attention): see how far rounding alone carries.
             set_attributes(model, plan.attributes, back=True) if runner is run else None
-            state = make_state(model, dtype)
-            reference(state, batch)
-            noise = distance(expected, run(model, rounded(state), batch))
+            noise = distance(expected, run(model, lambda name: rounded(name, reference(name)), batch))
             tolerance = max(tolerance, min(100 * noise, 1e-4))
     return Proof(difference, distance(dense, expected), used, tolerance)
-
-
-def rounded(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state with every number moved by about one unit in the last place."""
-    generator = torch.Generator().manual_seed(3)
-    out = {}
-    for name, tensor in state.items():
-        out[name] = tensor
-        if tensor.is_floating_point():
-            sign = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor) * 2 - 1
-            out[name] = tensor * (1 + sign * torch.finfo(tensor.dtype).eps)
-    return out

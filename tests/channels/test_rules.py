@@ -35,6 +35,14 @@ class Around(nn.Module):
         return self.head(self.second(x).mean((2, 3)))
 
 
+class Numbers(nn.Module):
+    """Constant numbers of channels."""
+
+    def __init__(self, *numbers: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.tensor(numbers))
+
+
 # name: (operator, channels after it, layers, classes that `first` falls into (0: all frozen))
 CASES: dict[str, tuple[Callable[[Any, Tensor], Tensor], int, dict[str, Callable[[], nn.Module]], int]] = {
     "identity": (lambda m, x: x, 12, {}, 12),
@@ -51,6 +59,9 @@ CASES: dict[str, tuple[Callable[[Any, Tensor], Tensor], int, dict[str, Callable[
     "grouped": (lambda m, x: m.g(x), 9, {"g": lambda: nn.Conv2d(12, 9, 3, padding=1, groups=3)}, 4),
     "transposed": (lambda m, x: m.t(x), 5, {"t": lambda: nn.ConvTranspose2d(12, 5, 2, 2)}, 12),
     "transposed depthwise": (lambda m, x: m.t(x), 12, {"t": lambda: nn.ConvTranspose2d(12, 12, 2, 2, groups=12)}, 12),
+    "transposed multiplier": (lambda m, x: m.t(x), 24, {"t": lambda: nn.ConvTranspose2d(12, 24, 2, 2, groups=12)}, 12),
+    "transposed grouped": (lambda m, x: m.t(x), 9, {"t": lambda: nn.ConvTranspose2d(12, 9, 2, 2, groups=3)}, 4),
+    "transposed to one each": (lambda m, x: m.t(x), 3, {"t": lambda: nn.ConvTranspose2d(12, 3, 2, 2, groups=3)}, 4),
     "max pool": (lambda m, x: F.max_pool2d(x, 2), 12, {}, 12),
     "avg pool": (lambda m, x: F.avg_pool2d(x, 2), 12, {}, 12),
     "adaptive pool": (lambda m, x: F.adaptive_avg_pool2d(x, 3), 12, {}, 12),
@@ -87,9 +98,19 @@ CASES: dict[str, tuple[Callable[[Any, Tensor], Tensor], int, dict[str, Callable[
     "cumsum": (lambda m, x: x.cumsum(1), 12, {}, 0),
     "layer norm": (
         lambda m, x: m.ln(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 12, {"ln": lambda: nn.LayerNorm(12)}, 0),
-    "group norm": (lambda m, x: m.gn(x), 12, {"gn": lambda: nn.GroupNorm(3, 12)}, 0),
+    "group norm": (lambda m, x: m.gn(x), 12, {"gn": lambda: nn.GroupNorm(3, 12)}, 3),
+    "group norm of one group": (lambda m, x: m.gn(x), 12, {"gn": lambda: nn.GroupNorm(1, 12)}, 0),
+    "group norm of single channels": (lambda m, x: m.gn(x), 12, {"gn": lambda: nn.GroupNorm(12, 12)}, 12),
+    "group norm by itself": (lambda m, x: F.group_norm(x, 4), 12, {}, 4),
+    "two group norms": (lambda m, x: m.a(m.b(x)), 12, {
+        "a": lambda: nn.GroupNorm(6, 12), "b": lambda: nn.GroupNorm(4, 12)}, 2),
     "instance norm": (lambda m, x: m.inorm(x), 12, {"inorm": lambda: nn.InstanceNorm2d(12, affine=True)}, 12),
-    "index by list": (lambda m, x: x[:, [2, 0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11]], 12, {}, 0),
+    "index by list": (lambda m, x: x[:, [2, 0, 1, *range(3, 12), -1, -1]], 14, {}, 12),
+    "index one": (lambda m, x: x[:, [2]], 1, {}, 0),
+    "index_select": (lambda m, x: x.index_select(1, m.i.weight), 13, {"i": lambda: Numbers(7, *range(12))}, 12),
+    "index twice by one tensor": (
+        lambda m, x: x[:, m.i.weight][:, m.i.weight], 4, {"i": lambda: Numbers(3, 2, 1, 0)}, 0),
+    "index by data": (lambda m, x: x[:, x.mean((0, 2, 3)).argsort()], 12, {}, 0),
     "eca": (
         lambda m, x: x * m.c(x.mean((2, 3)).unsqueeze(1)).transpose(1, 2).unsqueeze(-1).sigmoid(), 12,
         {"c": lambda: nn.Conv1d(1, 1, 3, padding=1)}, 0),
@@ -144,6 +165,55 @@ def test_whole_groups_can_go() -> None:
     assert ids.view(3, 4).unique(dim=1).shape == (3, 1)
     prune_channels(model, torch.randn(2, 3, 8, 8), keep={"norm": range(4, 12)}, groups="whole")
     assert (model.g.groups, model.g.in_channels, model.g.out_channels) == (2, 8, 6)
+
+
+def test_whole_groups_of_a_transposed_convolution_can_go() -> None:
+    model = randomise(Around(lambda m, x: m.t(x), 9, t=nn.ConvTranspose2d(12, 9, 2, 2, groups=3)))
+    prune_channels(model, torch.randn(2, 3, 8, 8), keep={"norm": range(4, 12)}, groups="whole")
+    assert (model.t.groups, model.t.in_channels, model.t.out_channels) == (2, 8, 6)
+
+
+def test_whole_groups_of_a_group_norm_can_go() -> None:
+    model = randomise(Around(lambda m, x: m.gn(x), 12, gn=nn.GroupNorm(3, 12)))
+    prune_channels(model, torch.randn(2, 3, 8, 8), keep={"norm": range(4, 12)})
+    assert (model.gn.num_groups, model.gn.num_channels, model.first.out_channels) == (2, 8, 8)
+    fixed = randomise(
+        Around(lambda m, x: F.group_norm(x, 4), 12)
+    )  # the 4 stands in the code: only a graph can change it
+    result = prune_channels(fixed, torch.randn(2, 3, 8, 8), keep={"norm": range(3, 12)})
+    assert result.plan.form == "graph"
+
+
+class Mixture(nn.Module):
+    """A convolution whose weight is mixed from experts, for each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.route, self.weight = nn.Linear(12, 2), nn.Parameter(torch.randn(2, 12 * 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = (self.route(x.mean((2, 3))).softmax(1) @ self.weight).view(-1, 12, 1, 1)
+        return F.conv2d(x.reshape(1, -1, *x.shape[2:]), weight, groups=len(x)).view_as(x)
+
+
+@pytest.mark.parametrize(
+    ("operator", "layer", "reason"),
+    [
+        (lambda m, x: m.layer(x.movedim(1, 3)).movedim(3, 1), nn.LayerNorm(12),
+         "layer_norm at layer (LayerNorm): its statistics depend on the number of channels"),
+        (lambda m, x: m.layer(x), nn.GroupNorm(1, 12),
+         "group_norm at layer (GroupNorm): its statistics depend on the number of channels"),
+        (lambda m, x: m.layer(x), Mixture(),
+         "conv2d at layer (Mixture): the weight is computed while running (as in CondConv) or constant: no parameter "
+         "has its channels"),
+    ],
+    ids=["layer norm", "group norm of one group", "mixture of weights"],
+)  # fmt: skip
+def test_reasons_name_the_operator_the_place_and_the_cause(operator: Any, layer: nn.Module, reason: str) -> None:
+    graph = ChannelGraph.trace(randomise(Around(operator, 12, layer=layer)), torch.randn(2, 3, 8, 8))
+    ids = graph.axes["norm.weight"][0]
+    assert bool((ids < 0).all())
+    assert {reason} <= {r for i in ids.tolist() for r in graph.frozen_reasons[-1 - i]}, graph.frozen_reasons
 
 
 def test_eca_is_an_approximation_that_must_be_asked_for() -> None:
