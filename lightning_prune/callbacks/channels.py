@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.callbacks import channel_logs, recalibrate, removal
 from lightning_prune.callbacks.channel_method import ChannelMethod, budget_of
-from lightning_prune.callbacks.guard import check_launcher, check_strategy
+from lightning_prune.callbacks.guard import check_alone, check_launcher, check_strategy
 from lightning_prune.callbacks.latency_budget import share_for_latency
 from lightning_prune.callbacks.phases import Duration, phases_of
 from lightning_prune.callbacks.shapes import ShapeHooks, note_shapes
@@ -116,6 +116,7 @@ class ChannelPruningCallback(ChannelMethod, Callback):
         if stage == "fit":
             check_strategy(trainer, type(self).__name__)
             check_launcher(trainer, type(self).__name__)
+            check_alone(trainer, self)
             self.forget()
         self._loaded = None
         self._hooks.wrap(pl_module, lambda: removal.averaged_copies(trainer))

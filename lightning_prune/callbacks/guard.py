@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import nn
 from torch.optim import Optimizer
@@ -30,6 +30,17 @@ def check_launcher(trainer: Trainer, callback: str) -> None:
             "ddp_notebook): the smaller model could not come back from them. Use strategy='ddp', from a script or by "
             "torchrun."
         )
+
+
+def check_alone(trainer: Trainer, callback: Callback) -> None:
+    """Raise if another callback of this package prunes in the same fit: the shapes it knows would change under it."""
+    others: list[Callback] = getattr(trainer, "callbacks", [])
+    for other in others:
+        if other is not callback and hasattr(other, "stage") and hasattr(other, "calibration_forward"):
+            raise ValueError(
+                f"{type(callback).__name__} and {type(other).__name__} cannot prune in the same fit: the first changes "
+                "the shapes of the weights that the other masks. Fit twice: remove channels first, then zero weights."
+            )
 
 
 class OptimizerGuard:

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune.channels.adapters import kept_mask
 from lightning_prune.channels.graph import ChannelGraph
-from lightning_prune.channels.label import module_path, operator_name, shape_of
+from lightning_prune.channels.label import operator_name, shape_of
+from lightning_prune.channels.places import module_path
 
 COUNTED = (
     "conv1d",

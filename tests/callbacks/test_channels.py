@@ -13,7 +13,16 @@ from lightning.pytorch.callbacks import (
 )
 from torch import nn
 
-from lightning_prune import MRTSCallback, NetworkSlimmingCallback, PlanError, TimmClassifier, load_pruned, save_pruned
+from lightning_prune import (
+    LTPCallback,
+    MRTSCallback,
+    NetworkSlimmingCallback,
+    PlanError,
+    TimmClassifier,
+    load_pruned,
+    save_pruned,
+    sparsity_report,
+)
 from lightning_prune.compact import plan_of
 from tests.toy import Toy, loaders, samples, trainer
 
@@ -269,6 +278,23 @@ def test_named_network_and_a_module_without_forward(method, tmp_path):
     assert size(module) < size(Odd())
     with pytest.raises(ValueError, match=r"network='body' is not a module of Odd; it has net, extra"):
         fit(tmp_path, method, Odd(), options={"network": "body"})
+
+
+def test_two_fits_prune_twice_and_then_weights_too(method, tmp_path):
+    module, first, _ = fit(tmp_path, method, options={"target_macs": 0.7})
+    between = size(module)
+    module, second, run = fit(tmp_path, method, module, options={"target_macs": 0.7})
+    assert size(module) < between < size(Toy())
+    assert first.numbers["macs"] <= 0.7
+    assert second.numbers["macs"] <= 0.7
+    run.save_checkpoint(tmp_path / "twice.ckpt")
+    fresh = Toy()
+    trainer(tmp_path, [method()]).validate(fresh, loaders()["val_dataloaders"], tmp_path / "twice.ckpt", verbose=False)
+    assert equal(module, fresh)
+    sparse, _, _ = fit(tmp_path, lambda **_: LTPCallback(target_sparsity=0.5), module)
+    assert sparsity_report(sparse).sparsity == pytest.approx(0.5, abs=0.01)
+    with pytest.raises(ValueError, match="cannot prune in the same fit"):
+        fit(tmp_path, method, callbacks=[LTPCallback()])
 
 
 def test_no_batchnorm_points_to_ltp(method, tmp_path):
