@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import lightning
@@ -9,7 +10,7 @@ import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_prune.data.loading import EpochSampler, ReplayLoader
 
@@ -43,6 +44,14 @@ def loaders(batch_size: int = 8, n: int = 64) -> dict[str, DataLoader[Any]]:
         "train_dataloaders": ReplayLoader(samples(n), batch_size=batch_size, sampler=EpochSampler(n, seed=0)),
         "val_dataloaders": DataLoader(samples(32, seed=1), 16),
     }
+
+
+class Stream(IterableDataset[Any]):
+    """The samples without a length, over and over."""
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            yield from samples()
 
 
 class Toy(lightning.LightningModule):

@@ -15,7 +15,7 @@ from lightning_prune.callbacks.finetune import keep_zeros, prune_everywhere
 from lightning_prune.callbacks.guard import OptimizerGuard, check_strategy
 from lightning_prune.callbacks.logs import Monitor
 from lightning_prune.callbacks.method import PruningMethod
-from lightning_prune.callbacks.phases import Duration, phases_of
+from lightning_prune.callbacks.phases import Duration, phases_of, training_length
 from lightning_prune.callbacks.trail import TrailWriter
 from lightning_prune.functional import budget
 from lightning_prune.masking import Gate, attach, detach, find_targets
@@ -206,7 +206,7 @@ class PruningCallback(PruningMethod, Callback):
         self._mask_for_evaluation(trainer, pl_module)
         if self.stage == "soft" and trainer.state.fn == "fit" and not trainer.sanity_checking:
             # Masks move faster than BatchNorm's running averages follow; training itself does not read those.
-            few = min(self.recalibrate_batches, max(2, int(trainer.num_training_batches) // 10))
+            few = min(self.recalibrate_batches, max(2, training_length(trainer).batches_per_epoch // 10))
             self._try(recalibrate.recalibrate, trainer, pl_module, recalibrate.calibration_batches(trainer, few))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

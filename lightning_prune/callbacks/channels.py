@@ -16,7 +16,7 @@ from lightning_prune.callbacks import channel_logs, recalibrate, removal
 from lightning_prune.callbacks.channel_method import ChannelMethod, budget_of
 from lightning_prune.callbacks.guard import check_alone, check_launcher, check_strategy
 from lightning_prune.callbacks.latency_budget import share_for_latency
-from lightning_prune.callbacks.phases import Duration, phases_of
+from lightning_prune.callbacks.phases import Duration, phases_of, training_length
 from lightning_prune.callbacks.shapes import ShapeHooks, note_shapes
 from lightning_prune.channels.choose import Choice, Chooser
 from lightning_prune.channels.graph import ChannelGraph
@@ -202,7 +202,8 @@ class ChannelPruningCallback(ChannelMethod, Callback):
     def _interval(self, trainer: Trainer) -> int:
         """Batches between choices: an epoch, or less in a short phase."""
         assert self.phases is not None
-        return max(1, min(int(trainer.num_training_batches), -(-(self.phases.prune - self.phases.begin) // _CHOICES)))
+        share = -(-(self.phases.prune - self.phases.begin) // _CHOICES)
+        return max(1, min(training_length(trainer).batches_per_epoch, share))
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         """Trace the network on this batch's input and set the method up, anew or as a checkpoint left it."""

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lightning_prune import (
     LTPCallback,
@@ -24,7 +25,7 @@ from lightning_prune import (
     sparsity_report,
 )
 from lightning_prune.compact import plan_of
-from tests.toy import Toy, loaders, samples, trainer
+from tests.toy import Stream, Toy, loaders, samples, trainer
 
 METHODS = {"mrts": MRTSCallback, "slimming": NetworkSlimmingCallback}
 PHASES = {"warmup": 1, "sparsify": 3, "recalibrate_batches": 2}  # 8 batches an epoch: begin at 8, removal at 32
@@ -278,6 +279,16 @@ def test_named_network_and_a_module_without_forward(method, tmp_path):
     assert size(module) < size(Odd())
     with pytest.raises(ValueError, match=r"network='body' is not a module of Odd; it has net, extra"):
         fit(tmp_path, method, Odd(), options={"network": "body"})
+
+
+def test_a_training_set_without_a_length(method, tmp_path):
+    data = {"train_dataloaders": DataLoader(Stream(), 8), "val_dataloaders": loaders()["val_dataloaders"]}
+    options = {"warmup": 0.2, "sparsify": 0.5}
+    module, callback, _ = fit(
+        tmp_path, method, data=data, options=options, max_epochs=-1, max_steps=24, val_check_interval=8
+    )
+    assert callback.stage == "compact"
+    assert size(module) < size(Toy())
 
 
 def test_two_fits_prune_twice_and_then_weights_too(method, tmp_path):

@@ -8,9 +8,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lightning_prune import LTPCallback, MagnitudeCallback, PrunedFileError, save_pruned, sparsity_report
-from tests.toy import Toy, loaders, network, ours_left_on, trainer, zeros
+from tests.toy import Stream, Toy, loaders, network, ours_left_on, trainer, zeros
 
 N = 8 * 9 + 16 * 8 * 9 + 16 * 4  # prunable weights of the toy network
 
@@ -298,3 +299,11 @@ def test_masks_hold_one_copy_of_the_masked_weights_and_finetune_none(tmp_path):
     trainer(tmp_path, [callback, Measure()]).fit(Toy(), **loaders())
     assert max(held) == 4 * N
     assert held[-1] == 0
+
+
+def test_a_training_set_without_a_length(method, tmp_path):
+    module, callback = Toy(), method(target_sparsity=0.8)
+    data = {"train_dataloaders": DataLoader(Stream(), 8), "val_dataloaders": loaders()["val_dataloaders"]}
+    trainer(tmp_path, [callback], max_epochs=-1, max_steps=24, val_check_interval=8).fit(module, **data)
+    assert callback.stage == "pruned"
+    assert abs(zeros(module) - 0.8 * N) <= 1
