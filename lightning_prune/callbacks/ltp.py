@@ -12,7 +12,7 @@ from lightning_prune.callbacks.base import PruningCallback
 from lightning_prune.functional import budget, ltp
 from lightning_prune.functional.adam import adam_step_
 from lightning_prune.functional.schedules import Shape, anneal, exponential_path
-from lightning_prune.masking import Gate, SoftGate, Target
+from lightning_prune.masking import Gate, SoftGate, Target, kernels
 from lightning_prune.masking.kernels import BAND, KEPT, TASK
 
 _REFRESHES = 20  # times in the phase that Var|w| and the highest allowed thresholds are measured anew
@@ -196,10 +196,10 @@ class LTPCallback(PruningCallback):
 
 def _variances(weights: Sequence[Tensor], numels: Tensor) -> Tensor:
     """Var|w| of each layer, float32 [layers]."""
-    absolute = torch.stack([w.float().abs().sum() for w in weights])
+    absolute = torch.stack([kernels.chunked_sum(w, torch.abs) for w in weights])
     return ltp.variance_of_magnitude(numels, absolute, _squares(weights))
 
 
 def _squares(weights: Sequence[Tensor]) -> Tensor:
     """Σ w² of each layer, float32 [layers]."""
-    return torch.stack([w.float().square().sum() for w in weights])
+    return torch.stack([kernels.chunked_sum(w, torch.square) for w in weights])

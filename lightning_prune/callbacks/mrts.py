@@ -38,7 +38,9 @@ class MRTSCallback(ChannelPruningCallback):
 
     Mode "adaptive" measures γ in units that put the repelling point of each layer at its present threshold, so that the
     channels that are to go are those that shrink, in a phase of any length and at any scale of γ; factors are pushed up
-    only to their layer's mean at the start. Mode "paper" takes γ as it is, steps of ``lam·lr``, and clamps to [0, ε].
+    only to their layer's mean at the start, and biases shrink with their factors. Without a target that point stays at
+    0.23 of the mean: only channels that the training itself lets fall so low will go, which takes long. Mode "paper"
+    takes γ as it is, steps of ``lam·lr``, and clamps to [0, ε].
 
     Tied channels (residual streams, depthwise and squeeze-excite pairs) decide together: the rule sees the root mean
     square of their factors, and a push scales them alike. Negative factors (pretrained networks have some) keep their

@@ -77,6 +77,7 @@ class Chooser:
         form: str = "auto",
     ) -> None:
         self.graph, self.factors, self.rule = graph, factors, rule
+        self._here = factors.to(torch.device("cpu"))  # choices are made on the CPU, wherever the factors are
         self.budget, self.delta = budget, delta
         self.cost = ChannelCost.of(graph)
         self._measures: dict[Resource, Callable[[Tensor], float]] = {
@@ -87,7 +88,7 @@ class Chooser:
         self._limits: dict[str, Any] = {"divisor": divisor, "min_channels": min_channels}
         self._equal = [] if form == "graph" else equal_widths(model, graph)
         members = torch.zeros(graph.size)
-        members[factors.classes.cpu()] = factors.members.cpu().float()
+        members[self._here.classes] = self._here.members.float()
         self._members, self._norm_channels = members, graph.norm_channels()[0]
 
     def choose(self, sizes: Tensor) -> Choice:
@@ -97,9 +98,9 @@ class Chooser:
             PlanError: the budget cannot be met; the message names the layers that hold it back.
         """
         sizes = sizes.detach().double().cpu()
-        factors = self.factors
+        factors = self._here
         ordered = factors.join([costs(part, self.rule) for part in factors.by_layer(sizes)])
-        classes = factors.classes.cpu()
+        classes = factors.classes
         score = torch.full((self.graph.size,), math.inf, dtype=torch.float64)
         score[classes] = ordered
 
@@ -135,8 +136,8 @@ class Chooser:
         return prune_channels(model, example_input, keep=masks, graph=self.graph, **self._limits, **options)
 
     def _describe(self, keep: Tensor, sizes: Tensor) -> Choice:
-        layers = self.factors.by_layer(keep[self.factors.classes.cpu()])
-        values = self.factors.by_layer(sizes)
+        layers = self._here.by_layer(keep[self._here.classes])
+        values = self._here.by_layer(sizes)
         gaps = [g for g in map(gap, values, layers) if not math.isnan(g)]
         return Choice(
             keep=keep,
@@ -151,7 +152,7 @@ class Chooser:
     def _blame(self, repaired: Callable[[Tensor], Tensor], resource: Resource, share: float) -> str:
         """Says how far the model can shrink, and which layers do not shrink further."""
         keep = torch.ones(self.graph.size, dtype=torch.bool)
-        keep[self.factors.classes.cpu()] = False
+        keep[self._here.classes] = False
         least = repaired(keep)
         measure, everything = self._measures[resource], torch.ones_like(keep)
         total = self.cost.macs()

@@ -169,6 +169,12 @@ def _soft_step_whole_(w: Tensor, grad: Tensor, slope: Tensor, shift: Tensor, cou
     return stats
 
 
+def chunked_sum(w: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """``of(w).sum()`` in float32 or better, a scalar, without a temporary of the layer's size on the CPU."""
+    chunks = _chunks(w) or [(at_least_float32(w.detach()),)]
+    return torch.stack([of(x).sum() for (x,) in chunks]).sum()
+
+
 def zeros_step_(w: Tensor, grad: Tensor) -> None:
     """Zero ``grad`` in place wherever the weight is exactly 0: what is pruned stays pruned."""
     for x, g in _chunks(w, grad) or [(w.detach(), grad)]:
