@@ -24,7 +24,7 @@ def locate(model: nn.Module, plan: PruningPlan, example_input: Any) -> str | Non
     """Returns the path of the first module that raises, or whose output differs; None if no layer shows it."""
     with untouched(model):
         dtype = exact_dtypes(model)[0]
-        first, batch = awake(model), random_like(example_input, dtype)
+        first, batch = awake(model, plan), random_like(example_input, dtype)
         try:
             expected, _ = _record(model, reader(model, first, masked(plan, dtype)), batch)
             set_attributes(model, plan.attributes)

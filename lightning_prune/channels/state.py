@@ -76,18 +76,28 @@ def folded(folds: Mapping[str, Tensor], dtype: torch.dtype | None) -> Step:
     return step
 
 
-def awake(model: nn.Module) -> Step:
+def awake(model: nn.Module, plan: PruningPlan) -> Step:
     """Nothing is switched off.
 
     A scale factor of zero (a zero-initialised last norm, a pruned channel) hides every mistake behind it, so there are
-    ones there, and small random numbers in rows of weights (and in vectors) that are zero throughout.
+    ones there, and small random numbers in rows of weights (and in vectors) that are zero throughout. Channels that are
+    to go have a scale and a shift of one: a trained network may have closed its ReLU on them.
     """
-    norms = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    paths = [name for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = {f"{path}.weight" for path in paths}
+    going = {
+        name: torch.tensor([i not in kept for i in range(plan.cuts[name].shape[0])])
+        for path in paths
+        for name in (f"{path}.weight", f"{path}.bias")
+        if name in plan.cuts and (kept := set(plan.cuts[name].kept.get(0, ())))
+    }
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
     def step(name: str, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point() or tensor.numel() == 0:
             return tensor
+        if name in going:
+            tensor = tensor.masked_fill(going[name].to(tensor.device), 1.0)
         if name in norms:
             return tensor.masked_fill(tensor == 0, 1.0)
         if name not in parameters or not tensor.ndim:

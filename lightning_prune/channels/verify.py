@@ -135,7 +135,7 @@ def check_eager(
     Raises:
         Exception: whatever the sliced model raises.
     """
-    return _compare(model, plan, example_input, runner, (awake(model),), None, {})
+    return _compare(model, plan, example_input, runner, (awake(model, plan),), None, {})
 
 
 def check_same(

@@ -283,3 +283,17 @@ def test_models_and_inputs_that_cannot_be_traced() -> None:
     with pytest.raises(TraceError, match=r"Chain.*\(2, 4, 12, 12\)"):
         ChannelGraph.trace(model, torch.randn(2, 4, 12, 12))
     assert model.training
+
+
+def test_channels_behind_a_closed_relu_can_go() -> None:
+    """Training may shut a channel: masking it changes nothing then, and the check must not take that for a failure."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    with torch.no_grad():
+        model[1].bias[:3] = -100.0
+    x = torch.randn(2, 3, 8, 8)
+    before = model(x)
+    result = prune_channels(model, x, keep={"1": range(3, 8)})
+    assert result.proof is not None
+    assert result.proof.equal
+    assert result.proof.effect > 1e-3
+    torch.testing.assert_close(model(x), before)
