@@ -23,6 +23,7 @@ from lightning_prune.channels.graph import ChannelGraph
 from lightning_prune.channels.scales import ScaleFactors
 from lightning_prune.functional.thresholds import RULES, Rule, check_delta
 
+_SURGERY = {"form", "groups", "attention", "allow_inexact"}
 _CHOICES = 8  # times in the phase, at least, that the channels are chosen anew
 
 
@@ -93,6 +94,9 @@ class ChannelPruningCallback(ChannelMethod, Callback):
             raise ValueError(f"divisor={divisor} must be a positive number, such as 8.")
         if after not in ("finetune", "retrain"):
             raise ValueError(f"after={after!r} must be 'finetune' or 'retrain'.")
+        unknown = sorted(set(surgery or {}) - _SURGERY)
+        if unknown:
+            raise ValueError(f"surgery has {unknown}: expected some of {sorted(_SURGERY)}, as for prune_channels.")
         self.target_latency = target_latency
         if target_latency is not None:
             latency_batch = latency_batch or 1
@@ -194,8 +198,9 @@ class ChannelPruningCallback(ChannelMethod, Callback):
         self._hooks.release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Called when a run raises. The checkpoint hooks stay: `OnExceptionCheckpoint` may save after this."""
+        """Called when a run raises: nothing of ours stays on the module."""
         self._release_optimizers()
+        self._hooks.release()
 
     # ---- steps ----------------------------------------------------------------------------------------------------
 

@@ -75,6 +75,12 @@ class ScaleFactors:
             params.append(weight)
             names.append(name)
             ids.append(vector)
+        for pattern in exclude:
+            if not any(_matches(name, pattern) for name in graph.norms):
+                raise ChannelError(
+                    f"exclude={pattern!r} matches no BatchNorm; their names are those of the modules, such as "
+                    f"{list(graph.norms[:3])}"
+                )
         kept_out = [v for n, v in zip(names, ids, strict=True) if any(_matches(n, pattern) for pattern in exclude)]
         if kept_out:
             stay = torch.cat(kept_out)

@@ -308,6 +308,20 @@ def test_two_fits_prune_twice_and_then_weights_too(method, tmp_path):
         fit(tmp_path, method, callbacks=[LTPCallback()])
 
 
+def test_an_exception_leaves_nothing_on_the_module_and_a_second_fit_works(method, tmp_path):
+    class Fails(lightning.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.global_step == 20:
+                raise RuntimeError("in mid-phase")
+
+    module = Toy()
+    with pytest.raises(RuntimeError, match="in mid-phase"):
+        fit(tmp_path, method, module, callbacks=[Fails()])
+    assert not any(key.startswith("on_") for key in vars(module))
+    module, callback, _ = fit(tmp_path, method, module)
+    assert callback.stage == "compact"
+
+
 def test_no_batchnorm_points_to_ltp(method, tmp_path):
     module = Toy()
     module.net[1] = module.net[4] = nn.Identity()
@@ -356,6 +370,7 @@ def test_a_latency_target_is_met_by_measuring(method, tmp_path, monkeypatch):
         ({"min_keep": 1.0}, "min_keep=1.0"),
         ({"divisor": 0}, "divisor=0"),
         ({"after": "rewind"}, "after='rewind'"),
+        ({"surgery": {"divsor": 8}}, r"surgery has \['divsor'\]"),
         ({"tau": -1}, "tau=-1"),
         ({"information": "kl"}, "information='kl'"),
         ({"mode": "paper"}, "needs lam"),

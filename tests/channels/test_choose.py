@@ -48,6 +48,11 @@ def test_excluded_norms_keep_their_channels_with_all_that_is_tied_to_them():
     assert bool(choice.keep[ids].all())
 
 
+def test_a_pattern_that_matches_nothing_is_named():
+    with pytest.raises(ChannelError, match=r"exclude='layer9.\*' matches no BatchNorm.*'bn1'"):
+        parts("resnet18", exclude=["layer9.*"])
+
+
 @pytest.mark.parametrize("rule", ["css", "mass", "exp", "global"])
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "mixnet_s"])
 @pytest.mark.parametrize("budget", [("macs", 0.4), ("params", 0.6)])
