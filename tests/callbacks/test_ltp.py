@@ -139,3 +139,14 @@ def test_histograms_are_opt_in(tmp_path):
         logger.experiment.add_histogram = lambda tag, *a, add=add, tags=tags, **k: (tags.append(tag), add(tag, *a, **k))
         trainer(tmp_path, [MagnitudeCallback(histogram_every=every)], logger=logger).fit(Toy(), **loaders())
         assert len(tags) == (3 * 3 if every else 0)
+
+
+def test_compiled_masks_train_to_the_same_thresholds(tmp_path):
+    ends = []
+    for fuse in (False, True):
+        torch.manual_seed(0)
+        module, callback = Toy(), LTPCallback(target_sparsity=0.8, sparsify=3, fuse=fuse)
+        trainer(tmp_path, [callback]).fit(module, **loaders())
+        ends.append((callback.final_thresholds, zeros(module)))
+    assert ends[0][1] == ends[1][1]
+    torch.testing.assert_close(ends[0][0], ends[1][0], rtol=1e-2, atol=1e-6)
