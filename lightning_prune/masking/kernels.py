@@ -8,16 +8,20 @@ Elsewhere the whole-tensor form is used. torch.compile can fuse either into a pa
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightning_prune.functional.ltp import GATE_RANGE, at_least_float32
 
 CHUNK = 1 << 18
+_local = threading.local()
 _TINY = 1e-30  # far below any weight that matters
 
 Sums = tuple[float, float]
@@ -41,6 +45,15 @@ def _chunks(*tensors: Tensor) -> list[tuple[Tensor, ...]] | None:
         return None
     flat = tuple(t.detach().as_strided((t.numel(),), (1,)) for t in tensors)
     return [flat] if first.numel() <= CHUNK else list(zip(*(t.split(CHUNK) for t in flat), strict=True))
+
+
+def _scratch(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Two chunks to work in, kept for this thread: memory taken anew for each layer is faulted in page by page."""
+    buffers: dict[torch.dtype, tuple[Tensor, Tensor]] = _local.__dict__.setdefault("buffers", {})
+    if dtype not in buffers:
+        with torch.inference_mode(False):
+            buffers[dtype] = (torch.empty(CHUNK, dtype=dtype), torch.empty(CHUNK, dtype=dtype))
+    return buffers[dtype]
 
 
 def gate(w: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
@@ -71,10 +84,11 @@ def soft_mask(
         sums = [_compiled(_mask_and_sums_, True)(x, slope, shift, v) for x, v in chunks]
         kept, band = torch.stack(sums).sum(0).tolist()
         return out, (kept, band)
-    factor, work, one = slope.item(), w.new_empty(min(CHUNK, w.numel())), w.new_ones(())
+    factor, (work, _), one = slope.item(), _scratch(w.dtype), w.new_ones(())
     kept = band = 0.0
     for x, m in chunks:
-        torch.addcmul(shift, x, x, value=factor, out=m).clamp_(-GATE_RANGE, GATE_RANGE).sigmoid_()
+        torch.addcmul(shift, x, x, value=factor, out=m)
+        F.hardtanh_(m, -GATE_RANGE, GATE_RANGE).sigmoid_()  # a clamp, and faster
         kept += m.sum().item()
         band += torch.dot(m, torch.sub(one, m, out=work[: x.numel()])).item()
         m.mul_(x)
@@ -116,16 +130,18 @@ def soft_step_(
     if fuse and not count:
         task = torch.stack([_compiled(_step_and_sum_, True)(x, g, v) for x, g, v in chunks]).sum().item()
         chunks = []
-    size = min(CHUNK, w.numel())
-    gates, work, tiny = w.new_empty(size), w.new_empty(size), w.new_tensor(_TINY)
+    gates, work = _scratch(w.dtype)
     for x, g, v in chunks:
         m, t = gates[: x.numel()], work[: x.numel()]
-        torch.div(v, torch.add(x, tiny, out=t), out=m)  # a weight of 0 gets the gate 0, not NaN
+        torch.div(v, x, out=m)
         if count:
             hard += int(torch.count_nonzero(m > 0.5))
             near += int(torch.count_nonzero((m - 0.5).abs_() < _BAND))
         g.mul_(m)  # g·m: the weight's gradient
         task += torch.dot(g, torch.sub(x, v, out=t)).item()  # g·m·(1 − m)·w
+    if math.isnan(task):  # 0/0 where a weight is exactly 0, which is rare: its gate is 0
+        grad.masked_fill_(w.detach() == 0, 0)
+        task = sum(torch.dot(g, x - v).item() for x, g, v in chunks)
     factor, (kept, band) = slope.item(), sums
     counts = (hard, near) if count else (torch.nan, torch.nan)
     return torch.tensor((task * factor, band * factor, kept, *counts), dtype=torch.float64)
