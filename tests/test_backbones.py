@@ -72,7 +72,7 @@ def test_backbone_end_to_end(name, tmp_path):
     assert (u > 0).all()
     assert u.max() / u.min() > 1.3  # learned: some layers are priced far below others
     assert u.std() / u.mean() > 0.05  # and not one outlier alone
-    assert len({round(v, 4) for v in u.tolist()}) > 0.9 * len(u)  # each layer has its own
+    assert len(set(u.tolist())) > 0.9 * len(u)  # each layer has its own
 
     # two epochs of optimizer steps ago these were the zeros of the prune: they are still the same ones
     pruned = torch.load(tmp_path / "epoch=1.ckpt", weights_only=True)["state_dict"]
