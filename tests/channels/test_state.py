@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_prune.channels import prune_channels
 from lightning_prune.channels.state import awake, cast, reader, reading
 from lightning_prune.channels.verify import exact_dtypes
+from lightning_prune.plan import Cut, PruningPlan
 from tests.channels.models import Chain, random_scores, randomise
 from tests.sweep.channels_cost import memory
 
@@ -52,7 +53,10 @@ def test_what_is_switched_off_wakes_up_in_the_same_way_each_time() -> None:
         model.features[0].weight[2] = 0
         model.features[1].weight[3] = 0
         model.features[3].bias.zero_()
-    read = reader(model, awake(model))
+    size = len(model.features[1].weight)
+    going = Cut((size,), {0: tuple(range(1, size))})
+    plan = PruningPlan({"features.1.weight": going, "features.1.bias": going})
+    read = reader(model, awake(model, plan))
     before = {name: t.clone() for name, t in model.state_dict().items()}
     for name in before:
         torch.testing.assert_close(read(name), read(name), rtol=0, atol=0)
@@ -61,6 +65,9 @@ def test_what_is_switched_off_wakes_up_in_the_same_way_each_time() -> None:
     torch.testing.assert_close(read("features.0.weight")[3], before["features.0.weight"][3])
     assert float(read("features.1.weight")[3]) == 1
     assert bool((read("features.3.bias") != 0).all())
+    for name in ("features.1.weight", "features.1.bias"):  # the channel that is to go, and no other
+        assert float(read(name)[0]) == 1
+        torch.testing.assert_close(read(name)[1:3], before[name][1:3], rtol=0, atol=0)
     assert bool((read("features.1.running_mean") == before["features.1.running_mean"]).all())
 
 
