@@ -131,7 +131,7 @@ def _silenced(graph: ChannelGraph, removed: Tensor) -> Step:
     norms = {f"{path}.weight" for path in graph.norms}
 
     def step(name: str, tensor: Tensor) -> Tensor:
-        ids = graph.axes[name].get(0) if name in norms else None
+        ids = graph.scale_ids(name.removesuffix(".weight")) if name in norms else None
         if ids is None:
             return tensor
         return tensor.masked_fill(((ids >= 0) & removed[ids.clamp(min=0)]).to(tensor.device), 0)

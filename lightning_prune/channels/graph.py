@@ -134,9 +134,13 @@ class ChannelGraph:
             for dim, ids in dims.items():
                 yield name, dim, ids
 
+    def scale_ids(self, norm: str) -> Tensor | None:
+        """Class ids of a batch norm's channels, int64 [channels]; None where nothing can go: it has one channel."""
+        return self.axes.get(f"{norm}.weight", {}).get(0)
+
     def norm_channels(self) -> tuple[int, int]:
         """Returns (all, frozen) channels of the batch norms with a scale factor."""
-        ids = [self.axes[f"{name}.weight"].get(0) for name in self.norms]
+        ids = [self.scale_ids(name) for name in self.norms]
         known = [i for i in ids if i is not None]
         return sum(len(i) for i in known), sum(int((i < 0).sum()) for i in known)
 

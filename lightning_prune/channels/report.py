@@ -45,7 +45,7 @@ def frozen_summary(graph: ChannelGraph) -> dict[str, int]:
     """{reason: BatchNorm channels that stay for it}, most frequent first. A channel may have several reasons."""
     found: dict[str, int] = {}
     for path in graph.norms:
-        ids = graph.axes[f"{path}.weight"].get(0)
+        ids = graph.scale_ids(path)
         for identity in [] if ids is None else ids[ids < 0].tolist():
             for reason in graph.frozen_reasons[-1 - identity]:
                 found[reason] = found.get(reason, 0) + 1

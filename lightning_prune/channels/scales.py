@@ -63,10 +63,10 @@ class ScaleFactors:
         ids: list[Tensor] = []
         frozen: dict[str, str] = {}
         for name in graph.norms:
-            vector = graph.axes[f"{name}.weight"].get(0)
+            vector = graph.scale_ids(name)
             if vector is None or not bool((vector >= 0).any()):
                 reasons = () if vector is None else graph.frozen_reasons[-1 - int(vector[0])]
-                frozen[name] = "; ".join(reasons) or "no operator relates it to another tensor"
+                frozen[name] = "; ".join(reasons) or "it has one channel"
                 continue
             weight = model.get_submodule(name).weight
             assert isinstance(weight, nn.Parameter)

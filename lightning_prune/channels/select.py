@@ -19,6 +19,9 @@ from lightning_prune.errors import PlanError
 def resolve(graph: ChannelGraph, name: str) -> tuple[str, Tensor]:
     """Returns (tensor name, class ids of its dim 0) for a tensor's name or a module's path."""
     full = next((n for n in (name, f"{name}.weight") if n in graph.axes), None)
+    single = next((n for n in (name, f"{name}.weight") if n in graph.shapes), None)
+    if full is None and single is not None:
+        raise PlanError(f"{single} of shape {graph.shapes[single]} has no channel that may go; leave it out")
     if full is None:
         close = [n for n in graph.axes if name.split(".")[0] in n][:3]
         raise PlanError(f"unknown tensor or module {name!r}; names are those of the state dict, such as {close}")

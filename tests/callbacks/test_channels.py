@@ -336,7 +336,7 @@ def test_a_budget_out_of_reach_names_the_layers(method, tmp_path):
 
 def test_a_latency_target_is_met_by_measuring(method, tmp_path, monkeypatch):
     """With a clock that counts parameters: the search finds the share of MACs that gives the asked ratio."""
-    from lightning_prune.callbacks import latency_budget
+    from lightning_prune import latency_budget
     from lightning_prune.latency import Latency
 
     asked = []
@@ -405,3 +405,12 @@ def test_classifier_saves_loads_and_goes_without_a_trainer(method, tmp_path):
     loaded = load_pruned(save_pruned(module, tmp_path / "compact.safetensors"))
     assert torch.equal(module.model(x), loaded.eval()(x))
     assert (tmp_path / "compact.safetensors").stat().st_size < 4.6 * size(module)
+
+
+def test_a_norm_of_one_channel_stays_and_is_named(method, tmp_path):
+    module = Toy()
+    module.net[0], module.net[1] = nn.Conv2d(1, 1, 3, padding=1), nn.BatchNorm2d(1)
+    module.net[3] = nn.Conv2d(1, 16, 3, stride=2)
+    with pytest.warns(UserWarning, match="1: it has one channel"):
+        module, callback, _ = fit(tmp_path, method, module)
+    assert callback.numbers["macs"] <= 0.5

@@ -297,3 +297,16 @@ def test_channels_behind_a_closed_relu_can_go() -> None:
     assert result.proof.equal
     assert result.proof.effect > 1e-3
     torch.testing.assert_close(model(x), before)
+
+
+def test_a_model_with_a_norm_of_one_channel_is_printed_and_pruned() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 1, 3), nn.BatchNorm2d(1), nn.ReLU(), nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+    )
+    x = torch.randn(2, 3, 8, 8)
+    assert "BatchNorm channels" in str(ChannelGraph.trace(model, x))
+    with pytest.raises(PlanError, match="has no channel that may go"):
+        prune_channels(model, x, keep={"1": [0]})
+    result = prune_channels(model, x, keep={"4": range(4)})
+    assert result.proof is not None
+    assert result.proof.equal
