@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 from lightning_prune.channels.install import uninstall
 from lightning_prune.channels.surgery import (
-    check_indices,
+    check_fits,
     clear_caches,
     find_target,
-    same_attribute,
     set_attributes,
     state_tensors,
 )
@@ -35,32 +34,6 @@ def put_back(tensor: Tensor, cut: Cut, fill: float = 0.0) -> Tensor:
     return out
 
 
-def check_is_result(plan: PruningPlan, model: nn.Module) -> None:
-    """Raises PlanError naming the first tensor or attribute that is not as the plan leaves it."""
-    tensors, modules = state_tensors(model), dict(model.named_modules())
-    kind = type(model).__name__
-    for name, cut in plan.cuts.items():
-        if name not in tensors:
-            raise PlanError(f"the plan cuts {name!r}, which {kind} does not have; was it made for another model?")
-        found = tuple(tensors[name].shape)
-        check_indices(name, cut)
-        if found != cut.new_shape:
-            raise PlanError(
-                f"the plan leaves {name} of shape {cut.new_shape}, {kind} has {found}; "
-                "undo the very plan that was applied to this model"
-            )
-    for path, changes in plan.attributes.items():
-        if path not in modules:
-            raise PlanError(f"the plan changes module {path!r}, which {kind} does not have")
-        for name, change in changes.items():
-            value = getattr(modules[path], name, None)
-            if not same_attribute(value, change.after):
-                raise PlanError(
-                    f"the plan leaves {path}.{name} = {change.after!r}, found {value!r}; "
-                    "undo the very plan that was applied to this model"
-                )
-
-
 def undo_plan(plan: PruningPlan, model: nn.Module) -> nn.Module:
     """See `PruningPlan.undo`."""
     records = {part: record for part in model.modules() if (record := Compact.on(part)) is not None}
@@ -71,7 +44,7 @@ def undo_plan(plan: PruningPlan, model: nn.Module) -> nn.Module:
             "undo all of it with plan_of(model).undo(model)"
         )
     target = find_target(plan, model) if target is None else target
-    check_is_result(plan, target)
+    check_fits(plan, target, after=True)
     _grow_tensors(plan, target)
     set_attributes(target, plan.attributes, back=True)
     clear_caches(target)

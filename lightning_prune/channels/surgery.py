@@ -33,32 +33,31 @@ def state_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def check_fits(plan: PruningPlan, model: nn.Module) -> None:
-    """Raises PlanError naming the first tensor or attribute of the plan that this model does not have as expected."""
-    tensors = state_tensors(model)
-    kind = type(model).__name__
+def check_fits(plan: PruningPlan, model: nn.Module, *, after: bool = False) -> None:
+    """Raises PlanError naming the first tensor or attribute that is not as the plan expects it, or as it leaves it.
+
+    Args:
+        after: whether the plan should have been applied already.
+    """
+    tensors, modules, kind = state_tensors(model), dict(model.named_modules()), type(model).__name__
+    verb, remedy = "expects", "apply it to a fresh dense model of the same architecture"
+    if after:
+        verb, remedy = "leaves", "undo the very plan that was applied to this model"
     for name, cut in plan.cuts.items():
         if name not in tensors:
             raise PlanError(f"the plan cuts {name!r}, which {kind} does not have; was it made for another model?")
-        found = tuple(tensors[name].shape)
-        if found != cut.shape:
-            hint = " (the plan seems to be applied already)" if found == cut.new_shape else ""
-            raise PlanError(
-                f"the plan expects {name} of shape {cut.shape}, {kind} has {found}{hint}; "
-                "apply it to a fresh dense model of the same architecture"
-            )
+        found, wanted = tuple(tensors[name].shape), cut.new_shape if after else cut.shape
+        if found != wanted:
+            hint = " (the plan seems to be applied already)" if not after and found == cut.new_shape else ""
+            raise PlanError(f"the plan {verb} {name} of shape {wanted}, {kind} has {found}{hint}; {remedy}")
         check_indices(name, cut)
-    modules = dict(model.named_modules())
     for path, changes in plan.attributes.items():
         if path not in modules:
             raise PlanError(f"the plan changes module {path!r}, which {kind} does not have")
         for name, change in changes.items():
-            value = getattr(modules[path], name, None)
-            if not same_attribute(value, change.before):
-                raise PlanError(
-                    f"the plan expects {path}.{name} = {change.before!r}, found {value!r}; "
-                    "apply it to a fresh dense model of the same architecture"
-                )
+            value, expected = getattr(modules[path], name, None), change.after if after else change.before
+            if not same_attribute(value, expected):
+                raise PlanError(f"the plan {verb} {path}.{name} = {expected!r}, found {value!r}; {remedy}")
 
 
 def check_indices(name: str, cut: Cut) -> None:
