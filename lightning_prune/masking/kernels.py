@@ -1,8 +1,8 @@
 """The mask and the gradient step of one layer, fast: what runs on every weight in every training step.
 
-On the CPU both walk the layer in chunks that stay in the second-level cache and reuse two small buffers, which is
-three to four times faster than whole-tensor expressions (whose temporaries are bound by memory and page faults).
-Elsewhere the whole-tensor form is used. torch.compile can fuse either into a pass or two over memory. All forms equal
+On the CPU both walk the layer in chunks that stay in the cache and reuse one small buffer, which is three to four
+times faster than whole-tensor expressions (whose temporaries are bound by memory and page faults). Elsewhere the
+whole-tensor form is used. torch.compile can fuse either into a pass or two over memory. All forms equal
 `functional.ltp`, which states the equations.
 """
 
@@ -32,7 +32,7 @@ TASK, BAND, KEPT, HARD_KEPT, IN_BAND = range(len(STATS))
 _BAND = torch.sigmoid(torch.tensor(4.0)).item() - 0.5  # |w² − τ| < 4T, seen from the gate
 
 
-def _chunks(*tensors: Tensor) -> list[tuple[Tensor, ...]] | None:
+def _chunks(*tensors: Tensor, size: int = CHUNK) -> list[tuple[Tensor, ...]] | None:
     """The tensors as matching flat chunks in memory order, or None where the whole-tensor form must be used."""
     first = tensors[0]
     dense = first.is_contiguous() or (first.ndim == 4 and first.is_contiguous(memory_format=torch.channels_last))
@@ -44,15 +44,15 @@ def _chunks(*tensors: Tensor) -> list[tuple[Tensor, ...]] | None:
     ):
         return None
     flat = tuple(t.detach().as_strided((t.numel(),), (1,)) for t in tensors)
-    return [flat] if first.numel() <= CHUNK else list(zip(*(t.split(CHUNK) for t in flat), strict=True))
+    return [flat] if first.numel() <= size else list(zip(*(t.split(size) for t in flat), strict=True))
 
 
-def _scratch(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Two chunks to work in, kept for this thread: memory taken anew for each layer is faulted in page by page."""
-    buffers: dict[torch.dtype, tuple[Tensor, Tensor]] = _local.__dict__.setdefault("buffers", {})
+def _scratch(dtype: torch.dtype) -> Tensor:
+    """A chunk to work in, kept for this thread: memory taken anew for each layer is faulted in page by page."""
+    buffers: dict[torch.dtype, Tensor] = _local.__dict__.setdefault("buffers", {})
     if dtype not in buffers:
         with torch.inference_mode(False):
-            buffers[dtype] = (torch.empty(CHUNK, dtype=dtype), torch.empty(CHUNK, dtype=dtype))
+            buffers[dtype] = torch.empty(CHUNK, dtype=dtype)
     return buffers[dtype]
 
 
@@ -75,23 +75,23 @@ def soft_mask(
     if torch.compiler.is_compiling():  # the compiler fuses the plain expression by itself
         return (at_least_float32(w) * gate(w, slope, shift)).to(w.dtype), None
     out = torch.empty_like(w) if out is None else out
-    chunks = _chunks(w, out)
+    chunks = _chunks(w, out, size=w.numel() if fuse else CHUNK)  # one pass needs no chunks
     if chunks is None:
         _compiled(_mask_whole_, fuse)(w, slope, shift, out)
         return out, None
     shift = shift.to(w.dtype)
     if fuse:
-        sums = [_compiled(_mask_and_sums_, True)(x, slope, shift, v) for x, v in chunks]
-        kept, band = torch.stack(sums).sum(0).tolist()
+        [(x, v)] = chunks
+        kept, band = _compiled(_mask_and_sums_, True)(x, slope, shift, v).tolist()
         return out, (kept, band)
-    factor, (work, _), one = slope.item(), _scratch(w.dtype), w.new_ones(())
+    factor, scratch, one = slope.item(), _scratch(w.dtype), w.new_ones(())
     kept = band = 0.0
-    for x, m in chunks:
-        torch.addcmul(shift, x, x, value=factor, out=m)
+    for x, v in chunks:
+        m = torch.addcmul(shift, x, x, value=factor, out=scratch[: x.numel()])
         F.hardtanh_(m, -GATE_RANGE, GATE_RANGE).sigmoid_()  # a clamp, and faster
+        torch.mul(x, m, out=v)
         kept += m.sum().item()
-        band += torch.dot(m, torch.sub(one, m, out=work[: x.numel()])).item()
-        m.mul_(x)
+        band += torch.ops.aten.sigmoid_backward.grad_input(one, m, grad_input=m).sum().item()  # m(1 − m) in one pass
     return out, (kept, band)
 
 
@@ -122,23 +122,24 @@ def soft_step_(
     Returns:
         shape [5], ordered as `STATS`: Σ s·g·w, Σ s (s = m(1−m)/T), Σ m, #(w² > τ), #(|w² − τ| < 4T).
     """
-    chunks = _chunks(w, grad, masked)
+    fused = fuse and not count
+    chunks = _chunks(w, grad, masked, size=w.numel() if fused else CHUNK)
     if chunks is None or sums is None:
         stats: Tensor = _compiled(_soft_step_whole_, fuse)(w.detach(), grad, slope, shift, count)
         return stats
     task = hard = near = 0.0
-    if fuse and not count:
-        task = torch.stack([_compiled(_step_and_sum_, True)(x, g, v) for x, g, v in chunks]).sum().item()
-        chunks = []
-    gates, work = _scratch(w.dtype)
     for x, g, v in chunks:
-        m, t = gates[: x.numel()], work[: x.numel()]
-        torch.div(v, x, out=m)
+        if fused:
+            task += _compiled(_step_and_sum_, True)(x, g, v).item()
+            continue
+        t = _scratch(w.dtype)[: x.numel()]
         if count:
+            m = torch.div(v, x, out=t)
             hard += int(torch.count_nonzero(m > 0.5))
             near += int(torch.count_nonzero((m - 0.5).abs_() < _BAND))
-        g.mul_(m)  # g·m: the weight's gradient
-        task += torch.dot(g, torch.sub(x, v, out=t)).item()  # g·m·(1 − m)·w
+        torch.sub(x, v, out=t)  # w(1 − m)
+        g.mul_(v).div_(x)  # g·m: the weight's gradient
+        task += torch.dot(g, t).item()  # g·m·(1 − m)·w
     if math.isnan(task):  # 0/0 where a weight is exactly 0, which is rare: its gate is 0
         grad.masked_fill_(w.detach() == 0, 0)
         task = sum(torch.dot(g, x - v).item() for x, g, v in chunks)
