@@ -128,3 +128,16 @@ def masked_by_hand(model, x, targets):
     detach(plain)
     weights = {t.name: soft_prune(t.param.detach(), 2.0 / 500, 1 / 500) for t in targets}
     return functional_call(plain, weights, (x,))
+
+
+def test_thresholds_part_over_a_longer_phase(tmp_path):
+    """The runs above are too short for thresholds that move at one speed to part; here each layer finds its own."""
+    torch.manual_seed(0)
+    module = TimmClassifier("resnet20_cifar", model_kwargs={"width": 8}, lr=1e-3)
+    callback = LTPCallback(target_sparsity=TARGET, recalibrate_batches=2)
+    trainer(tmp_path, [callback], max_epochs=6, limit_val_batches=0).fit(
+        module, datamodule=DigitsDataModule(batch_size=64)
+    )
+    u = (callback.final_thresholds / callback._scale).tolist()
+    assert len({round(x, 2) for x in u}) > 0.8 * len(u), u
+    assert max(u) / min(u) > 10, u
