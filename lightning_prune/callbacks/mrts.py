@@ -107,11 +107,12 @@ class MRTSCallback(ChannelPruningCallback):
         self._scale = self._mean / _START if self.mode == "adaptive" else torch.ones_like(self._mean)
         self._pushed = torch.ones_like(self._mean)
         self._total, self._within = torch.ones_like(sizes), torch.zeros_like(sizes)
+        self._lost, self._lost_shifts = torch.zeros_like(gamma), torch.zeros_like(gamma)
 
     def tensors(self) -> dict[str, Tensor]:
         return {
             "sign": self._sign, "mean": self._mean, "scale": self._scale, "pushed": self._pushed,
-            "total": self._total, "within": self._within,
+            "total": self._total, "within": self._within, "lost": self._lost, "lost_shifts": self._lost_shifts,
         }  # fmt: skip
 
     def chosen(self, factors: ScaleFactors, choice: Choice) -> None:
@@ -136,7 +137,7 @@ class MRTSCallback(ChannelPruningCallback):
 
     def push(self, factors: ScaleFactors, lr: Tensor) -> None:
         assert self.phases is not None
-        gamma = factors.read()
+        gamma = factors.read() + self._lost
         gamma = torch.where(gamma * self._sign < 0, torch.zeros_like(gamma), gamma)
         sizes = factors.sizes(gamma)
         rate = factors.sizes(lr)
@@ -157,11 +158,12 @@ class MRTSCallback(ChannelPruningCallback):
         moved = proximal_step(u, step, self.tau, information, limit) * scale
         held = rate > 0
         ratio = torch.where((sizes > 0) & held, moved / sizes.clamp_min(torch.finfo(gamma.dtype).tiny), 1.0)
-        factors.write(gamma * factors.spread(ratio, 1.0))
+        factors.write(gamma * factors.spread(ratio, 1.0), self._lost)
         if self.regularizer == "mr" and self.mode == "adaptive":
             # A channel that only lost its scale would still emit act(β), times its gate if it has one.
             fade = torch.where(held & (sizes == 0) & (self._mean[factors.layer] > 0), 0.0, ratio.clamp_max(1.0))
-            factors.write_shifts(factors.read_shifts() * factors.spread(fade, 1.0))
+            shifts = factors.read_shifts() + self._lost_shifts
+            factors.write_shifts(shifts * factors.spread(fade, 1.0), self._lost_shifts)
 
 
 class NetworkSlimmingCallback(MRTSCallback):

@@ -112,10 +112,9 @@ class ScaleFactors:
         flat = torch.cat([p.detach() for p in self.params])
         return flat if flat.dtype == torch.float64 else flat.float()
 
-    def write(self, factors: Tensor) -> None:
-        """Puts factors [factors] into the norms, in place."""
-        sizes = [p.numel() for p in self.params]
-        torch._foreach_copy_([p.detach() for p in self.params], list(factors.split(sizes)))
+    def write(self, factors: Tensor, lost: Tensor | None = None) -> None:
+        """Puts factors [factors] into the norms, in place; what their dtype rounds off goes to ``lost`` [factors]."""
+        _put(self.params, factors, lost)
 
     def per_param(self, values: Sequence[float]) -> Tensor:
         """A value of each norm for each of its factors, [factors]."""
@@ -128,9 +127,9 @@ class ScaleFactors:
         flat = torch.cat([b.detach() for b in self.shifts])
         return flat if flat.dtype == torch.float64 else flat.float()
 
-    def write_shifts(self, shifts: Tensor) -> None:
-        """Puts biases [factors] into the norms, in place."""
-        torch._foreach_copy_([b.detach() for b in self.shifts], list(shifts.split([b.numel() for b in self.shifts])))
+    def write_shifts(self, shifts: Tensor, lost: Tensor | None = None) -> None:
+        """Puts biases [factors] into the norms, in place; what their dtype rounds off goes to ``lost`` [factors]."""
+        _put(self.shifts, shifts, lost)
 
     def sizes(self, factors: Tensor) -> Tensor:
         """Root mean square of each class, [classes]."""
@@ -156,6 +155,14 @@ class ScaleFactors:
         """Its first norm, and how many more there are."""
         first, *rest = self.layers[index]
         return f"{first} (+{len(rest)})" if rest else first
+
+
+def _put(params: Sequence[Tensor], values: Tensor, lost: Tensor | None) -> None:
+    tensors = [p.detach() for p in params]
+    torch._foreach_copy_(tensors, list(values.split([t.numel() for t in tensors])))
+    if lost is not None and any(t.dtype != values.dtype for t in tensors):
+        # A step below half a unit in the last place would be lost in bfloat16, every time anew.
+        torch.sub(values, torch.cat(tensors), out=lost)
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -46,7 +46,7 @@ class DigitsDataModule(InMemoryDataModule):
     in_chans = 1
     mean, std, white, may_flip = (0.305,), (0.376,), 16, False
 
-    def __init__(self, image_size: int | None = 32, val_split: float = 0.2, **kwargs: Any) -> None:
+    def __init__(self, *, image_size: int | None = 32, val_split: float = 0.2, **kwargs: Any) -> None:
         super().__init__(image_size=image_size, val_split=val_split, **kwargs)
 
     def _read(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
