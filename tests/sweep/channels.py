@@ -28,6 +28,7 @@ from torch import nn
 
 RATIO = 0.3
 SIZES = (96, 128, 160, 192, 224, 256, 288, 320, 384)
+LARGE = 320
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -108,7 +109,7 @@ def run_one(name: str, options: dict[str, Any]) -> dict[str, Any]:
         native = config["input_size"]
         sizes = [native[-1]] if config.get("fixed_input_size") else [*(s for s in SIZES if s < native[-1]), native[-1]]
         for size in sizes:
-            batch = torch.randn(2, native[0], size, size)
+            batch = torch.randn(2 if size <= LARGE else 1, native[0], size, size)  # for want of memory
             try:
                 randomise(model, batch)
                 break
