@@ -17,7 +17,6 @@ from lightning_prune.channels.dead import constants as find_constants
 from lightning_prune.channels.graph import ChannelGraph, split_input
 from lightning_prune.channels.hollow import hollow_paths
 from lightning_prune.channels.hollow import whole_branches as branch_names
-from lightning_prune.channels.install import PROGRAMS
 from lightning_prune.channels.prove import prove, runs_without
 from lightning_prune.channels.request import choose, dead_classes
 from lightning_prune.channels.rewrite import graph_runner
@@ -170,8 +169,7 @@ def prune_channels(
     )
     optimizers, averaged = list(optimizers), list(averaged)
     lossless = scores is None and keep is None
-    eager = form != "graph" and not any(PROGRAMS in vars(m) for m in model.modules())
-    branches = Branches(model, graph) if whole_branches and eager else None
+    branches = Branches.of(model, graph, form) if whole_branches else None
     if lossless:
         found = find_constants(model, graph, example_input, fold=constants == "fold")
         dead = ~found.live & (~found.nonzero | ~found.unfoldable if constants == "fold" else ~found.nonzero)
@@ -216,7 +214,7 @@ def prune_channels(
     if verify and (lossless or folds):
         notes += _same(model, graph, plan, folds, example_input, programs, lossless)
     apply_plan(plan, model, optimizers, averaged, programs, folds)
-    notes += tuple(f"{name} keeps a channel though all of them are dead: {why}" for name, why in whole.refused.items())
+    notes += tuple(f"{name} keeps a channel of those that were to go: {why}" for name, why in whole.refused.items())
     notes += graph.approximations
     for note in notes:
         log.warning(note)

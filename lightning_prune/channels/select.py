@@ -98,7 +98,8 @@ def check_emptied(graph: ChannelGraph, wanted: Tensor, empty: Tensor, refused: M
     """
     for name, dim, ids in graph.each():
         if kept_count(ids, wanted) == 0 and not bool(empty[ids].all()):
-            why = f": {refused[name]}" if name in refused else ""
+            known = (why for n, why in refused.items() if any(torch.equal(ids, v) for v in graph.axes[n].values()))
+            why = "".join(f": {reason}" for reason in known)
             raise PlanError(f"these keep lists would empty dim {dim} of {name}{why}; keep at least one channel there")
 
 
