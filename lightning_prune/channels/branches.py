@@ -44,9 +44,13 @@ class Branches:
     def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
         self.graph, self.model, self.flows = graph, model, Flows(graph)
         self._vectors: dict[bytes, tuple[Tensor, list[str]]] = {}
-        for name, _, ids in graph.each():
+        self._layers: set[bytes] = set()
+        for name, dim, ids in graph.each():
             if bool((ids >= 0).all()):
-                self._vectors.setdefault(ids.numpy().tobytes(), (ids, []))[1].append(name)
+                key = ids.numpy().tobytes()
+                self._vectors.setdefault(key, (ids, []))[1].append(name)
+                if dim == 0:
+                    self._layers.add(key)
 
     @classmethod
     def of(cls, model: nn.Module, graph: ChannelGraph, form: str) -> Branches | None:
@@ -88,7 +92,8 @@ class Branches:
         stay = torch.zeros_like(gone) if stay is None else stay
         gone = gone & ~stay
         nothing = torch.zeros_like(gone)
-        seeds = [(ids, self._name(owners)) for ids, owners in self._vectors.values() if bool(gone[ids].all())]
+        layers = (self._vectors[key] for key in self._vectors if key in self._layers)
+        seeds = [(ids, self._name(owners)) for ids, owners in layers if bool(gone[ids].all())]
         if not seeds:
             return Whole(nothing, {}, nothing)
         before = self.flows.constant(self.flows.without(nothing))
@@ -114,7 +119,7 @@ class Branches:
         for ids, _ in seeds:
             together[ids] = True
         together = close(together)
-        if not (self._forbids(self.flows.without(together, asleep)) or check(together)):
+        if not (self._forbids(self.flows.without(together)) or check(together)):
             return Whole(together, {}, nothing)
         empty, floored, refused = nothing, nothing.clone(), dict[str, str]()
         for ids, name in seeds:  # one by one: an earlier one may be what leaves no path around a later one
@@ -123,7 +128,7 @@ class Branches:
             more = close(more)
             if bool((more == empty).all()):
                 continue
-            if why := self._forbids(self.flows.without(more, asleep)):
+            if why := self._forbids(self.flows.without(more)):
                 refused[name] = why
             elif why := check(more):
                 refused[name] = why
