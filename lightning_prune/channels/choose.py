@@ -143,9 +143,10 @@ class Chooser:
             keep: a `Choice`'s.
         """
         masks = {}
-        for name in self.factors.names:
-            ids = self.graph.axes[f"{name}.weight"][0]
-            masks[f"{name}.weight"] = (ids < 0) | keep[ids.clamp_min(0)]
+        for name in self.graph.norms:  # those that were excluded, too: what is listed stays
+            ids = self.graph.scale_ids(name)
+            if ids is not None:
+                masks[f"{name}.weight"] = (ids < 0) | keep[ids.clamp_min(0)]
         return prune_channels(model, example_input, keep=masks, graph=self.graph, **self._limits, **options)
 
     def _whole(self, sizes: Tensor, last: bool) -> Tensor:

@@ -18,7 +18,7 @@ from lightning_prune.channels.graph import ChannelGraph, split_input
 from lightning_prune.channels.hollow import hollow_paths
 from lightning_prune.channels.hollow import whole_branches as branch_names
 from lightning_prune.channels.prove import prove, runs_without
-from lightning_prune.channels.request import choose, dead_classes
+from lightning_prune.channels.request import choose, dead_classes, listed
 from lightning_prune.channels.rewrite import graph_runner
 from lightning_prune.channels.select import (
     check_emptied,
@@ -135,8 +135,9 @@ def prune_channels(
         whole_branches: a layer may lose all of its channels where another path leads around it (a shortcut, a gate, a
             concatenation), and what only fed it or is constant without it goes too. That happens to layers that are
             dead; whose channels are all below the `threshold`, or have a score of exactly zero; or with an empty list
-            in `keep`. Without scores and keep it also happens to what only feeds norms of which every scale factor is
-            zero. Other layers, and all of them if this is False, keep a channel (an empty list is an error).
+            in `keep` (what a list names stays). Without scores and keep it also happens to what only feeds norms of
+            which every scale factor is zero. Other layers, and all if this is False, keep a channel (an empty list is
+            an error).
         groups, attention, allow_inexact: see `ChannelGraph.trace`.
         constants: a pruned channel with a shift emits a constant. "drop" removes it with the channel; "fold" adds it to
             the biases behind (scale factors of removed channels count as zero), exactly, or with a note where zero
@@ -183,7 +184,8 @@ def prune_channels(
     whole = Whole(nothing_whole, {}, nothing_whole)
     if branches is not None:
         runs = runs_without(model, graph, lambda k: make_plan(model, graph, k, example_input, "eager"), example_input)
-        whole = branches.whole(dead, constants=not lossless, asleep=asleep, check=runs)
+        stay = listed(graph, keep or {})
+        whole = branches.whole(dead, stay=stay, constants=not lossless, asleep=asleep, check=runs)
     if keep is not None:
         check_emptied(graph, wanted, whole.empty | whole.floored, whole.refused)
     limits: dict[str, Any] = {"divisor": divisor, "min_channels": min_channels}
@@ -214,6 +216,8 @@ def prune_channels(
     if verify and (lossless or folds):
         notes += _same(model, graph, plan, folds, example_input, programs, lossless)
     apply_plan(plan, model, optimizers, averaged, programs, folds)
+    if plan.form == "graph" and bool(whole.empty.any()):
+        notes += ("a rewritten graph keeps a channel of every layer, also of branches that could go whole",)
     notes += tuple(f"{name} keeps a channel of those that were to go: {why}" for name, why in whole.refused.items())
     notes += graph.approximations
     for note in notes:

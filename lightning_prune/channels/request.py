@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.channels.graph import ChannelGraph
-from lightning_prune.channels.select import class_scores, keep_by_ratio, keep_from_lists, resolve, votes
+from lightning_prune.channels.select import as_mask, class_scores, keep_by_ratio, keep_from_lists, resolve, votes
 from lightning_prune.errors import PlanError
 
 
@@ -52,3 +52,12 @@ def dead_classes(
         return ~wanted
     zero = ~votes(graph, {resolve(graph, n)[0]: torch.as_tensor(s).detach().cpu() != 0 for n, s in scores.items()})
     return zero if ratio is None else zero & ~wanted
+
+
+def listed(graph: ChannelGraph, keep: Mapping[str, Any]) -> Tensor:
+    """The classes that keep lists name as staying, bool of shape (classes,): they do not go with a branch either."""
+    out = torch.zeros(graph.size, dtype=torch.bool)
+    for name, kept in keep.items():
+        _, ids = resolve(graph, name)
+        out[ids[as_mask(name, kept, len(ids), none=True) & (ids >= 0)]] = True
+    return out

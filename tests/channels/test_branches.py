@@ -421,3 +421,30 @@ def test_norms_that_have_yet_to_wake_are_given_their_time() -> None:
     assert whole_branches(choose.cut(copy.deepcopy(model), EXAMPLE, last.keep).plan) == ("blocks.0",)
     factors, choose = chooser(model, exclude=("blocks.0.0.1",))
     assert bool(choose.choose(factors.sizes(factors.read()), last=True).keep.all())
+
+
+def test_what_is_excluded_or_listed_stays_in_a_branch_that_goes() -> None:
+    model = residual("blocks.0.0.1", between=conv_bn(6, 6))
+    factors, choose = chooser(model, exclude=("blocks.0.1.1",))
+    choice = choose.choose(factors.sizes(factors.read()))
+    small = copy.deepcopy(model)
+    choose.cut(small, EXAMPLE, choice.keep, constants="fold")
+    prune_channels(model, EXAMPLE, keep={"blocks.0.0.1": [], "blocks.0.1.1": range(6)})
+    for each in (small, model):
+        assert [m.out_channels for m in each.blocks[0].modules() if isinstance(m, nn.Conv2d)] == [0, 6, 8]
+        train(each, torch.optim.SGD(each.parameters(), 1e-3), EXAMPLE)
+
+
+def test_data_parallel_waits_for_no_gradient_of_what_is_gone() -> None:
+    model = residual("blocks.0.0.1")
+    prune_channels(model, EXAMPLE)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(model)
+        train(parallel, torch.optim.SGD(model.parameters(), 1e-3), EXAMPLE)
+        model.blocks[0][0][0].weight.requires_grad_(True)  # it would fail if one were waited for
+        parallel = nn.parallel.DistributedDataParallel(model)
+        with pytest.raises(RuntimeError, match="finished reduction"):
+            train(parallel, torch.optim.SGD(model.parameters(), 1e-3), EXAMPLE)
+    finally:
+        torch.distributed.destroy_process_group()
