@@ -90,6 +90,8 @@ class Branches:
             check: asked before any of it is settled.
         """
         stay = torch.zeros_like(gone) if stay is None else stay
+        if not self.flows.without(torch.zeros_like(gone), asleep).alive:
+            asleep = ()  # the only path is shut: then everything would be of no use
         gone = gone & ~stay
         nothing = torch.zeros_like(gone)
         layers = (self._vectors[key] for key in self._vectors if key in self._layers)

@@ -81,9 +81,20 @@ def hollow_paths(cuts: Mapping[str, Cut]) -> tuple[str, ...]:
 
 
 def whole_branches(plan: PruningPlan) -> tuple[str, ...]:
-    """For people: the innermost blocks whose layers have no channels left, without those inside of another one."""
-    parents = sorted({path.rpartition(".")[0] or path for path in plan.hollow})
-    return tuple(p for p in parents if not any(p.startswith(f"{other}.") for other in parents))
+    """For people: the innermost blocks that hold a branch with its end, a layer that nothing comes into any more."""
+    ends = [path for path in plan.hollow if _rows_stay(plan, path)]
+    found = set()
+    for path in plan.hollow:
+        parent = block = path.rpartition(".")[0]
+        while block and not any(end.startswith(f"{block}.") for end in ends):
+            block = block.rpartition(".")[0]
+        found.add(block or parent or path)
+    return tuple(sorted(p for p in found if not any(p.startswith(f"{other}.") for other in found)))
+
+
+def _rows_stay(plan: PruningPlan, path: str) -> bool:
+    cut = plan.cuts.get(f"{path}.weight")
+    return cut is not None and cut.kept.get(0) != ()
 
 
 def check_hollow(plan: PruningPlan, model: nn.Module) -> None:
@@ -160,11 +171,19 @@ def _constant(module: Any, x: Tensor, same: bool) -> Tensor:
     spatial = weight.ndim - 2
     sizes = out_sizes(module, tuple(x.shape[-spatial:]), same)
     lead, rows, dtype = tuple(x.shape[: -spatial - 1]), weight.shape[0], _out_dtype(x, weight)
+    if x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+        # What came before gets a gradient, of zeros: DDP waits for one. A view would not stand what works in place.
+        none = torch.zeros(0, dtype=torch.int64, device=x.device)
+        nothing = x.index_select(x.ndim - spatial - 1, none).reshape(*lead, 0, *sizes).to(dtype)
+    else:
+        nothing = torch.zeros((*lead, 0, *sizes), dtype=dtype, device=x.device)
     if rows == 0:
-        return torch.zeros((*lead, 0, *sizes), dtype=dtype, device=x.device)
+        return nothing
     # The sum over no inputs: zeros that a channel graph can follow back to the rows of the weight.
     value = weight.sum(tuple(range(1, weight.ndim))) if module.bias is None else module.bias
     value = value.to(dtype).view(rows, *[1] * spatial)
+    if nothing.requires_grad:
+        return nothing.sum(-spatial - 1, keepdim=True) + value
     return value.expand(*lead, rows, *sizes).clone()  # activations may work in place
 
 

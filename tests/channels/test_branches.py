@@ -1,102 +1,21 @@
-"""Branches that go whole: which may, what goes with them, and that everything downstream works without them."""
+"""Branches that go whole: which may, what goes with them, and that nothing else changes."""
 
 from __future__ import annotations
 
 import copy
-import io
 import logging
-import pickle
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-import onnxruntime
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_prune import Sparsity, load_pruned, save_pruned, sparsity_report
-from lightning_prune.channels import ChannelCost, ChannelGraph, PlanError, PruningPlan, SurgeryError, prune_channels
-from lightning_prune.channels import recalibrate as fresh_statistics
-from lightning_prune.channels.choose import Chooser
+from lightning_prune.channels import ChannelCost, ChannelGraph, PlanError, prune_channels
+from lightning_prune.channels.branches import Branches
 from lightning_prune.channels.hollow import is_hollow, whole_branches
-from lightning_prune.channels.scales import ScaleFactors
-from lightning_prune.compact import plan_of
-from lightning_prune.masking import find_targets
+from tests.channels.branching import EXAMPLE, LARGER, Parallel, backbone, kill, residual, same, train
 from tests.channels.models import Chain, conv_bn, random_scores, randomise
-
-EXAMPLE = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
-LARGER = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-class Residual(nn.Module):
-    """A stem, residual blocks of two convolutions each, a head; `between` runs inside the first block."""
-
-    def __init__(self, blocks: int = 2, between: nn.Module | None = None) -> None:
-        super().__init__()
-        self.stem = conv_bn(3, 8)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(conv_bn(8, 6), nn.Identity(), nn.Conv2d(6, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
-            for _ in range(blocks)
-        )
-        if between is not None:
-            self.blocks[0][1] = between
-        self.head = nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for block in self.blocks:
-            x = F.relu(x + block(x))
-        return self.head(x.mean((2, 3)))
-
-
-class Parallel(nn.Module):
-    """Two branches side by side and nothing around them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left, self.right, self.head = conv_bn(3, 6), conv_bn(3, 7), nn.Linear(13, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.cat([self.left(x), self.right(x)], 1).mean((2, 3)))
-
-
-def kill(model: nn.Module, *norms: str, shift: bool = True) -> nn.Module:
-    """No scale factors, and no shifts if `shift`."""
-    for name in norms:
-        norm = model.get_submodule(name)
-        nn.init.zeros_(norm.weight)
-        if shift:
-            nn.init.zeros_(norm.bias)
-    return model
-
-
-def residual(*norms: str, shift: bool = True, **options: Any) -> nn.Module:
-    torch.manual_seed(0)
-    return kill(randomise(Residual(**options)), *norms, shift=shift)
-
-
-def backbone(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    return randomise(timm.create_model(name, num_classes=7))
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    x, y = a.state_dict(), b.state_dict()
-    return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
-    model.train()
-    for _ in range(2):
-        optimizer.zero_grad()
-        model(x).square().sum().backward()
-        optimizer.step()
-
 
 CASES = {
     "resnet18, inner norm": ("resnet18", "layer2.0.bn1", True, "layer2.0"),
@@ -158,58 +77,6 @@ def test_a_dead_branch_goes_whole_and_nothing_else_changes(case: str) -> None:
     assert torch.equal(model(LARGER), dense(LARGER))
 
 
-@pytest.mark.parametrize(("name", "norm"), [("resnet18", "layer2.0.bn1"), ("mixnet_s", "blocks.2.1.bn3")])
-def test_plans_files_and_copies_hold_no_branch_either(name: str, norm: str, tmp_path: Path) -> None:
-    dense = kill(backbone(name), norm)
-    model = copy.deepcopy(dense)
-    plan = prune_channels(model, LARGER).plan
-    fresh = PruningPlan.from_json(plan.to_json()).apply(copy.deepcopy(dense))
-    save_pruned(model, tmp_path / "x.safetensors")
-    loaded = load_pruned(tmp_path / "x.safetensors").eval()
-    copied = pickle.loads(pickle.dumps(copy.deepcopy(model)))
-    for other in (fresh, loaded, copied):
-        assert same(other, model)
-        assert plan_of(other) == plan
-        assert {n for n, p in other.named_parameters() if p.requires_grad} == {
-            n for n, p in model.named_parameters() if p.numel()
-        }
-        assert torch.equal(other(LARGER), model(LARGER))
-
-
-@pytest.mark.parametrize("kind", ["sgd", "adam"])
-def test_optimizer_state_and_averaged_copies_follow(kind: str) -> None:
-    model = residual("blocks.0.0.1")
-    make: dict[str, Callable[..., torch.optim.Optimizer]] = {
-        "sgd": lambda p: torch.optim.SGD(p, 1e-3, momentum=0.9),
-        "adam": lambda p: torch.optim.Adam(p, 1e-3, foreach=True),
-    }
-    optimizer = make[kind](model.parameters())
-    train(model, optimizer, EXAMPLE)
-    kill(model, "blocks.0.0.1")
-    average = AveragedModel(model)
-    prune_channels(model.eval(), EXAMPLE, optimizers=[optimizer], averaged=[average])
-    for p, state in optimizer.state.items():
-        assert all(v.shape == p.shape for v in state.values() if v.ndim)
-    train(model, optimizer, EXAMPLE)
-    average.update_parameters(model)
-    assert whole_branches(plan_of(average)) == ("blocks.0", "blocks.0.0")[:1]
-    assert average(EXAMPLE).isfinite().all()
-    state = copy.deepcopy(optimizer.state_dict())  # resumed
-    again = make[kind](copy.deepcopy(model).parameters())
-    again.load_state_dict(state)
-    again.step()
-    assert fresh_statistics(model, [EXAMPLE]) == 1
-
-
-def test_what_needs_no_gradient_needs_none_after() -> None:
-    model = residual("blocks.0.0.1")
-    frozen = model.blocks[0][0][0].weight.requires_grad_(False)
-    result = prune_channels(model, EXAMPLE)
-    assert not any(p.requires_grad for p in model.parameters() if not p.numel())
-    result.plan.undo(model)
-    assert [p for p in model.parameters() if not p.requires_grad] == [frozen]
-
-
 def test_the_only_path_keeps_a_channel() -> None:
     model = randomise(Chain())
     kill(model, "features.4")
@@ -223,9 +90,9 @@ def test_the_only_path_keeps_a_channel() -> None:
 
 def test_a_norm_of_zeros_on_the_only_path_makes_nothing_useless() -> None:
     model = kill(randomise(Chain()), "features.4", shift=False)
-    nn.init.ones_(model.features[4].bias)
-    with pytest.raises(PlanError, match="nothing would be removed"):
-        prune_channels(model, EXAMPLE)
+    branches = Branches(model, ChannelGraph.trace(model, EXAMPLE))
+    assert branches.asleep() == {"features.4"}
+    assert not branches.useless(branches.asleep()).any()
 
 
 def test_two_branches_that_are_all_there_is_do_not_go_together() -> None:
@@ -270,6 +137,31 @@ def test_what_is_constant_without_a_layer_goes_with_it() -> None:
     assert model.blocks[0][0][0].out_channels == 0
     for each in (model, folded):
         torch.testing.assert_close(each(EXAMPLE), before, rtol=1e-5, atol=1e-5)
+
+
+class PreActivation(nn.Module):
+    """Norms before convolutions, as in DenseNet and ResNet-v2: what feeds an emptied layer lives on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.before = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.inner, self.norm, self.outer = nn.Conv2d(8, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 8, 1)
+        self.short, self.head = nn.Conv2d(8, 8, 1, 2), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = F.relu(self.norm(self.inner(F.relu(self.before(x), inplace=True))), inplace=True)
+        return self.head(F.relu(self.outer(y) + self.short(x)).mean((2, 3)))
+
+
+def test_everything_that_is_left_gets_a_gradient() -> None:
+    model = kill(randomise(PreActivation()), "norm")
+    before = model(EXAMPLE).detach()
+    prune_channels(model, EXAMPLE)
+    torch.testing.assert_close(model(EXAMPLE), before)
+    train(model, torch.optim.SGD(model.parameters(), 1e-3), EXAMPLE)
+    assert all((p.grad is not None) == bool(p.numel()) for p in model.parameters())
+    assert not model.before.weight.grad.any()
 
 
 def test_requests_by_lists_thresholds_and_scores() -> None:
@@ -321,130 +213,3 @@ def test_a_list_that_only_the_code_refuses_is_floored() -> None:
     result = prune_channels(model, EXAMPLE, keep={"blocks.0.0.1": []})
     assert model.blocks[0][0][0].out_channels == 1
     assert "fails at blocks.0.1 (MaxPool2d)" in result.notes[0]
-
-
-def test_pruned_again_and_back() -> None:
-    dense = residual("blocks.0.0.1")
-    model = copy.deepcopy(dense)
-    first = prune_channels(model, EXAMPLE).plan
-    graph = ChannelGraph.trace(model, EXAMPLE)
-    assert "blocks.0.0.1.weight" not in graph.axes
-    assert ScaleFactors.of(model, graph).frozen["blocks.0.0.1"] == "none of its channels is left"
-    scores = {n: s for n, s in random_scores(model).items() if len(s)}
-    second = prune_channels(model, EXAMPLE, scores, ratio=0.3).plan
-    assert model.blocks[0][2].weight.shape[0] == model.stem[0].out_channels < 8  # the stream is not frozen
-    third = prune_channels(model, EXAMPLE, keep={"blocks.1.0.1": []}).plan
-    both = plan_of(model)
-    assert both == first.then(second).then(third)
-    assert whole_branches(both) == ("blocks.0", "blocks.1")
-    assert torch.equal(PruningPlan.from_json(both.to_json()).apply(copy.deepcopy(dense))(EXAMPLE), model(EXAMPLE))
-    assert both.below("blocks").hollow == tuple(path.removeprefix("blocks.") for path in both.hollow)
-    with pytest.raises(SurgeryError, match="no rewritten graph runs a model whose branches went whole"):
-        prune_channels(model, EXAMPLE, keep={"stem.1": [0, 1]}, form="graph")
-    both.undo(model).load_state_dict(dense.state_dict())
-    assert torch.equal(model(EXAMPLE), dense(EXAMPLE))
-
-
-def test_a_tensor_left_whole_in_a_rewritten_graph_keeps_its_floor() -> None:
-    model = residual()
-    prune_channels(model, EXAMPLE, random_scores(model), ratio=0.3, form="graph")
-    kill(model, "blocks.0.0.1")
-    result = prune_channels(model, EXAMPLE)
-    assert result.plan.hollow == ()
-    assert model.blocks[0][0][0].weight.shape[0] == 1
-
-
-def test_reports_and_weight_targets() -> None:
-    model = residual("blocks.0.0.1")
-    prune_channels(model, EXAMPLE)
-    report = sparsity_report(model)
-    assert report.removed == 6 * 8 * 9 * 2
-    assert {row.name: row.sparsity for row in report.layers}["blocks.0.2.weight"] == 0.0
-    assert "8x0x3x3" in str(report)
-    metric = Sparsity()
-    metric.update(model)
-    assert metric.compute() == 0.0
-    targets, skipped = find_targets(model)
-    assert all(t.numel for t in targets)
-    assert {s.name for s in skipped} == {"blocks.0.0.0.weight", "blocks.0.2.weight"}
-    assert all("branch was removed whole" in s.reason for s in skipped)
-
-
-def test_export_and_compile() -> None:
-    model = kill(backbone("resnet18"), "layer1.0.bn1", "layer2.0.bn1")
-    prune_channels(model, LARGER)
-    expected = model(LARGER).detach()
-    file = io.BytesIO()
-    torch.onnx.export(model, (LARGER,), dynamo=True, verbose=False).save(file)
-    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {session.get_inputs()[0].name: LARGER.numpy()})
-    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
-    torch._dynamo.reset()
-    compiled = torch.compile(model, backend="eager", fullgraph=True)  # the same trace for any backend
-    torch.testing.assert_close(compiled(LARGER), expected, rtol=1e-4, atol=1e-5)
-
-
-def chooser(model: nn.Module, exclude: tuple[str, ...] = (), **options: Any) -> tuple[ScaleFactors, Chooser]:
-    graph = ChannelGraph.trace(model, EXAMPLE)
-    factors = ScaleFactors.of(model, graph, exclude)
-    defaults = {"rule": "css", "budget": None, "delta": 1e-3, "min_channels": 0.5, "divisor": 1}
-    return factors, Chooser(model, graph, factors, **(defaults | options))
-
-
-def test_a_choice_counts_branches_that_go_whole() -> None:
-    model = residual("blocks.0.0.1")
-    factors, choose = chooser(model)
-    choice = choose.choose(factors.sizes(factors.read()))
-    small = copy.deepcopy(model)
-    result = choose.cut(small, EXAMPLE, choice.keep, constants="fold")
-    assert torch.equal(result.keep, choice.keep)
-    assert whole_branches(result.plan) == ("blocks.0",)
-    assert choice.kept[factors.layers.index(("blocks.0.0.1",))] == (0, 6)
-    assert choice.params == sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
-    # what a budget asks for beyond that comes from the other layers
-    factors, choose = chooser(model, budget=("macs", 0.4), min_channels=1)
-    assert choose.choose(factors.sizes(factors.read())).macs <= 0.4 < choice.macs
-    # excluded layers stay, and one factor that is alive keeps its floor
-    factors, choose = chooser(model, exclude=("blocks.0.*",))
-    assert bool(choose.choose(factors.sizes(factors.read())).keep.all())
-    nn.init.constant_(model.blocks[0][0][1].weight[:1], 1e-3)
-    factors, choose = chooser(model)
-    assert choose.choose(factors.sizes(factors.read())).kept[factors.layers.index(("blocks.0.0.1",))] == (3, 6)
-
-
-def test_norms_that_have_yet_to_wake_are_given_their_time() -> None:
-    model = residual("blocks.0.3", shift=False)
-    factors, choose = chooser(model)
-    sizes = factors.sizes(factors.read())
-    assert bool(choose.choose(sizes).keep.all())
-    last = choose.choose(sizes, last=True)
-    assert whole_branches(choose.cut(copy.deepcopy(model), EXAMPLE, last.keep).plan) == ("blocks.0",)
-    factors, choose = chooser(model, exclude=("blocks.0.0.1",))
-    assert bool(choose.choose(factors.sizes(factors.read()), last=True).keep.all())
-
-
-def test_what_is_excluded_or_listed_stays_in_a_branch_that_goes() -> None:
-    model = residual("blocks.0.0.1", between=conv_bn(6, 6))
-    factors, choose = chooser(model, exclude=("blocks.0.1.1",))
-    choice = choose.choose(factors.sizes(factors.read()))
-    small = copy.deepcopy(model)
-    choose.cut(small, EXAMPLE, choice.keep, constants="fold")
-    prune_channels(model, EXAMPLE, keep={"blocks.0.0.1": [], "blocks.0.1.1": range(6)})
-    for each in (small, model):
-        assert [m.out_channels for m in each.blocks[0].modules() if isinstance(m, nn.Conv2d)] == [0, 6, 8]
-        train(each, torch.optim.SGD(each.parameters(), 1e-3), EXAMPLE)
-
-
-def test_data_parallel_waits_for_no_gradient_of_what_is_gone() -> None:
-    model = residual("blocks.0.0.1")
-    prune_channels(model, EXAMPLE)
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        parallel = nn.parallel.DistributedDataParallel(model)
-        train(parallel, torch.optim.SGD(model.parameters(), 1e-3), EXAMPLE)
-        model.blocks[0][0][0].weight.requires_grad_(True)  # it would fail if one were waited for
-        parallel = nn.parallel.DistributedDataParallel(model)
-        with pytest.raises(RuntimeError, match="finished reduction"):
-            train(parallel, torch.optim.SGD(model.parameters(), 1e-3), EXAMPLE)
-    finally:
-        torch.distributed.destroy_process_group()
