@@ -103,17 +103,17 @@ def check_hollow(plan: PruningPlan, model: nn.Module) -> None:
     Args:
         model: with any shapes: only names and classes are looked at.
     """
-    emptied = hollow_paths(plan.cuts)
+    emptied, named = set(hollow_paths(plan.cuts)), set(plan.hollow)
     for name, cut in plan.cuts.items():
         dim = next((d for d, kept in cut.kept.items() if not kept), None)
-        if dim is not None and name.rpartition(".")[0] not in plan.hollow:
-            raise PlanError(f"the plan would empty dim {dim} of {name}; keep at least one channel")
+        if dim is not None and name.rpartition(".")[0] not in named:
+            raise PlanError(f"the plan would empty dim {dim} of {name:.200}; keep at least one channel")
     modules = dict(model.named_modules(remove_duplicate=False))
     for path in plan.hollow:
         if path not in modules:
-            raise PlanError(f"the plan leaves no channel in {path!r}, which {type(model).__name__} does not have")
+            raise PlanError(f"the plan leaves no channel in {path!r:.200}, which {type(model).__name__} does not have")
         if path not in emptied:
-            raise PlanError(f"the plan names {path!r} as a layer without channels, and leaves it some")
+            raise PlanError(f"the plan names {path!r:.200} as a layer without channels, and leaves it some")
         module = modules[path]
         if not may_be_hollow(module):
             raise PlanError(f"the plan would empty {path} ({type(module).__name__}), which needs at least one channel")
