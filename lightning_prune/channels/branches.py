@@ -67,9 +67,11 @@ class Branches:
     def useless(self, asleep: Collection[str]) -> Tensor:
         """Classes that only feed norms without a scale factor: bool of shape (classes,)."""
         nothing = torch.zeros(self.graph.size, dtype=torch.bool)
+        if not asleep:
+            return nothing
         flow = self.flows.without(nothing, asleep)
         # A network of one path that is shut is broken, not finished.
-        return self.flows.unread(flow) if asleep and flow.alive else nothing
+        return self.flows.unread(flow) if flow.alive else nothing
 
     def whole(
         self,
@@ -90,14 +92,14 @@ class Branches:
             check: asked before any of it is settled.
         """
         stay = torch.zeros_like(gone) if stay is None else stay
-        if not self.flows.without(torch.zeros_like(gone), asleep).alive:
-            asleep = ()  # the only path is shut: then everything would be of no use
         gone = gone & ~stay
         nothing = torch.zeros_like(gone)
         layers = (self._vectors[key] for key in self._vectors if key in self._layers)
         seeds = [(ids, self._name(owners)) for ids, owners in layers if bool(gone[ids].all())]
         if not seeds:
             return Whole(nothing, {}, nothing)
+        if not self.flows.without(nothing, asleep).alive:
+            asleep = ()  # the only path is shut: then everything would be of no use
         before = self.flows.constant(self.flows.without(nothing))
 
         def close(empty: Tensor) -> Tensor:

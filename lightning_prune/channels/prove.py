@@ -79,19 +79,21 @@ def prove(
 
 
 def runs_without(
-    model: nn.Module, graph: ChannelGraph, plan_for: Callable[[Tensor], PruningPlan], example_input: Any
+    model: nn.Module, graph: ChannelGraph, plan_for: Callable[[Tensor], PruningPlan], example_input: Any, train: bool
 ) -> Check:
-    """A check of whether a model's own code runs without some classes, in eval and in train mode.
+    """A check of whether a model's own code runs without some classes, in eval mode and perhaps in train mode.
 
     Args:
         plan_for: makes the plan of the classes to keep.
+        train: whether to run it in train mode, in which norms may wait for other processes.
     """
 
     def check(empty: Tensor) -> str:
         plan = plan_for(~empty)
         try:
             proof = check_eager(model, plan, example_input)
-            check_trains(model, plan, example_input)
+            if train:
+                check_trains(model, plan, example_input)
         except Exception as error:
             place = name_layer(model, locate(model, plan, example_input))
             first = (str(error).strip().splitlines() or [""])[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -144,7 +145,8 @@ def prune_channels(
             padding makes it inexact. Without scores and keep, "fold" also removes channels that are constant and can
             be folded exactly.
         form: "eager" keeps the model's own code, "graph" rewrites its graph, "auto" tries eager first.
-        verify: whether to compare masked with sliced on a random batch before anything is changed.
+        verify: whether to compare masked with sliced on a random batch before anything is changed. A branch that goes
+            whole is tried in any case, in train mode too if this is True.
         graph: a channel graph of this very model, to save the tracing.
         optimizers, averaged: see `PruningPlan.apply`.
 
@@ -183,7 +185,8 @@ def prune_channels(
     nothing_whole = torch.zeros_like(dead)
     whole = Whole(nothing_whole, {}, nothing_whole)
     if branches is not None:
-        runs = runs_without(model, graph, lambda k: make_plan(model, graph, k, example_input, "eager"), example_input)
+        made = partial(make_plan, model, graph, example_input=example_input, form="eager")
+        runs = runs_without(model, graph, made, example_input, train=verify)
         stay = listed(graph, keep or {})
         whole = branches.whole(dead, stay=stay, constants=not lossless, asleep=asleep, check=runs)
     if keep is not None:
