@@ -42,10 +42,12 @@ class Compact:
     Attributes:
         plan: what was done to it since it was dense.
         buffers: {name: the dense buffer} of the cut buffers that no state dict brings back.
+        asleep: parameters that need no gradient now that nothing is left of them, and did before.
     """
 
     plan: PruningPlan
     buffers: dict[str, Tensor] = field(default_factory=dict)
+    asleep: tuple[str, ...] = ()
 
     @staticmethod
     def on(module: nn.Module) -> Compact | None:
@@ -70,10 +72,15 @@ class Compact:
             for name, buffer in module.named_buffers(remove_duplicate=False)
             if name in plan.cuts and name in unsaved
         }
+        asleep = tuple(
+            name
+            for name, p in module.named_parameters(remove_duplicate=False)
+            if p.requires_grad and name in plan.cuts and 0 in plan.cuts[name].new_shape
+        )
         if earlier is None:
-            return Compact(plan, buffers)
+            return Compact(plan, buffers, asleep)
         try:
-            return Compact(earlier.plan.then(plan), {**buffers, **earlier.buffers})
+            return Compact(earlier.plan.then(plan), {**buffers, **earlier.buffers}, earlier.asleep + asleep)
         except PlanError as error:
             log.warning("the module no longer knows the way back to its dense form: %s", error)
             return None
@@ -84,6 +91,12 @@ class Compact:
         for name, buffer in module.named_buffers(remove_duplicate=False):
             if name in self.buffers:
                 buffer.copy_(self.buffers[name])
+
+    def wake(self, module: nn.Module) -> None:
+        """Parameters that were empty train again."""
+        for name, p in module.named_parameters(remove_duplicate=False):
+            if name in self.asleep:
+                p.requires_grad_(True)
 
 
 def remember(module: nn.Module, record: Compact | None) -> None:

@@ -52,6 +52,8 @@ class PruningPlan:
         form: "eager" if the model's own code runs the compact model, "graph" if a rewritten graph has to.
         inputs: (shape, dtype) of the tensors that the model was traced with; used by the form "graph".
         settings: how the channels were tied ("groups", "attention"), for the form "graph" and for the record.
+        hollow: paths of the modules that keep no channel on one side, as their branch went whole; stand-ins run them
+            where PyTorch cannot. No other module may lose all of its channels.
     """
 
     cuts: dict[str, Cut]
@@ -59,6 +61,7 @@ class PruningPlan:
     form: str = "eager"
     inputs: tuple[tuple[tuple[int, ...], str], ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
+    hollow: tuple[str, ...] = ()
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Returns the plan as JSON text, and writes it to `path` if given. Equal index lists are stored once."""
@@ -132,7 +135,8 @@ class PruningPlan:
 
     def same_cut(self, other: PruningPlan) -> bool:
         """Whether both leave the same model; what they were traced with may differ."""
-        return (self.cuts, self.attributes, self.form) == (other.cuts, other.attributes, other.form)
+        mine, theirs = ((p.cuts, p.attributes, p.form, p.hollow) for p in (self, other))
+        return mine == theirs
 
     def below(self, path: str) -> PruningPlan:
         """What this plan does to the submodule at `path`, by the names that the submodule itself uses."""
@@ -143,7 +147,8 @@ class PruningPlan:
             for module, changes in self.attributes.items()
             if f"{module}.".startswith(start)
         }
-        return PruningPlan(cuts, attributes, self.form, self.inputs, self.settings)
+        hollow = tuple(f"{m}.".removeprefix(start).removesuffix(".") for m in self.hollow if f"{m}.".startswith(start))
+        return PruningPlan(cuts, attributes, self.form, self.inputs, self.settings, hollow)
 
     def then(self, second: PruningPlan) -> PruningPlan:
         """Returns the one plan that does what `self` and then `second` do.
@@ -174,7 +179,13 @@ class PruningPlan:
                 known = attributes.setdefault(module, {}).get(name)
                 attributes[module][name] = change if known is None else Change(known.before, change.after)
         form = "graph" if "graph" in (self.form, second.form) else "eager"
-        return PruningPlan(cuts, attributes, form, self.inputs or second.inputs, {**self.settings, **second.settings})
+        hollow = tuple(sorted({*self.hollow, *second.hollow}))
+        if hollow and form == "graph":
+            raise PlanError(
+                f"no rewritten graph runs a model without the branches of {hollow[0]}: one of the plans is one"
+            )
+        settings = {**self.settings, **second.settings}
+        return PruningPlan(cuts, attributes, form, self.inputs or second.inputs, settings, hollow)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PruningPlan:
         return self  # a value: averaged copies of a module need no copy of its long lists

@@ -24,7 +24,7 @@ def plan_data(plan: PruningPlan) -> dict[str, Any]:
         }
         for name, cut in plan.cuts.items()
     }
-    return {
+    data = {
         "format": FORMAT,
         "version": VERSION,
         "form": plan.form,
@@ -37,6 +37,7 @@ def plan_data(plan: PruningPlan) -> dict[str, Any]:
         "index_lists": [list(indices) for indices in lists],
         "tensors": tensors,
     }
+    return data | ({"hollow": list(plan.hollow)} if plan.hollow else {})
 
 
 def parse_plan(text: str) -> PruningPlan:
@@ -82,6 +83,7 @@ def plan_from_data(data: Any) -> PruningPlan:
         form=data["form"],
         inputs=tuple(_input(i, entry) for i, entry in enumerate(_list(data["inputs"], "inputs"))),
         settings=_object(data["settings"], "settings"),
+        hollow=_paths(data.get("hollow", [])),  # plans of before have none
     )
 
 
@@ -110,6 +112,13 @@ def _ints(value: Any, what: str) -> tuple[int, ...]:
         if not _is_int(number):
             raise PlanError(f"{what:.200} of the plan holds {number!r:.100}: expected whole numbers only")
     return tuple(value)
+
+
+def _paths(value: Any) -> tuple[str, ...]:
+    paths = _list(value, "hollow")
+    if not all(isinstance(path, str) for path in paths) or len(set(map(str, paths))) < len(paths):
+        raise PlanError(f"this is not a pruning plan: hollow is {value!r:.100}, expected module paths, each once")
+    return tuple(sorted(paths))
 
 
 def _cut(name: str, entry: Any, lists: list[tuple[int, ...]]) -> Cut:

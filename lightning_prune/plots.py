@@ -41,7 +41,7 @@ def scale_histograms(
     axes = figure.subplots(len(rows), len(layers), squeeze=False, sharex="col")
     for j, layer in enumerate(layers):
         values = {method: row[layer].detach().float().abs().cpu() for method, row in rows.items()}
-        top = max(float(v.max()) for v in values.values()) or 1.0
+        top = max((float(v.max()) for v in values.values() if len(v)), default=0.0) or 1.0
         for i, (method, value) in enumerate(values.items()):
             ax = axes[i][j]
             ax.hist(value.numpy(), bins=bins, range=(0.0, top))

@@ -25,7 +25,7 @@ class LayerSparsity:
 
     @property
     def sparsity(self) -> float:
-        return self.zeros / self.numel
+        return self.zeros / self.numel if self.numel else 0.0  # a layer of a branch that went whole
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from lightning_prune.callbacks.phases import Duration, phases_of, training_lengt
 from lightning_prune.callbacks.shapes import ShapeHooks, note_shapes
 from lightning_prune.channels.choose import Choice, Chooser
 from lightning_prune.channels.graph import ChannelGraph
+from lightning_prune.channels.hollow import whole_branches
 from lightning_prune.channels.scales import ScaleFactors
 from lightning_prune.functional.thresholds import RULES, Rule, check_delta
 from lightning_prune.latency_budget import share_for_latency
@@ -44,7 +45,8 @@ class ChannelPruningCallback(ChannelMethod, Callback):
         finetune: training after the removal; None takes what is left.
         network: name of the child of the LightningModule to prune; None: the innermost that holds all parameters.
         exclude: fnmatch patterns on names of BatchNorms, whole or from any dot on, whose channels stay.
-        min_keep: least share of each layer's channels to keep.
+        min_keep: least share of each layer's channels to keep; not of a branch whose scale factors are all zero, which
+            goes whole where another path leads around it.
         divisor: channel counts of cut layers become multiples of it; 8 or 16 suit most hardware.
         after: "finetune" goes on with the weights that are left, "retrain" starts from fresh ones.
         recalibrate_batches: training batches on which BatchNorm statistics are re-estimated after the removal; 0: none.
@@ -245,11 +247,11 @@ class ChannelPruningCallback(ChannelMethod, Callback):
         self.chooser.budget = ("macs", float(trainer.strategy.broadcast(share)))
 
     @torch.no_grad()
-    def _choose(self, trainer: Trainer, pl_module: LightningModule) -> Choice:
+    def _choose(self, trainer: Trainer, pl_module: LightningModule, *, last: bool = False) -> Choice:
         assert self.chooser is not None
         factors = self.chooser.factors
         self.measure(trainer, pl_module, factors)
-        self.choice = self.chooser.choose(self.sizes(factors))
+        self.choice = self.chooser.choose(self.sizes(factors), last=last)
         self.numbers = self.choice.numbers()
         self.chosen(factors, self.choice)
         channel_logs.log_choice(trainer, factors, self.choice)
@@ -274,7 +276,7 @@ class ChannelPruningCallback(ChannelMethod, Callback):
             self._aim_at_latency(trainer)
         recalibrate.recalibrate(trainer, pl_module, batches, forward)
         soft = recalibrate.accuracy(trainer, pl_module, batches, forward)
-        choice = self._choose(trainer, pl_module)
+        choice = self._choose(trainer, pl_module, last=True)
         keep = trainer.strategy.broadcast(choice.keep)
         if bool(keep.all()):
             rank_zero_warn(
@@ -290,6 +292,9 @@ class ChannelPruningCallback(ChannelMethod, Callback):
                 self.network, self.example, keep, constants="fold", form=self.surgery.get("form", "auto"),
                 optimizers=trainer.optimizers, averaged=removal.averaged_copies(trainer),
             )  # fmt: skip
+            if not torch.equal(self.pruned.keep, keep):  # the network's code could not express it
+                self.choice = self.chooser.describe(self.pruned.keep)
+                self.numbers = self.choice.numbers()
             if self.after == "retrain":
                 removal.reinitialise(self.network, trainer, self.seen)
         self.stage = "compact"
@@ -297,9 +302,11 @@ class ChannelPruningCallback(ChannelMethod, Callback):
         recalibrate.recalibrate(trainer, pl_module, batches, forward)
         hard = recalibrate.accuracy(trainer, pl_module, batches, forward)
         channel_logs.log_removal(self, trainer, soft, hard, before)
+        whole = ", ".join(whole_branches(self.pruned.plan))
         rank_zero_info(
             f"{type(self).__name__}: {self.numbers['channels']:.1%} of the channels removed; "
             f"{self.numbers['macs']:.1%} of the MACs and {self.numbers['params']:.1%} of the parameters are left."
+            + (f" Branches that went whole, as nothing of them was alive: {whole}." if whole else "")
         )
         self.chooser = None
 

@@ -62,7 +62,8 @@ def reinitialise(network: nn.Module, trainer: Trainer, seed: int) -> None:
         torch.manual_seed(seed)
         for module in network.modules():
             reset = getattr(module, "reset_parameters", None)
-            if callable(reset) and any(True for _ in module.parameters(recurse=False)):
+            own = [p.numel() for p in module.parameters(recurse=False)]
+            if callable(reset) and own and all(own):  # of a branch that went whole there is nothing to draw
                 reset()
     for optimizer in trainer.optimizers:
         for param in [p for p in optimizer.state if p in mine]:

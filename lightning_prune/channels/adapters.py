@@ -114,7 +114,8 @@ def _standard(module: nn.Module, widths: Widths) -> dict[str, Any]:
     if weight.ndim >= 3 and all(hasattr(module, name) for name in ("in_channels", "out_channels", "groups")):
         groups = int(module.groups)  # type: ignore[arg-type]
         if groups > 1:
-            groups = widths.groups() or groups
+            found = widths.groups()  # none are left of a depthwise layer in a branch that goes whole
+            groups = groups if found is None else found
         new["groups"] = groups
         first, second = (
             ("in_channels", "out_channels") if getattr(module, "transposed", False) else ("out_channels", "in_channels")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.adapters import equal_widths
+from lightning_prune.channels.branches import Branches
 from lightning_prune.channels.budget import meet_budget
 from lightning_prune.channels.cost import ChannelCost
 from lightning_prune.channels.graph import ChannelGraph
@@ -62,6 +63,8 @@ class Chooser:
         min_channels: least channels of a layer, as a share (float) or a count (int).
         divisor: channel counts become multiples of it.
         form: "graph" where the compact model may run as a rewritten graph at once, so unequal splits are allowed.
+
+    A branch whose scale factors are all exactly zero goes whole, whatever floors and budget say.
     """
 
     def __init__(
@@ -90,27 +93,37 @@ class Chooser:
         members = torch.zeros(graph.size)
         members[self._here.classes] = self._here.members.float()
         self._members, self._norm_channels = members, graph.norm_channels()[0]
+        self._branches = Branches.of(model, graph, form)
+        decided = [ids for name in graph.norms if (ids := graph.scale_ids(name)) is not None]
+        self._stay = torch.zeros(graph.size, dtype=torch.bool)
+        self._stay[torch.cat([ids[ids >= 0] for ids in decided])] = True
+        self._stay[self._here.classes] = False  # what is left are the classes of norms that were excluded
+        self._sizes = torch.empty(0)
 
-    def choose(self, sizes: Tensor) -> Choice:
+    def choose(self, sizes: Tensor, *, last: bool = False) -> Choice:
         """The choice for the present sizes of the classes, float [classes].
+
+        Args:
+            last: whether the channels go now. A norm that is zero throughout has then had its time to wake, and what
+                only feeds it goes too.
 
         Raises:
             PlanError: the budget cannot be met; the message names the layers that hold it back.
         """
-        sizes = sizes.detach().double().cpu()
-        factors = self._here
+        sizes = self._sizes = sizes.detach().double().cpu()
+        factors, empty = self._here, self._whole(sizes, last)
         ordered = factors.join([costs(part, self.rule) for part in factors.by_layer(sizes)])
         classes = factors.classes
         score = torch.full((self.graph.size,), math.inf, dtype=torch.float64)
         score[classes] = ordered
 
         def repaired(keep: Tensor) -> Tensor:
-            return repair(self.graph, keep, score, equal=self._equal, **self._limits)
+            return repair(self.graph, keep & ~empty, score, equal=self._equal, empty=empty, **self._limits)
 
         if self.budget is None:
             keep = torch.ones(self.graph.size, dtype=torch.bool)
             keep[classes[ordered < math.log(self.delta)]] = False
-            return self._describe(repaired(keep), sizes)
+            return self.describe(repaired(keep))
         resource, share = self.budget
         measure = self._measures[resource]
         total = measure(torch.ones(self.graph.size, dtype=torch.bool))
@@ -119,7 +132,7 @@ class Chooser:
             keep = meet_budget(order, self.graph.size, lambda k: measure(k) / total, share, repaired)
         except PlanError as error:
             raise PlanError(self._blame(repaired, resource, share)) from error
-        return self._describe(keep, sizes)
+        return self.describe(keep)
 
     def cut(self, model: nn.Module, example_input: Any, keep: Tensor, **options: Any) -> Pruned:
         """Removes all but the classes in ``keep`` from a model, in place; see `prune_channels` for the options.
@@ -130,14 +143,26 @@ class Chooser:
             keep: a `Choice`'s.
         """
         masks = {}
-        for name in self.factors.names:
-            ids = self.graph.axes[f"{name}.weight"][0]
-            masks[f"{name}.weight"] = (ids < 0) | keep[ids.clamp_min(0)]
+        for name in self.graph.norms:  # those that were excluded, too: what is listed stays
+            ids = self.graph.scale_ids(name)
+            if ids is not None:
+                masks[f"{name}.weight"] = (ids < 0) | keep[ids.clamp_min(0)]
         return prune_channels(model, example_input, keep=masks, graph=self.graph, **self._limits, **options)
 
-    def _describe(self, keep: Tensor, sizes: Tensor) -> Choice:
+    def _whole(self, sizes: Tensor, last: bool) -> Tensor:
+        """The classes of the branches that go whole: bool of shape (all classes,)."""
+        gone = torch.zeros(self.graph.size, dtype=torch.bool)
+        if self._branches is None:
+            return gone
+        gone[self._here.classes[sizes == 0]] = True
+        asleep = self._branches.asleep() if last else frozenset[str]()
+        gone |= self._branches.useless(asleep)
+        return self._branches.whole(gone, stay=self._stay, constants=True, asleep=asleep).empty
+
+    def describe(self, keep: Tensor) -> Choice:
+        """What a choice comes to, at the sizes that the last one was made by. keep: bool of shape (all classes,)."""
         layers = self._here.by_layer(keep[self._here.classes])
-        values = self._here.by_layer(sizes)
+        values = self._here.by_layer(self._sizes)
         gaps = [g for g in map(gap, values, layers) if not math.isnan(g)]
         return Choice(
             keep=keep,

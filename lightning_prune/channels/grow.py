@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.channels.hollow import fill
 from lightning_prune.channels.install import uninstall
 from lightning_prune.channels.surgery import (
     check_fits,
@@ -27,7 +28,7 @@ def put_back(tensor: Tensor, cut: Cut, fill: float = 0.0) -> Tensor:
     out = tensor
     for dim, indices in cut.kept.items():
         shape = [cut.shape[d] if d == dim else size for d, size in enumerate(out.shape)]
-        index = torch.tensor(indices, device=tensor.device)
+        index = torch.tensor(indices, dtype=torch.int64, device=tensor.device)
         out = out.new_full(shape, fill).index_copy_(dim, index, out)
     if tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
         return out.contiguous(memory_format=torch.channels_last)
@@ -48,9 +49,11 @@ def undo_plan(plan: PruningPlan, model: nn.Module) -> nn.Module:
     _grow_tensors(plan, target)
     set_attributes(target, plan.attributes, back=True)
     clear_caches(target)
+    fill(target, plan.hollow)
     uninstall(target)
     if target in records:
         records[target].restore_buffers(target)
+        records[target].wake(target)
     remember(target, None)
     return model
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.channels.hollow import hollowed
 from lightning_prune.channels.state import Reader, awake, masked, reader, sliced
 from lightning_prune.channels.surgery import set_attributes
 from lightning_prune.channels.verify import exact_dtypes, random_like, run, untouched
@@ -28,7 +29,8 @@ def locate(model: nn.Module, plan: PruningPlan, example_input: Any) -> str | Non
         try:
             expected, _ = _record(model, reader(model, first, masked(plan, dtype)), batch)
             set_attributes(model, plan.attributes)
-            found, failed = _record(model, reader(model, first, sliced(plan, dtype)), batch)
+            with hollowed(model, plan):
+                found, failed = _record(model, reader(model, first, sliced(plan, dtype)), batch)
         except Exception:
             return None
     for key, reference in expected.items():
@@ -37,7 +39,7 @@ def locate(model: nn.Module, plan: PruningPlan, example_input: Any) -> str | Non
         path = key[0]
         cut = plan.cuts.get(f"{path}.weight")
         kept = cut.kept.get(0) if cut else None
-        reference = reference[torch.tensor(kept)] if kept is not None else reference
+        reference = reference[torch.tensor(kept, dtype=torch.int64)] if kept is not None else reference
         if reference.shape != found[key].shape or not torch.allclose(reference, found[key], rtol=1e-6, atol=1e-9):
             return path
     return failed

@@ -8,10 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_prune.channels.adapters import equal_widths, expressible
+from lightning_prune.channels.branches import Check
 from lightning_prune.channels.graph import ChannelGraph
 from lightning_prune.channels.locate import locate, name_layer
 from lightning_prune.channels.rewrite import build, graph_runner
-from lightning_prune.channels.verify import Proof, check_eager
+from lightning_prune.channels.verify import Proof, check_eager, check_trains
+from lightning_prune.compact import plans_of
 from lightning_prune.errors import PlanError, SurgeryError
 from lightning_prune.plan import PruningPlan
 
@@ -55,6 +57,11 @@ def prove(
     if form == "eager":
         plan_for(equal, "eager")  # raises if the reason is that nothing is left to remove
         raise SurgeryError(f"{failure}. The model is unchanged; form='graph' may be able to express it")
+    if any(earlier.hollow for earlier in plans_of(model).values()):
+        raise SurgeryError(
+            f"{failure or 'form=graph was asked for'}; and no rewritten graph runs a model whose branches went whole. "
+            "The model is unchanged; undo its plan first, with plan_of(model).undo(model)"
+        )
     chosen, plan = plan_for([], "graph")
     try:
         programs = build(model, example_input, plan, graph.options)
@@ -69,6 +76,31 @@ def prove(
         )
     note = f"the compact model runs as a rewritten graph: {failure or 'form=graph was asked for'}"
     return chosen, plan, graph_proof and with_teeth(graph_proof), (note,), programs
+
+
+def runs_without(
+    model: nn.Module, graph: ChannelGraph, plan_for: Callable[[Tensor], PruningPlan], example_input: Any, train: bool
+) -> Check:
+    """A check of whether a model's own code runs without some classes, in eval mode and perhaps in train mode.
+
+    Args:
+        plan_for: makes the plan of the classes to keep.
+        train: whether to run it in train mode, in which norms may wait for other processes.
+    """
+
+    def check(empty: Tensor) -> str:
+        plan = plan_for(~empty)
+        try:
+            proof = check_eager(model, plan, example_input)
+            if train:
+                check_trains(model, plan, example_input)
+        except Exception as error:
+            place = name_layer(model, locate(model, plan, example_input))
+            first = (str(error).strip().splitlines() or [""])[0]
+            return f"without channels the model's own code fails at {place}: {type(error).__name__}: {first}"
+        return "" if proof.equal or graph.approximations else f"the model's own code computes something else: {proof}"
+
+    return check
 
 
 def _nearer(

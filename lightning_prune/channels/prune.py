@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,18 +13,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.channels.adapters import attribute_changes, equal_widths, kept_mask
+from lightning_prune.channels.branches import Branches, Whole
 from lightning_prune.channels.dead import constants as find_constants
 from lightning_prune.channels.graph import ChannelGraph, split_input
-from lightning_prune.channels.prove import prove
+from lightning_prune.channels.hollow import hollow_paths
+from lightning_prune.channels.hollow import whole_branches as branch_names
+from lightning_prune.channels.prove import prove, runs_without
+from lightning_prune.channels.request import choose, dead_classes, listed
 from lightning_prune.channels.rewrite import graph_runner
 from lightning_prune.channels.select import (
-    class_scores,
+    check_emptied,
     keep_by_macs,
-    keep_by_ratio,
-    keep_from_lists,
     repair,
-    resolve,
-    votes,
 )
 from lightning_prune.channels.surgery import apply_plan, check_optimizers, find_target, state_tensors
 from lightning_prune.channels.verify import Proof, check_same, run
@@ -59,6 +60,8 @@ class Pruned:
 
     def __str__(self) -> str:
         lines = [str(self.plan), *(f"note: {note}" for note in self.notes)]
+        if whole := branch_names(self.plan):
+            lines.insert(1, f"without channels: {', '.join(whole)}")
         return "\n".join([*lines, str(self.proof)] if self.proof else lines)
 
 
@@ -85,7 +88,7 @@ def make_plan(model: nn.Module, graph: ChannelGraph, keep: Tensor, example_input
     if graph.options.allow_inexact:
         settings["allow_inexact"] = sorted(graph.options.allow_inexact)
     attributes = attribute_changes(model, graph, keep)
-    return PruningPlan(cuts, attributes, form, inputs, settings)
+    return PruningPlan(cuts, attributes, form, inputs, settings, hollow_paths(cuts))
 
 
 def prune_channels(
@@ -100,6 +103,7 @@ def prune_channels(
     reduce: str = "mean",
     divisor: int = 1,
     min_channels: int | float = 1,
+    whole_branches: bool = True,
     groups: str = "tie",
     attention: str = "dims",
     allow_inexact: Collection[str] = (),
@@ -127,14 +131,22 @@ def prune_channels(
             alignment and equal splits respected, costs no more than that.
         reduce: how the scores of tied channels combine for `ratio`: "mean", "max", "min" or "sum".
         divisor: channel counts of cut layers become multiples of it (8 suits most hardware).
-        min_channels: channels that stay in every layer, as a count or (float) as a share.
+        min_channels: channels that stay in every layer, as a count or (float) as a share; not in a branch that goes
+            whole.
+        whole_branches: a layer may lose all of its channels where another path leads around it (a shortcut, a gate, a
+            concatenation), and what only fed it or is constant without it goes too. That happens to layers that are
+            dead; whose channels are all below the `threshold`, or have a score of exactly zero; or with an empty list
+            in `keep` (what a list names stays). Without scores and keep it also happens to what only feeds norms of
+            which every scale factor is zero. Other layers, and all if this is False, keep a channel (an empty list is
+            an error).
         groups, attention, allow_inexact: see `ChannelGraph.trace`.
         constants: a pruned channel with a shift emits a constant. "drop" removes it with the channel; "fold" adds it to
             the biases behind (scale factors of removed channels count as zero), exactly, or with a note where zero
             padding makes it inexact. Without scores and keep, "fold" also removes channels that are constant and can
             be folded exactly.
         form: "eager" keeps the model's own code, "graph" rewrites its graph, "auto" tries eager first.
-        verify: whether to compare masked with sliced on a random batch before anything is changed.
+        verify: whether to compare masked with sliced on a random batch before anything is changed. A branch that goes
+            whole is tried in any case, in train mode too if this is True.
         graph: a channel graph of this very model, to save the tracing.
         optimizers, averaged: see `PruningPlan.apply`.
 
@@ -160,21 +172,36 @@ def prune_channels(
     )
     optimizers, averaged = list(optimizers), list(averaged)
     lossless = scores is None and keep is None
+    branches = Branches.of(model, graph, form) if whole_branches else None
     if lossless:
         found = find_constants(model, graph, example_input, fold=constants == "fold")
         dead = ~found.live & (~found.nonzero | ~found.unfoldable if constants == "fold" else ~found.nonzero)
+        asleep = branches.asleep() if branches else frozenset[str]()
+        dead |= branches.useless(asleep) if branches else dead
         wanted, score = ~dead, torch.zeros(graph.size)
     else:
-        wanted, score = _choose(graph, scores, keep, ratio, threshold, reduce)
+        wanted, score = choose(graph, scores, keep, ratio, threshold, reduce, none=branches is not None)
+        dead, asleep = dead_classes(graph, scores, wanted, ratio, macs), frozenset[str]()
+    nothing_whole = torch.zeros_like(dead)
+    whole = Whole(nothing_whole, {}, nothing_whole)
+    if branches is not None:
+        made = partial(make_plan, model, graph, example_input=example_input, form="eager")
+        runs = runs_without(model, graph, made, example_input, train=verify)
+        stay = listed(graph, keep or {})
+        whole = branches.whole(dead, stay=stay, constants=not lossless, asleep=asleep, check=runs)
+    if keep is not None:
+        check_emptied(graph, wanted, whole.empty | whole.floored, whole.refused)
     limits: dict[str, Any] = {"divisor": divisor, "min_channels": min_channels}
     if macs is not None:
         equal = [] if form == "graph" else equal_widths(model, graph)
+        rules = {**limits, "equal": equal, "empty": whole.empty}
         wanted, score = keep_by_macs(
-            graph, scores or {}, macs, reduce, lambda k, s: repair(graph, k, s, equal=equal, **limits)
+            graph, scores or {}, macs, reduce, lambda k, s: repair(graph, k & ~whole.empty, s, **rules)
         )
 
     def plan_for(equal: list[tuple[Tensor, ...]], form: str) -> tuple[Tensor, PruningPlan]:
-        chosen = repair(graph, wanted, score, equal=equal, **limits)
+        empty = whole.empty if form == "eager" else nothing_whole
+        chosen = repair(graph, wanted & ~empty, score, equal=equal, empty=empty, **limits)
         if bool(chosen.all()):
             raise PlanError(nothing(graph, wanted))
         plan = make_plan(model, graph, chosen, example_input, form)
@@ -192,6 +219,9 @@ def prune_channels(
     if verify and (lossless or folds):
         notes += _same(model, graph, plan, folds, example_input, programs, lossless)
     apply_plan(plan, model, optimizers, averaged, programs, folds)
+    if plan.form == "graph" and bool(whole.empty.any()):
+        notes += ("a rewritten graph keeps a channel of every layer, also of branches that could go whole",)
+    notes += tuple(f"{name} keeps a channel of those that were to go: {why}" for name, why in whole.refused.items())
     notes += graph.approximations
     for note in notes:
         log.warning(note)
@@ -218,32 +248,6 @@ def _same(
     return (
         f"with the constants folded, the output is within {same.difference:.1e} of the model with zero scale factors",
     )
-
-
-def _choose(
-    graph: ChannelGraph,
-    scores: Mapping[str, Tensor] | None,
-    keep: Mapping[str, Any] | None,
-    ratio: float | None,
-    threshold: float | Mapping[str, float] | None,
-    reduce: str,
-) -> tuple[Tensor, Tensor]:
-    """Returns (classes to keep, score of each class)."""
-    if scores is None:
-        return keep_from_lists(graph, keep or {}), torch.zeros(graph.size)
-    score, number = class_scores(graph, scores, reduce)
-    if ratio is not None:
-        return keep_by_ratio(score, number, ratio), score
-    if threshold is None:
-        return torch.ones(graph.size, dtype=torch.bool), score
-    masks = {}
-    for name, given in scores.items():
-        full, _ = resolve(graph, name)
-        limit = threshold.get(name) if isinstance(threshold, Mapping) else threshold
-        if limit is None:
-            raise PlanError(f"threshold has no entry for {name!r}, which has scores")
-        masks[full] = torch.as_tensor(given).detach().cpu() >= limit
-    return votes(graph, masks), score
 
 
 def nothing(graph: ChannelGraph, wanted: Tensor) -> str:

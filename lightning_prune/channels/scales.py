@@ -66,7 +66,8 @@ class ScaleFactors:
             vector = graph.scale_ids(name)
             if vector is None or not bool((vector >= 0).any()):
                 reasons = () if vector is None else graph.frozen_reasons[-1 - int(vector[0])]
-                frozen[name] = "; ".join(reasons) or "it has one channel"
+                some = model.get_parameter(f"{name}.weight").numel() > 0
+                frozen[name] = "; ".join(reasons) or ("it has one channel" if some else "none of its channels is left")
                 continue
             weight = model.get_submodule(name).weight
             assert isinstance(weight, nn.Parameter)

@@ -31,8 +31,11 @@ def resolve(graph: ChannelGraph, name: str) -> tuple[str, Tensor]:
     return full, ids
 
 
-def as_mask(name: str, kept: Any, size: int) -> Tensor:
+def as_mask(name: str, kept: Any, size: int, *, none: bool = False) -> Tensor:
     """Turns a bool mask, or a collection of indices, into a bool mask of shape (size,).
+
+    Args:
+        none: whether nothing may be kept.
 
     Raises:
         PlanError: wrong length, index out of range, or nothing is kept.
@@ -49,7 +52,7 @@ def as_mask(name: str, kept: Any, size: int) -> Tensor:
             )
         mask = torch.zeros(size, dtype=torch.bool)
         mask[given.long().flatten()] = True
-    if not bool(mask.any()):
+    if not none and not bool(mask.any()):
         raise PlanError(f"keep[{name!r}] would empty the layer; keep at least one of its {size} channels")
     return mask
 
@@ -72,17 +75,32 @@ def votes(graph: ChannelGraph, masks: Mapping[str, Tensor]) -> Tensor:
     return ~asked | stay
 
 
-def keep_from_lists(graph: ChannelGraph, keep: Mapping[str, Any]) -> Tensor:
-    """Classes to keep, from {tensor name or module path: mask or indices to keep along dim 0}."""
+def keep_from_lists(graph: ChannelGraph, keep: Mapping[str, Any], *, none: bool = False) -> Tensor:
+    """Classes to keep, from {tensor name or module path: mask or indices to keep along dim 0}.
+
+    Args:
+        none: whether a list may be empty; `check_emptied` then says which layers may.
+    """
     masks = {}
     for name, kept in keep.items():
         full, ids = resolve(graph, name)
-        masks[full] = as_mask(name, kept, len(ids))
-    wanted = votes(graph, masks)
-    emptied = next((f"dim {d} of {n}" for n, d, ids in graph.each() if kept_count(ids, wanted) == 0), None)
-    if emptied is not None:
-        raise PlanError(f"these keep lists would empty {emptied}; keep at least one channel there")
-    return wanted
+        masks[full] = as_mask(name, kept, len(ids), none=none and bool((ids >= 0).all()))
+    return votes(graph, masks)
+
+
+def check_emptied(graph: ChannelGraph, wanted: Tensor, empty: Tensor, refused: Mapping[str, str]) -> None:
+    """Raises PlanError if a choice leaves no channel in a layer that is not part of a branch that goes whole.
+
+    Args:
+        wanted: bool of shape (classes,), what is kept.
+        empty: bool of shape (classes,), what goes whole.
+        refused: {tensor: why it may not}.
+    """
+    for name, dim, ids in graph.each():
+        if kept_count(ids, wanted) == 0 and not bool(empty[ids].all()):
+            known = (why for n, why in refused.items() if any(torch.equal(ids, v) for v in graph.axes[n].values()))
+            why = "".join(f": {reason}" for reason in known)
+            raise PlanError(f"these keep lists would empty dim {dim} of {name}{why}; keep at least one channel there")
 
 
 def class_scores(graph: ChannelGraph, scores: Mapping[str, Tensor], reduce: str = "mean") -> tuple[Tensor, Tensor]:
@@ -170,6 +188,7 @@ def repair(
     divisor: int = 1,
     min_channels: int | float = 1,
     equal: Iterable[Sequence[Tensor]] = (),
+    empty: Tensor | None = None,
 ) -> Tensor:
     """Restores the best of the removed classes until every constraint holds. Nothing more is ever removed.
 
@@ -179,6 +198,7 @@ def repair(
         divisor: channel counts (dim 0 of every tensor that is cut) become multiples of it, or stay whole.
         min_channels: at least so many channels stay in every layer; a float is a share of the layer's channels.
         equal: groups of class-id vectors whose kept counts must be equal.
+        empty: bool of shape (classes,), what goes whole: a layer of such classes alone has no floor.
 
     Returns:
         bool of shape (classes,).
@@ -188,8 +208,8 @@ def repair(
     if isinstance(min_channels, float) and not 0 <= min_channels <= 1:
         raise PlanError(f"min_channels={min_channels}: expected a count (int) or a share from 0 to 1 (float)")
     keep = keep.clone()
-    layers = _distinct(ids for _, dim, ids in graph.each() if dim == 0)
-    others = _distinct([*(ids for _, dim, ids in graph.each() if dim > 0), *(c.classes for c in graph.counts)])
+    layers = _distinct((ids for _, dim, ids in graph.each() if dim == 0), empty)
+    others = _distinct([*(ids for _, dim, ids in graph.each() if dim > 0), *(c.classes for c in graph.counts)], empty)
     groups = [tuple(g) for g in equal]
 
     def restore(ids: Tensor, target: int) -> bool:
@@ -224,10 +244,11 @@ def repair(
     return keep
 
 
-def _distinct(vectors: Iterable[Tensor]) -> list[Tensor]:
-    """Drops vectors that occur before, and those that no choice can change."""
+def _distinct(vectors: Iterable[Tensor], empty: Tensor | None = None) -> list[Tensor]:
+    """Drops vectors that occur before, those that no choice can change, and those that go whole."""
     seen: dict[bytes, Tensor] = {}
     for ids in vectors:
-        if bool((ids >= 0).any()):
+        whole = empty is not None and bool((ids >= 0).all()) and bool(empty[ids].all())
+        if bool((ids >= 0).any()) and not whole:
             seen.setdefault(ids.numpy().tobytes(), ids)
     return list(seen.values())

@@ -52,7 +52,7 @@ def masked(plan: PruningPlan, dtype: torch.dtype | None, only: Collection[str] |
         cut, value = plan.cuts[name], tensor.to(dtype or tensor.dtype, copy=True)
         for dim, kept in cut.kept.items():
             gone = torch.ones(cut.shape[dim], dtype=torch.bool)
-            gone[torch.tensor(kept)] = False
+            gone[torch.tensor(kept, dtype=torch.int64)] = False
             value.index_fill_(dim, gone.nonzero().flatten().to(value.device), 0)
         return value
 
@@ -89,7 +89,8 @@ def awake(model: nn.Module, plan: PruningPlan) -> Step:
         name: torch.tensor([i not in kept for i in range(plan.cuts[name].shape[0])])
         for path in paths
         for name in (f"{path}.weight", f"{path}.bias")
-        if name in plan.cuts and (kept := set(plan.cuts[name].kept.get(0, ())))
+        if name in plan.cuts and 0 in plan.cuts[name].kept
+        for kept in [set(plan.cuts[name].kept[0])]
     }
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.channels.hollow import check_hollow, hollow
 from lightning_prune.channels.install import install
 from lightning_prune.compact import Compact, remember
 from lightning_prune.errors import PlanError
@@ -20,7 +21,7 @@ def take(tensor: Tensor, cut: Cut) -> Tensor:
     """Returns the kept entries of a tensor as a new tensor, in the same memory format."""
     out = tensor
     for dim, indices in cut.kept.items():
-        out = out.index_select(dim, torch.tensor(indices, device=tensor.device))
+        out = out.index_select(dim, torch.tensor(indices, dtype=torch.int64, device=tensor.device))
     if tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
         return out.contiguous(memory_format=torch.channels_last)
     return out.contiguous()
@@ -51,6 +52,9 @@ def check_fits(plan: PruningPlan, model: nn.Module, *, after: bool = False) -> N
             hint = " (the plan seems to be applied already)" if not after and found == cut.new_shape else ""
             raise PlanError(f"the plan {verb} {name} of shape {wanted}, {kind} has {found}{hint}; {remedy}")
         check_indices(name, cut)
+    check_hollow(plan, model)
+    if plan.hollow and plan.form == "graph":
+        raise PlanError("the plan removes whole branches from a rewritten graph; only a model's own code can do that")
     for path, changes in plan.attributes.items():
         if path not in modules:
             raise PlanError(f"the plan changes module {path!r}, which {kind} does not have")
@@ -65,8 +69,8 @@ def check_indices(name: str, cut: Cut) -> None:
     for dim, indices in cut.kept.items():
         if not 0 <= dim < len(cut.shape):
             raise PlanError(f"the plan cuts dim {dim} of {name}, which has {len(cut.shape)} dims")
-        if not indices:
-            raise PlanError(f"the plan would empty dim {dim} of {name}; keep at least one channel")
+        if not indices:  # `check_hollow` says whether it may be
+            continue
         size = cut.shape[dim]
         within = len(indices) <= size and indices[0] >= 0 and indices[-1] < size
         if not within or any(a >= b for a, b in itertools.pairwise(indices)):
@@ -142,7 +146,9 @@ def cut_tensors(plan: PruningPlan, target: nn.Module, optimizers: Iterable[Optim
                         state[key] = take(value, cut)
             grad, tensor.grad = tensor.grad, None  # a gradient of the old shape may not stay
             tensor.data = take(tensor.data, cut)
-            if grad is not None:
+            if 0 in cut.new_shape and tensor.requires_grad:
+                tensor.requires_grad_(False)  # DDP waits for the gradient of whatever says that it has one
+            elif grad is not None:
                 tensor.grad = take(grad, cut)
 
 
@@ -195,6 +201,7 @@ def apply_plan(
         add_folds(target, folds or {})
         cut_tensors(plan, target, optimizers if i == 0 else ())
         set_attributes(target, plan.attributes)
+        hollow(target, plan.hollow)
         clear_caches(target)
         if plan.form == "graph":
             install(target, built[i])

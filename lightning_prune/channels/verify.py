@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_prune.channels.graph import mode, split_input
+from lightning_prune.channels.hollow import hollowed
 from lightning_prune.channels.state import Reader, Step, awake, cast, folded, masked, reader, reading, rounded, sliced
 from lightning_prune.channels.surgery import clear_caches, set_attributes
 from lightning_prune.plan import PruningPlan
@@ -155,6 +156,28 @@ def check_same(
     return _compare(model, plan, example_input, runner, (), zeroed, folds)
 
 
+def check_trains(model: nn.Module, plan: PruningPlan, example_input: Any) -> None:
+    """Runs the sliced model in train mode, without changing the model.
+
+    Raises:
+        Exception: whatever the sliced model raises, if the dense one does not raise too (a norm over single values).
+    """
+    batch = random_like(example_input, None)
+    steps = (lambda name, tensor: tensor.clone(), sliced(plan, None))  # statistics are written in place
+    with untouched(model), mode(model, True), torch.random.fork_rng():
+        try:
+            set_attributes(model, plan.attributes)
+            with hollowed(model, plan):
+                run(model, reader(model, *steps), batch)
+        except Exception:
+            set_attributes(model, plan.attributes, back=True)
+            try:
+                run(model, reader(model, steps[0]), batch)
+            except Exception:
+                return
+            raise
+
+
 def _compare(
     model: nn.Module,
     plan: PruningPlan,
@@ -181,7 +204,8 @@ def _compare(
             if runner is run:
                 set_attributes(model, plan.attributes)
             try:
-                result = runner(model, small, batch)
+                with hollowed(model, plan):
+                    result = runner(model, small, batch)
                 break
             except RuntimeError:  # a rewritten graph may have the model's dtype written into it
                 if dtype is None or runner is run:

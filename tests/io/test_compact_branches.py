@@ -1,0 +1,59 @@
+"""Files of models whose branches went whole: they come back, and those made to do harm do not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+import lightning_prune.models  # noqa: F401  registers the CIFAR networks
+from lightning_prune.channels import prune_channels
+from lightning_prune.channels.hollow import is_hollow, whole_branches
+from lightning_prune.compact import plan_of
+from lightning_prune.io import load_pruned, save_pruned
+from tests.io.test_compact_hostile import Tamper, assert_refused, change, cut
+from tests.io.test_sparsefile import put_together, take_apart
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = timm.create_model("resnet20_cifar", width=4)
+    keep: dict[str, Any] = {"layer1.0.bn1": [], "layer2.1.bn1": [1, 2, 5]}
+    prune_channels(model, torch.randn(2, 3, 16, 16), keep=keep, verify=False, form="eager")
+    return save_pruned(model, tmp_path_factory.mktemp("good") / "m.safetensors")
+
+
+def test_it_comes_back(good: Path) -> None:
+    for model in (load_pruned(good), load_pruned(good, timm.create_model("resnet20_cifar", width=4))):
+        assert whole_branches(plan_of(model)) == ("layer1.0",)
+        assert is_hollow(model.layer1[0].conv2)
+        assert model(torch.randn(2, 3, 16, 16)).isfinite().all()
+
+
+PATHS = ["layer1.0.bn1", "layer1.0.conv1", "layer1.0.conv2"]
+TAMPERED: list[tuple[Tamper, str]] = [
+    (lambda plan: plan.pop("hollow"), r"would empty dim 0 of layer1\.0\.conv1\.weight"),
+    (change(("hollow",), PATHS[:2]), r"would empty dim 1 of layer1\.0\.conv2\.weight"),
+    (change(("hollow",), [*PATHS, "conv1"]), "'conv1' as a layer without channels, and leaves it some"),
+    (change(("hollow",), [*PATHS, "x" * 10**5]), "'xxx.*, which CifarResNet does not have"),
+    (change(("hollow",), [*PATHS, "x\x00"]), "does not have"),
+    (change(("hollow",), "layer1.0"), "hollow is not a list"),
+    (change(("hollow",), [*PATHS, PATHS[0]]), "each once"),
+    (change(("hollow",), [*PATHS, ["layer1"]]), "expected module paths"),
+    (change(("form",), "graph"), "from a rewritten graph"),
+    (cut("layer1.1.conv1.weight", [4, 4, 3, 3], []), r"would empty dim 0 of layer1\.1\.conv1\.weight"),
+    (lambda plan: plan["tensors"].pop("layer1.0.bn1.running_var"), r"leaves channels of layer1\.0\.bn1\.running_var"),
+]
+
+
+@pytest.mark.parametrize(("tamper", "match"), TAMPERED, ids=[str(i) for i in range(len(TAMPERED))])
+def test_a_plan_that_empties_what_it_may_not_is_refused(good: Path, tmp_path: Path, tamper: Tamper, match: str) -> None:
+    header, info, data = take_apart(good)
+    original = json.dumps(info)
+    tamper(info["plans"][""])
+    assert json.dumps(info) != original
+    assert_refused(put_together(tmp_path / "lie", header, info, data), match)
