@@ -19,7 +19,7 @@ from lightning_prune.callbacks.phases import Duration, phases_of, training_lengt
 from lightning_prune.callbacks.shapes import ShapeHooks, note_shapes
 from lightning_prune.channels.choose import Choice, Chooser
 from lightning_prune.channels.graph import ChannelGraph
-from lightning_prune.channels.hollow import whole_branches
+from lightning_prune.channels.hollow import branch_names
 from lightning_prune.channels.scales import ScaleFactors
 from lightning_prune.functional.thresholds import RULES, Rule, check_delta
 from lightning_prune.latency_budget import share_for_latency
@@ -276,7 +276,7 @@ class ChannelPruningCallback(ChannelMethod, Callback):
             self._aim_at_latency(trainer)
         recalibrate.recalibrate(trainer, pl_module, batches, forward)
         soft = recalibrate.accuracy(trainer, pl_module, batches, forward)
-        choice = self._choose(trainer, pl_module, last=True)
+        choice = self._choose(trainer, pl_module, last=self.seen > 0)
         keep = trainer.strategy.broadcast(choice.keep)
         if bool(keep.all()):
             rank_zero_warn(
@@ -302,7 +302,7 @@ class ChannelPruningCallback(ChannelMethod, Callback):
         recalibrate.recalibrate(trainer, pl_module, batches, forward)
         hard = recalibrate.accuracy(trainer, pl_module, batches, forward)
         channel_logs.log_removal(self, trainer, soft, hard, before)
-        whole = ", ".join(whole_branches(self.pruned.plan))
+        whole = ", ".join(branch_names(self.pruned.plan))
         rank_zero_info(
             f"{type(self).__name__}: {self.numbers['channels']:.1%} of the channels removed; "
             f"{self.numbers['macs']:.1%} of the MACs and {self.numbers['params']:.1%} of the parameters are left."

@@ -147,7 +147,8 @@ class Chooser:
             ids = self.graph.scale_ids(name)
             if ids is not None:
                 masks[f"{name}.weight"] = (ids < 0) | keep[ids.clamp_min(0)]
-        return prune_channels(model, example_input, keep=masks, graph=self.graph, **self._limits, **options)
+        request: dict[str, Any] = {"keep": masks, "graph": self.graph, "whole_branches": True}
+        return prune_channels(model, example_input, **request, **self._limits, **options)
 
     def _whole(self, sizes: Tensor, last: bool) -> Tensor:
         """The classes of the branches that go whole: bool of shape (all classes,)."""

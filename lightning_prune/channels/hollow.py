@@ -80,7 +80,7 @@ def hollow_paths(cuts: Mapping[str, Cut]) -> tuple[str, ...]:
     return tuple(sorted({name.rpartition(".")[0] for name in emptied}))
 
 
-def whole_branches(plan: PruningPlan) -> tuple[str, ...]:
+def branch_names(plan: PruningPlan) -> tuple[str, ...]:
     """For people: the innermost blocks that hold a branch with its end, a layer that nothing comes into any more."""
     ends = [path for path in plan.hollow if _rows_stay(plan, path)]
     found = set()

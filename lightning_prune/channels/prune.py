@@ -16,8 +16,7 @@ from lightning_prune.channels.adapters import attribute_changes, equal_widths, k
 from lightning_prune.channels.branches import Branches, Whole
 from lightning_prune.channels.dead import constants as find_constants
 from lightning_prune.channels.graph import ChannelGraph, split_input
-from lightning_prune.channels.hollow import hollow_paths
-from lightning_prune.channels.hollow import whole_branches as branch_names
+from lightning_prune.channels.hollow import branch_names, hollow_paths
 from lightning_prune.channels.prove import prove, runs_without
 from lightning_prune.channels.request import choose, dead_classes, listed
 from lightning_prune.channels.rewrite import graph_runner
@@ -103,7 +102,7 @@ def prune_channels(
     reduce: str = "mean",
     divisor: int = 1,
     min_channels: int | float = 1,
-    whole_branches: bool = True,
+    whole_branches: bool = False,
     groups: str = "tie",
     attention: str = "dims",
     allow_inexact: Collection[str] = (),
@@ -133,12 +132,12 @@ def prune_channels(
         divisor: channel counts of cut layers become multiples of it (8 suits most hardware).
         min_channels: channels that stay in every layer, as a count or (float) as a share; not in a branch that goes
             whole.
-        whole_branches: a layer may lose all of its channels where another path leads around it (a shortcut, a gate, a
-            concatenation), and what only fed it or is constant without it goes too. That happens to layers that are
-            dead; whose channels are all below the `threshold`, or have a score of exactly zero; or with an empty list
-            in `keep` (what a list names stays). Without scores and keep it also happens to what only feeds norms of
-            which every scale factor is zero. Other layers, and all if this is False, keep a channel (an empty list is
-            an error).
+        whole_branches: if True, a layer may lose all of its channels where another path leads around it (a shortcut, a
+            gate, a concatenation), and what only fed it or is constant without it goes too. That happens to layers that
+            are dead; whose channels are all below the `threshold`, or have a score of exactly zero; or with an empty
+            list in `keep` (what a list names stays). Without scores and keep it also happens to what only feeds norms
+            of which every scale factor is zero, as in a fresh network that starts its branches at zero. Other layers,
+            and all by default, keep a channel (an empty list is an error).
         groups, attention, allow_inexact: see `ChannelGraph.trace`.
         constants: a pruned channel with a shift emits a constant. "drop" removes it with the channel; "fold" adds it to
             the biases behind (scale factors of removed channels count as zero), exactly, or with a note where zero

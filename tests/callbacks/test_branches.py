@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_prune import LTPCallback, MRTSCallback, NetworkSlimmingCallback
-from lightning_prune.channels.hollow import whole_branches
+from lightning_prune.channels.hollow import branch_names
 from lightning_prune.compact import plan_of
 from tests.callbacks.test_channels import PHASES, equal, fit, keep_all, size
 from tests.toy import CLASSES, Toy, loaders, trainer
@@ -65,7 +65,7 @@ def test_a_branch_goes_whole_in_mid_fit_and_resumes_bit_for_bit(
         tmp_path / "whole", method, module(optimizer), [Dies(), keep_all(tmp_path / "whole")], options=options
     )
     plan = plan_of(whole)
-    assert whole_branches(plan) == ("blocks.0",)
+    assert branch_names(plan) == ("blocks.0",)
     assert said[0].endswith("Branches that went whole, as nothing of them was alive: blocks.0.")
     assert callback.pruned.proof.equal
     assert callback.numbers["macs"] <= 0.4
@@ -86,12 +86,12 @@ def test_a_branch_goes_whole_in_mid_fit_and_resumes_bit_for_bit(
     ltp = LTPCallback(target_sparsity=0.5, warmup=0, sparsify=2, finetune=1)
     trainer(tmp_path / "ltp", [ltp], max_epochs=3).fit(again, **loaders())
     assert ltp.targets
-    assert whole_branches(plan_of(again)) == ("blocks.0",)
+    assert branch_names(plan_of(again)) == ("blocks.0",)
 
 
 def test_floors_hold_a_branch_that_has_some_life_left(tmp_path: Any) -> None:
     alive, _, _ = fit(tmp_path, MRTSCallback, module(), options=PHASES | {"target_macs": 0.6, "min_keep": 0.25})
-    assert whole_branches(plan_of(alive)) == ()
+    assert branch_names(plan_of(alive)) == ()
     assert min(block[0].out_channels for block in alive.net.blocks) >= 3
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import timm
@@ -9,7 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_prune.channels import prune_channels
 from tests.channels.models import conv_bn, randomise
+
+prune_whole = partial(prune_channels, whole_branches=True)
 
 EXAMPLE = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 LARGER = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -6,6 +6,7 @@ import copy
 import logging
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune.channels import ChannelCost, ChannelGraph, PlanError, prune_channels
 from lightning_prune.channels.branches import Branches
-from lightning_prune.channels.hollow import is_hollow, whole_branches
-from tests.channels.branching import EXAMPLE, LARGER, Parallel, backbone, kill, residual, same, train
+from lightning_prune.channels.hollow import branch_names, is_hollow
+from tests.channels.branching import EXAMPLE, LARGER, Parallel, backbone, kill, prune_whole, residual, same, train
 from tests.channels.models import Chain, conv_bn, random_scores, randomise
 
 CASES = {
@@ -36,8 +37,8 @@ def test_a_dead_branch_goes_whole_and_nothing_else_changes(case: str) -> None:
     model = copy.deepcopy(dense)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
     held = list(model.parameters())
-    result = prune_channels(model, LARGER, optimizers=[optimizer])
-    assert whole_branches(result.plan) == (branch,)
+    result = prune_whole(model, LARGER, optimizers=[optimizer])
+    assert branch_names(result.plan) == (branch,)
     assert f"without channels: {branch}" in str(result)
     assert result.notes == ()
     assert result.proof is not None
@@ -80,12 +81,12 @@ def test_a_dead_branch_goes_whole_and_nothing_else_changes(case: str) -> None:
 def test_the_only_path_keeps_a_channel() -> None:
     model = randomise(Chain())
     kill(model, "features.4")
-    result = prune_channels(model, EXAMPLE)
+    result = prune_whole(model, EXAMPLE)
     assert model.features[3].out_channels == 1
     assert any("features.4.weight keeps a channel" in n and "no other path" in n for n in result.notes)
     assert result.plan.hollow == ()
     with pytest.raises(PlanError, match=r"would empty dim 0 of features\.0\.weight: no other path.*keep at least one"):
-        prune_channels(randomise(Chain()), EXAMPLE, keep={"features.1": []})
+        prune_whole(randomise(Chain()), EXAMPLE, keep={"features.1": []})
 
 
 def test_a_norm_of_zeros_on_the_only_path_makes_nothing_useless() -> None:
@@ -98,7 +99,7 @@ def test_a_norm_of_zeros_on_the_only_path_makes_nothing_useless() -> None:
 def test_two_branches_that_are_all_there_is_do_not_go_together() -> None:
     model = kill(randomise(Parallel()), "left.1", "right.1")
     before = model(EXAMPLE).detach()
-    result = prune_channels(model, EXAMPLE)
+    result = prune_whole(model, EXAMPLE)
     assert (model.left[0].out_channels, model.right[0].out_channels) == (0, 1)
     assert len(result.notes) == 1
     assert "right.1.weight" in result.notes[0]
@@ -111,7 +112,7 @@ def test_a_gate_becomes_a_constant() -> None:
     nn.init.zeros_(gate.conv_reduce.weight)
     nn.init.zeros_(gate.conv_reduce.bias)
     before = model(LARGER).detach()
-    result = prune_channels(model, LARGER)
+    result = prune_whole(model, LARGER)
     assert result.plan.hollow == ("blocks.1.0.se.conv_expand", "blocks.1.0.se.conv_reduce")
     torch.testing.assert_close(model(LARGER), before)
     model(LARGER).sum().backward()
@@ -123,7 +124,7 @@ def test_what_is_constant_without_a_layer_goes_with_it() -> None:
     first, second = "blocks.0.0.1", "blocks.0.1.1"
     for norm in (first, second):
         model = residual(between=conv_bn(6, 6))
-        result = prune_channels(model, EXAMPLE, keep={norm: []})
+        result = prune_whole(model, EXAMPLE, keep={norm: []})
         assert {first, second, "blocks.0.2"} <= set(result.plan.hollow)
         assert sum(not p.numel() for p in model.parameters()) == 7
     # Without losing anything, only constants that fold exactly may go: a kernel of 1 sees no border.
@@ -132,8 +133,8 @@ def test_what_is_constant_without_a_layer_goes_with_it() -> None:
     before = model(EXAMPLE).detach()
     assert before.std(0).any()
     folded = copy.deepcopy(model)
-    assert second in prune_channels(folded, EXAMPLE, constants="fold").plan.hollow
-    assert second not in prune_channels(model, EXAMPLE).plan.hollow
+    assert second in prune_whole(folded, EXAMPLE, constants="fold").plan.hollow
+    assert second not in prune_whole(model, EXAMPLE).plan.hollow
     assert model.blocks[0][0][0].out_channels == 0
     for each in (model, folded):
         torch.testing.assert_close(each(EXAMPLE), before, rtol=1e-5, atol=1e-5)
@@ -157,7 +158,7 @@ class PreActivation(nn.Module):
 def test_everything_that_is_left_gets_a_gradient() -> None:
     model = kill(randomise(PreActivation()), "norm")
     before = model(EXAMPLE).detach()
-    prune_channels(model, EXAMPLE)
+    prune_whole(model, EXAMPLE)
     torch.testing.assert_close(model(EXAMPLE), before)
     train(model, torch.optim.SGD(model.parameters(), 1e-3), EXAMPLE)
     assert all((p.grad is not None) == bool(p.numel()) for p in model.parameters())
@@ -168,22 +169,31 @@ def test_requests_by_lists_thresholds_and_scores() -> None:
     norm = "blocks.0.0.1"
     scores = random_scores(residual())
     low = {n: s * 0.1 if n == norm else s + 0.2 for n, s in scores.items()}
-    assert prune_channels(residual(), EXAMPLE, keep={norm: []}).plan.hollow
-    assert prune_channels(residual(), EXAMPLE, low, threshold=0.15).plan.hollow
-    assert not prune_channels(residual(), EXAMPLE, low, threshold=0.15, whole_branches=False).plan.hollow
+    assert prune_whole(residual(), EXAMPLE, keep={norm: []}).plan.hollow
+    assert prune_whole(residual(), EXAMPLE, low, threshold=0.15).plan.hollow
+    assert not prune_whole(residual(), EXAMPLE, low, threshold=0.15, whole_branches=False).plan.hollow
     # an order alone empties nothing; zeros do
     for request in ({"ratio": 0.3}, {"macs": 0.7}):
-        assert not prune_channels(residual(), EXAMPLE, low, **request).plan.hollow
+        assert not prune_whole(residual(), EXAMPLE, low, **request).plan.hollow
         zero = {**low, norm: torch.zeros_like(low[norm])}
-        assert whole_branches(prune_channels(residual(), EXAMPLE, zero, **request).plan) == ("blocks.0",)
+        assert branch_names(prune_whole(residual(), EXAMPLE, zero, **request).plan) == ("blocks.0",)
     for switched in ({"whole_branches": False}, {"form": "graph"}):
         with pytest.raises(PlanError, match="would empty the layer; keep at least one"):
-            prune_channels(residual(), EXAMPLE, keep={norm: []}, **switched)
+            prune_whole(residual(), EXAMPLE, keep={norm: []}, **switched)
     with pytest.raises(PlanError, match="would empty"):
-        prune_channels(residual(), EXAMPLE, keep={"stem.1": []})
-    model = residual(norm)
-    prune_channels(model, EXAMPLE, whole_branches=False)
+        prune_whole(residual(), EXAMPLE, keep={"stem.1": []})
+
+
+def test_by_default_only_dead_channels_go_and_no_layer_is_emptied() -> None:
+    model = residual("blocks.0.0.1")
+    prune_channels(model, EXAMPLE)
     assert model.blocks[0][0][0].out_channels == 1
+    fresh = timm.create_model("resnet18", num_classes=5)
+    assert not fresh.layer1[0].bn2.weight.any()  # timm starts branches at zero: they are asleep, not dead
+    for p in (fresh.layer2[0].bn1.weight, fresh.layer2[0].bn1.bias):
+        p.data[:3] = 0.0
+    prune_channels(fresh, LARGER)
+    assert [m.bn1.num_features for m in (*fresh.layer1, *fresh.layer2)] == [64, 64, 125, 128]
 
 
 class OnlyEval(nn.Module):
@@ -198,7 +208,7 @@ def test_code_that_needs_channels_keeps_one_and_says_so(between: nn.Module, capl
     model = residual("blocks.0.0.1", "blocks.1.0.1", between=between)
     before = model(EXAMPLE).detach()
     with caplog.at_level(logging.WARNING):
-        result = prune_channels(model, EXAMPLE)
+        result = prune_whole(model, EXAMPLE)
     assert [block[0][0].out_channels for block in model.blocks] == [1, 0]  # the other one goes
     assert len(result.notes) == 1
     assert result.notes[0] in caplog.text
@@ -210,6 +220,6 @@ def test_code_that_needs_channels_keeps_one_and_says_so(between: nn.Module, capl
 
 def test_a_list_that_only_the_code_refuses_is_floored() -> None:
     model = residual(between=nn.MaxPool2d(3, 1, 1))
-    result = prune_channels(model, EXAMPLE, keep={"blocks.0.0.1": []})
+    result = prune_whole(model, EXAMPLE, keep={"blocks.0.0.1": []})
     assert model.blocks[0][0][0].out_channels == 1
     assert "fails at blocks.0.1 (MaxPool2d)" in result.notes[0]

@@ -15,13 +15,13 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_prune import Sparsity, load_pruned, save_pruned, sparsity_report
-from lightning_prune.channels import ChannelGraph, PruningPlan, SurgeryError, prune_channels
+from lightning_prune.channels import ChannelGraph, PruningPlan, SurgeryError
 from lightning_prune.channels import recalibrate as fresh_statistics
-from lightning_prune.channels.hollow import whole_branches
+from lightning_prune.channels.hollow import branch_names
 from lightning_prune.channels.scales import ScaleFactors
 from lightning_prune.compact import plan_of
 from lightning_prune.masking import find_targets
-from tests.channels.branching import EXAMPLE, LARGER, backbone, kill, residual, same, train
+from tests.channels.branching import EXAMPLE, LARGER, backbone, kill, prune_whole, residual, same, train
 from tests.channels.models import random_scores
 
 
@@ -29,7 +29,7 @@ from tests.channels.models import random_scores
 def test_plans_files_and_copies_hold_no_branch_either(name: str, norm: str, tmp_path: Path) -> None:
     dense = kill(backbone(name), norm)
     model = copy.deepcopy(dense)
-    plan = prune_channels(model, LARGER).plan
+    plan = prune_whole(model, LARGER).plan
     fresh = PruningPlan.from_json(plan.to_json()).apply(copy.deepcopy(dense))
     save_pruned(model, tmp_path / "x.safetensors")
     loaded = load_pruned(tmp_path / "x.safetensors").eval()
@@ -54,12 +54,12 @@ def test_optimizer_state_and_averaged_copies_follow(kind: str) -> None:
     train(model, optimizer, EXAMPLE)
     kill(model, "blocks.0.0.1")
     average = AveragedModel(model)
-    prune_channels(model.eval(), EXAMPLE, optimizers=[optimizer], averaged=[average])
+    prune_whole(model.eval(), EXAMPLE, optimizers=[optimizer], averaged=[average])
     for p, state in optimizer.state.items():
         assert all(v.shape == p.shape for v in state.values() if v.ndim)
     train(model, optimizer, EXAMPLE)
     average.update_parameters(model)
-    assert whole_branches(plan_of(average)) == ("blocks.0", "blocks.0.0")[:1]
+    assert branch_names(plan_of(average)) == ("blocks.0", "blocks.0.0")[:1]
     assert average(EXAMPLE).isfinite().all()
     state = copy.deepcopy(optimizer.state_dict())  # resumed
     again = make[kind](copy.deepcopy(model).parameters())
@@ -71,7 +71,7 @@ def test_optimizer_state_and_averaged_copies_follow(kind: str) -> None:
 def test_what_needs_no_gradient_needs_none_after() -> None:
     model = residual("blocks.0.0.1")
     frozen = model.blocks[0][0][0].weight.requires_grad_(False)
-    result = prune_channels(model, EXAMPLE)
+    result = prune_whole(model, EXAMPLE)
     assert not any(p.requires_grad for p in model.parameters() if not p.numel())
     result.plan.undo(model)
     assert [p for p in model.parameters() if not p.requires_grad] == [frozen]
@@ -80,37 +80,37 @@ def test_what_needs_no_gradient_needs_none_after() -> None:
 def test_pruned_again_and_back() -> None:
     dense = residual("blocks.0.0.1")
     model = copy.deepcopy(dense)
-    first = prune_channels(model, EXAMPLE).plan
+    first = prune_whole(model, EXAMPLE).plan
     graph = ChannelGraph.trace(model, EXAMPLE)
     assert "blocks.0.0.1.weight" not in graph.axes
     assert ScaleFactors.of(model, graph).frozen["blocks.0.0.1"] == "none of its channels is left"
     scores = {n: s for n, s in random_scores(model).items() if len(s)}
-    second = prune_channels(model, EXAMPLE, scores, ratio=0.3).plan
+    second = prune_whole(model, EXAMPLE, scores, ratio=0.3).plan
     assert model.blocks[0][2].weight.shape[0] == model.stem[0].out_channels < 8  # the stream is not frozen
-    third = prune_channels(model, EXAMPLE, keep={"blocks.1.0.1": []}).plan
+    third = prune_whole(model, EXAMPLE, keep={"blocks.1.0.1": []}).plan
     both = plan_of(model)
     assert both == first.then(second).then(third)
-    assert whole_branches(both) == ("blocks.0", "blocks.1")
+    assert branch_names(both) == ("blocks.0", "blocks.1")
     assert torch.equal(PruningPlan.from_json(both.to_json()).apply(copy.deepcopy(dense))(EXAMPLE), model(EXAMPLE))
     assert both.below("blocks").hollow == tuple(path.removeprefix("blocks.") for path in both.hollow)
     with pytest.raises(SurgeryError, match="no rewritten graph runs a model whose branches went whole"):
-        prune_channels(model, EXAMPLE, keep={"stem.1": [0, 1]}, form="graph")
+        prune_whole(model, EXAMPLE, keep={"stem.1": [0, 1]}, form="graph")
     both.undo(model).load_state_dict(dense.state_dict())
     assert torch.equal(model(EXAMPLE), dense(EXAMPLE))
 
 
 def test_a_tensor_left_whole_in_a_rewritten_graph_keeps_its_floor() -> None:
     model = residual()
-    prune_channels(model, EXAMPLE, random_scores(model), ratio=0.3, form="graph")
+    prune_whole(model, EXAMPLE, random_scores(model), ratio=0.3, form="graph")
     kill(model, "blocks.0.0.1")
-    result = prune_channels(model, EXAMPLE)
+    result = prune_whole(model, EXAMPLE)
     assert result.plan.hollow == ()
     assert model.blocks[0][0][0].weight.shape[0] == 1
 
 
 def test_reports_and_weight_targets() -> None:
     model = residual("blocks.0.0.1")
-    prune_channels(model, EXAMPLE)
+    prune_whole(model, EXAMPLE)
     report = sparsity_report(model)
     assert report.removed == 6 * 8 * 9 * 2
     assert {row.name: row.sparsity for row in report.layers}["blocks.0.2.weight"] == 0.0
@@ -126,7 +126,7 @@ def test_reports_and_weight_targets() -> None:
 
 def test_export_and_compile() -> None:
     model = kill(backbone("resnet18"), "layer1.0.bn1", "layer2.0.bn1")
-    prune_channels(model, LARGER)
+    prune_whole(model, LARGER)
     expected = model(LARGER).detach()
     file = io.BytesIO()
     torch.onnx.export(model, (LARGER,), dynamo=True, verbose=False).save(file)
@@ -140,7 +140,7 @@ def test_export_and_compile() -> None:
 
 def test_data_parallel_waits_for_no_gradient_of_what_is_gone() -> None:
     model = residual("blocks.0.0.1")
-    prune_channels(model, EXAMPLE)
+    prune_whole(model, EXAMPLE)
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         parallel = nn.parallel.DistributedDataParallel(model)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_prune.channels import ChannelGraph, prune_channels
+from lightning_prune.channels import ChannelGraph
 from lightning_prune.channels.choose import Chooser
-from lightning_prune.channels.hollow import whole_branches
+from lightning_prune.channels.hollow import branch_names
 from lightning_prune.channels.scales import ScaleFactors
-from tests.channels.branching import EXAMPLE, residual, train
+from tests.channels.branching import EXAMPLE, prune_whole, residual, train
 from tests.channels.models import conv_bn
 
 
@@ -30,7 +30,7 @@ def test_a_choice_counts_branches_that_go_whole() -> None:
     small = copy.deepcopy(model)
     result = choose.cut(small, EXAMPLE, choice.keep, constants="fold")
     assert torch.equal(result.keep, choice.keep)
-    assert whole_branches(result.plan) == ("blocks.0",)
+    assert branch_names(result.plan) == ("blocks.0",)
     assert choice.kept[factors.layers.index(("blocks.0.0.1",))] == (0, 6)
     assert choice.params == sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
     # what a budget asks for beyond that comes from the other layers
@@ -50,7 +50,7 @@ def test_norms_that_have_yet_to_wake_are_given_their_time() -> None:
     sizes = factors.sizes(factors.read())
     assert bool(choose.choose(sizes).keep.all())
     last = choose.choose(sizes, last=True)
-    assert whole_branches(choose.cut(copy.deepcopy(model), EXAMPLE, last.keep).plan) == ("blocks.0",)
+    assert branch_names(choose.cut(copy.deepcopy(model), EXAMPLE, last.keep).plan) == ("blocks.0",)
     factors, choose = chooser(model, exclude=("blocks.0.0.1",))
     assert bool(choose.choose(factors.sizes(factors.read()), last=True).keep.all())
 
@@ -61,7 +61,7 @@ def test_what_is_excluded_or_listed_stays_in_a_branch_that_goes() -> None:
     choice = choose.choose(factors.sizes(factors.read()))
     small = copy.deepcopy(model)
     choose.cut(small, EXAMPLE, choice.keep, constants="fold")
-    prune_channels(model, EXAMPLE, keep={"blocks.0.0.1": [], "blocks.0.1.1": range(6)})
+    prune_whole(model, EXAMPLE, keep={"blocks.0.0.1": [], "blocks.0.1.1": range(6)})
     for each in (small, model):
         assert [m.out_channels for m in each.blocks[0].modules() if isinstance(m, nn.Conv2d)] == [0, 6, 8]
         train(each, torch.optim.SGD(each.parameters(), 1e-3), EXAMPLE)

@@ -11,10 +11,10 @@ import timm
 import torch
 
 import lightning_prune.models  # noqa: F401  registers the CIFAR networks
-from lightning_prune.channels import prune_channels
-from lightning_prune.channels.hollow import is_hollow, whole_branches
+from lightning_prune.channels.hollow import branch_names, is_hollow
 from lightning_prune.compact import plan_of
 from lightning_prune.io import load_pruned, save_pruned
+from tests.channels.branching import prune_whole
 from tests.io.test_compact_hostile import Tamper, assert_refused, change, cut
 from tests.io.test_sparsefile import put_together, take_apart
 
@@ -23,13 +23,13 @@ from tests.io.test_sparsefile import put_together, take_apart
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = timm.create_model("resnet20_cifar", width=4)
     keep: dict[str, Any] = {"layer1.0.bn1": [], "layer2.1.bn1": [1, 2, 5]}
-    prune_channels(model, torch.randn(2, 3, 16, 16), keep=keep, verify=False, form="eager")
+    prune_whole(model, torch.randn(2, 3, 16, 16), keep=keep, verify=False, form="eager")
     return save_pruned(model, tmp_path_factory.mktemp("good") / "m.safetensors")
 
 
 def test_it_comes_back(good: Path) -> None:
     for model in (load_pruned(good), load_pruned(good, timm.create_model("resnet20_cifar", width=4))):
-        assert whole_branches(plan_of(model)) == ("layer1.0",)
+        assert branch_names(plan_of(model)) == ("layer1.0",)
         assert is_hollow(model.layer1[0].conv2)
         assert model(torch.randn(2, 3, 16, 16)).isfinite().all()
 
