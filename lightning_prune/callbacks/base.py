@@ -15,7 +15,7 @@ from lightning_prune.callbacks.finetune import keep_zeros, prune_everywhere
 from lightning_prune.callbacks.guard import OptimizerGuard, check_strategy
 from lightning_prune.callbacks.logs import Monitor
 from lightning_prune.callbacks.method import PruningMethod
-from lightning_prune.callbacks.phases import Duration, phases_of, training_length
+from lightning_prune.callbacks.phases import Duration, training_length
 from lightning_prune.callbacks.trail import TrailWriter
 from lightning_prune.functional import budget
 from lightning_prune.masking import Gate, attach, detach, find_targets
@@ -119,10 +119,9 @@ class PruningCallback(PruningMethod, Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when the length of the training is known: resolves the phases, starts watching the optimizers."""
-        self.accumulate = trainer.accumulate_grad_batches
-        self.phases = phases_of(trainer, *self.durations)
+        phases = self.enter(trainer)
         self._guard.watch(trainer.optimizers, [t.param for t in self.targets])
-        if self.stage != "pruned" and self.seen >= self.phases.prune:
+        if self.stage != "pruned" and self.seen >= phases.prune:
             self._prune(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -178,10 +177,7 @@ class PruningCallback(PruningMethod, Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when training ends, early too: whatever is soft becomes hard."""
         if self.stage == "dense":
-            rank_zero_warn(
-                f"Training ended in the warm-up, after {self.seen} batches of which sparsify was to begin after "
-                f"{self.phases.begin if self.phases else '?'}: nothing was pruned. Its checkpoints resume the phase."
-            )
+            self.warn_still_dense()
         if self.stage == "soft":
             rank_zero_warn(
                 f"Training ended in the sparsify phase, at {self.progress:.0%} of it: the model is pruned with the "

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_prune.callbacks import recalibrate
-from lightning_prune.callbacks.phases import Phases
+from lightning_prune.callbacks.run import Run
 from lightning_prune.channels.choose import Choice, Chooser, Resource
 from lightning_prune.channels.prune import Pruned
 from lightning_prune.channels.scales import ScaleFactors
@@ -18,20 +18,15 @@ from lightning_prune.channels.scales import ScaleFactors
 Stage = Literal["dense", "soft", "compact"]
 
 
-class ChannelMethod:
+class ChannelMethod(Run):
     """The part of a callback that a method fills in. `ChannelPruningCallback` decides when each of these is called."""
 
     budget: tuple[Resource, float] | None
 
-    def __init__(self) -> None:
-        self.forget()
-
     def forget(self) -> None:
         """Back to the state before any fit."""
+        super().forget()
         self.stage: Stage = "dense"
-        self.seen = 0
-        self.phases: Phases | None = None
-        self.accumulate = 1
         self.chooser: Chooser | None = None
         self.choice: Choice | None = None
         self.pruned: Pruned | None = None

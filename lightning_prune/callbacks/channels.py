@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_prune.callbacks import channel_logs, recalibrate, removal
 from lightning_prune.callbacks.channel_method import ChannelMethod, budget_of
 from lightning_prune.callbacks.guard import check_alone, check_launcher, check_strategy
-from lightning_prune.callbacks.phases import Duration, phases_of, training_length
+from lightning_prune.callbacks.phases import Duration, training_length
 from lightning_prune.callbacks.shapes import ShapeHooks, note_shapes
 from lightning_prune.channels.choose import Choice, Chooser
 from lightning_prune.channels.graph import ChannelGraph
@@ -143,8 +143,7 @@ class ChannelPruningCallback(ChannelMethod, Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when the length of the training is known: resolves the phases, starts watching the optimizers."""
-        self.accumulate = trainer.accumulate_grad_batches
-        self.phases = phases_of(trainer, *self.durations)
+        self.enter(trainer)
         self._release_optimizers()
         self._handles = [o.register_step_post_hook(self._after_step) for o in trainer.optimizers]
 
@@ -178,14 +177,10 @@ class ChannelPruningCallback(ChannelMethod, Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when training ends, early too: what the phase has chosen so far is removed."""
         if self.stage == "dense":
-            rank_zero_warn(
-                f"Training ended in the warm-up, after {self.seen} batches of which sparsify was to begin after "
-                f"{self.phases.begin if self.phases else '?'}: nothing was pruned. Its checkpoints resume the phase."
-            )
+            self.warn_still_dense()
         elif self.stage == "soft":
-            progress = self.phases.progress(self.seen) if self.phases else 0.0
             rank_zero_warn(
-                f"Training ended at {progress:.0%} of the sparsify phase: the channels are removed now, without "
+                f"Training ended at {self.progress:.0%} of the sparsify phase: the channels are removed now, without "
                 "finetune. Its checkpoints resume the phase."
             )
             self._remove(trainer, pl_module)

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_prune.callbacks import recalibrate
-from lightning_prune.callbacks.phases import Phases
+from lightning_prune.callbacks.run import Run
 from lightning_prune.functional import budget
 from lightning_prune.masking import Gate, Skipped, Target
 from lightning_prune.masking.kernels import STATS
@@ -19,22 +19,17 @@ from lightning_prune.masking.kernels import STATS
 Stage = Literal["dense", "soft", "pruned"]
 
 
-class PruningMethod:
+class PruningMethod(Run):
     """The part of a callback that a method fills in. `PruningCallback` decides when each of these is called."""
 
     target_sparsity: float | None
     recalibrate_batches: int
     max_gap: float
 
-    def __init__(self) -> None:
-        self.forget()
-
     def forget(self) -> None:
         """Back to the state before any fit."""
+        super().forget()
         self.stage: Stage = "dense"
-        self.seen = 0
-        self.phases: Phases | None = None
-        self.accumulate = 1
         self.targets: list[Target] = []
         self.skipped: list[Skipped] = []
         self.floors: list[int] = []
@@ -129,18 +124,6 @@ class PruningMethod:
     def numel(self) -> int:
         """Prunable weights in all, tied ones once."""
         return sum(t.numel for t in self.targets)
-
-    @property
-    def progress(self) -> float:
-        """Position in the sparsify phase, from 0 to 1."""
-        return self.phases.progress(self.seen) if self.phases is not None else 0.0
-
-    @property
-    def sparsify_steps(self) -> int:
-        """Optimizer steps in the sparsify phase, at least 1."""
-        if self.phases is None:
-            return 1
-        return max(1, (self.phases.prune - self.phases.begin) // self.accumulate)
 
     def layer_zeros(self) -> list[int]:
         """Zeros of each layer, counted: at or below the threshold while masks are soft, exact zeros otherwise."""

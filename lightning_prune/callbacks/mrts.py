@@ -136,7 +136,6 @@ class MRTSCallback(ChannelPruningCallback):
             self._within.copy_(within)
 
     def push(self, factors: ScaleFactors, lr: Tensor) -> None:
-        assert self.phases is not None
         gamma = factors.read() + self._lost
         gamma = torch.where(gamma * self._sign < 0, torch.zeros_like(gamma), gamma)
         sizes = factors.sizes(gamma)
@@ -147,8 +146,7 @@ class MRTSCallback(ChannelPruningCallback):
             assert self.lam is not None
             step, limit = self.lam * rate, torch.full_like(u, self.ceiling)
         else:
-            steps = max(1, (self.phases.prune - self.phases.begin) // self.accumulate)
-            step = self.travel / (self.tau * steps) * self._pushed[factors.layer] * (rate > 0)
+            step = self.travel / (self.tau * self.sparsify_steps) * self._pushed[factors.layer] * (rate > 0)
             limit = torch.maximum(u, self._mean[factors.layer] / scale)
         information: Information | None = None
         if self.regularizer == "mr":
