@@ -171,18 +171,18 @@ def _constant(module: Any, x: Tensor, same: bool) -> Tensor:
     spatial = weight.ndim - 2
     sizes = out_sizes(module, tuple(x.shape[-spatial:]), same)
     lead, rows, dtype = tuple(x.shape[: -spatial - 1]), weight.shape[0], _out_dtype(x, weight)
-    if x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+    exporting = torch.compiler.is_exporting()
+    nothing: Tensor | None = None
+    if x.requires_grad and torch.is_grad_enabled() and not exporting:
         # What came before gets a gradient, of zeros: DDP waits for one. A view would not stand what works in place.
         none = torch.zeros(0, dtype=torch.int64, device=x.device)
         nothing = x.index_select(x.ndim - spatial - 1, none).reshape(*lead, 0, *sizes).to(dtype)
-    else:
-        nothing = torch.zeros((*lead, 0, *sizes), dtype=dtype, device=x.device)
-    if rows == 0:
-        return nothing
+    if rows == 0 or (module.bias is None and nothing is None and not exporting):
+        return torch.zeros((*lead, rows, *sizes), dtype=dtype, device=x.device) if nothing is None else nothing
     # The sum over no inputs: zeros that a channel graph can follow back to the rows of the weight.
     value = weight.sum(tuple(range(1, weight.ndim))) if module.bias is None else module.bias
     value = value.to(dtype).view(rows, *[1] * spatial)
-    if nothing.requires_grad:
+    if nothing is not None:
         return nothing.sum(-spatial - 1, keepdim=True) + value
     return value.expand(*lead, rows, *sizes).clone()  # activations may work in place
 
