@@ -1,61 +1,21 @@
-"""Behaviours × structured methods: shrink in mid-fit, keep training, resume, average, compile, refuse."""
+"""Behaviours × structured methods: shrink in mid-fit, keep training, compile, retrain, log, save."""
 
 import copy
 
 import lightning
 import pytest
 import torch
-from lightning.pytorch.callbacks import (
-    EarlyStopping,
-    EMAWeightAveraging,
-    ModelCheckpoint,
-    StochasticWeightAveraging,
-)
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_prune import (
-    LTPCallback,
-    MRTSCallback,
-    NetworkSlimmingCallback,
-    PlanError,
-    TimmClassifier,
-    load_pruned,
-    save_pruned,
-    sparsity_report,
-)
-from lightning_prune.compact import plan_of
+from lightning_prune import LTPCallback, PlanError, TimmClassifier, load_pruned, save_pruned, sparsity_report
+from tests.callbacks.structured import METHODS, PHASES, equal, fit, size
 from tests.toy import Stream, Toy, loaders, samples, trainer
-
-METHODS = {"mrts": MRTSCallback, "slimming": NetworkSlimmingCallback}
-PHASES = {"warmup": 1, "sparsify": 3, "recalibrate_batches": 2}  # 8 batches an epoch: begin at 8, removal at 32
 
 
 @pytest.fixture(params=METHODS)
 def method(request):
     return METHODS[request.param]
-
-
-def size(module):
-    return sum(p.numel() for p in module.parameters())
-
-
-def fit(path, method, module=None, callbacks=(), data=None, ckpt_path=None, options=None, **trainer_options):
-    torch.manual_seed(0)
-    module = Toy() if module is None else module
-    callback = method(**(PHASES | (options or {})))
-    run = trainer(path, [callback, *callbacks], enable_checkpointing=True, **trainer_options)
-    run.fit(module, **(data or loaders()), ckpt_path=ckpt_path)
-    return module, callback, run
-
-
-def keep_all(path, every=3):
-    return ModelCheckpoint(dirpath=path, filename="{step}", every_n_train_steps=every, save_top_k=-1)
-
-
-def equal(a, b):
-    assert a.state_dict().keys() == b.state_dict().keys()
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 class AtRemoval(lightning.Callback):
@@ -119,78 +79,6 @@ def test_shrinks_in_mid_fit_in_place_and_keeps_training(method, optimizer, tmp_p
     assert not any(key.startswith("on_") for key in vars(module))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_resumed_equals_uninterrupted_before_at_and_after_the_removal(method, optimizer, tmp_path):
-    module, callback, _ = fit(tmp_path / "whole", method, Toy(optimizer=optimizer), [keep_all(tmp_path / "whole")])
-    for step in (3, 9, 15, 30, 33, 45):  # warm-up, its end +1, mid-epoch, before the removal, after it, finetune
-        path = tmp_path / "whole" / f"step={step}.ckpt"
-        again, resumed, _ = fit(tmp_path / f"{step}", method, Toy(optimizer=optimizer), ckpt_path=path)
-        assert equal(module, again), step
-        assert resumed.numbers == callback.numbers
-        if step < 32:
-            assert resumed.pruned.plan == callback.pruned.plan
-        assert plan_of(again) == plan_of(module)
-
-
-def test_resumed_from_the_checkpoint_between_the_phases(method, tmp_path):
-    """Saved at the end of the epoch after which the channels go: dense weights, full optimizer state."""
-    checkpoints = ModelCheckpoint(dirpath=tmp_path / "whole", filename="{epoch}", save_top_k=-1)
-    module, _, _ = fit(tmp_path / "whole", method, callbacks=[checkpoints])
-    path = tmp_path / "whole" / "epoch=3.ckpt"
-    assert torch.load(path, weights_only=True)["state_dict"]["net.0.weight"].shape[0] == 8
-    again, _, _ = fit(tmp_path / "again", method, ckpt_path=path)
-    assert equal(module, again)
-
-
-AVERAGING = {"ema": lambda: EMAWeightAveraging(decay=0.9), "swa": lambda: StochasticWeightAveraging(1e-2, 1)}
-
-
-@pytest.mark.parametrize("averaging", AVERAGING)
-def test_averaged_copies_shrink_with_the_model(averaging, method, tmp_path):
-    module, callback, _ = fit(tmp_path, method, callbacks=[AVERAGING[averaging]()])
-    assert callback.stage == "compact"
-    assert size(module) < 0.8 * size(Toy())
-    assert module(torch.randn(2, 1, 8, 8)).isfinite().all()
-
-
-def test_resume_with_averaging(method, tmp_path):
-    parts = [EMAWeightAveraging(decay=0.9), keep_all(tmp_path / "whole")]
-    module, _, _ = fit(tmp_path / "whole", method, callbacks=parts)
-    for step in (15, 45):
-        path = tmp_path / "whole" / f"step={step}.ckpt"
-        again, _, _ = fit(tmp_path / f"{step}", method, callbacks=[EMAWeightAveraging(decay=0.9)], ckpt_path=path)
-        assert equal(module, again), step
-
-
-def test_best_is_a_compact_model_and_evaluation_crosses_the_boundary(method, tmp_path):
-    class Falling(Toy):
-        """A metric that favours the first epochs."""
-
-        def validation_step(self, batch, batch_idx):
-            self.log("score", 100.0 - self.trainer.global_step)
-
-        test_step = validation_step
-
-    best = ModelCheckpoint(dirpath=tmp_path, filename="best-{epoch}", monitor="score", mode="max", save_top_k=1)
-    every = ModelCheckpoint(dirpath=tmp_path, filename="all-{epoch}", save_top_k=-1)
-    stop = EarlyStopping("score", mode="max", patience=4)
-    module, _callback, run = fit(tmp_path, method, Falling(), [best, every, stop])
-    assert run.current_epoch == 6  # patience counts anew after the removal
-    assert "epoch=4" in best.best_model_path
-    small = {k: v.shape for k, v in module.state_dict().items()}
-    run.test(module, loaders()["val_dataloaders"], ckpt_path="best", verbose=False)
-    assert {k: v.shape for k, v in module.state_dict().items()} == small
-    run.validate(module, loaders()["val_dataloaders"], ckpt_path=tmp_path / "all-epoch=1.ckpt", verbose=False)
-    dense = torch.load(tmp_path / "all-epoch=1.ckpt", weights_only=True)["state_dict"]
-    assert all(torch.equal(module.state_dict()[k], v) for k, v in dense.items())
-    assert plan_of(module) is None
-    fresh = Falling()
-    trainer(tmp_path, [method()]).validate(
-        fresh, loaders()["val_dataloaders"], ckpt_path=tmp_path / "all-epoch=5.ckpt", verbose=False
-    )
-    assert {k: v.shape for k, v in fresh.state_dict().items()} == small
-
-
 def test_retrain_starts_from_fresh_weights_without_optimizer_state(method, tmp_path):
     seen = {}
 
@@ -215,25 +103,6 @@ def test_compiled_network(method, tmp_path):
     module, callback, _ = fit(tmp_path, method, module)
     assert callback.stage == "compact"
     assert size(module) < size(Toy())
-
-
-def test_early_end_of_training_still_prunes_and_says_so(method, tmp_path):
-    with pytest.warns(UserWarning, match="ended at .* of the sparsify phase"):
-        module, callback, _ = fit(tmp_path, method, options={"warmup": 1, "sparsify": 1.0 - 1 / 6})
-    assert callback.stage == "compact"
-    assert size(module) < size(Toy())
-    with pytest.warns(UserWarning, match="nothing was pruned"):
-        module, callback, _ = fit(tmp_path, method, options={"warmup": 5, "sparsify": 1}, max_epochs=6, max_steps=48,
-                                  callbacks=[StopAt(16)])  # fmt: skip
-    assert size(module) == size(Toy())
-
-
-class StopAt(lightning.Callback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *args):
-        trainer.should_stop = trainer.global_step >= self.step
 
 
 def test_one_shot_and_fast_dev_run(method, tmp_path):
@@ -308,32 +177,6 @@ def test_two_fits_prune_twice_and_then_weights_too(method, tmp_path):
         fit(tmp_path, method, callbacks=[LTPCallback()])
 
 
-def test_an_exception_leaves_nothing_on_the_module_and_a_second_fit_works(method, tmp_path):
-    class Fails(lightning.Callback):
-        def on_train_batch_end(self, trainer, *args):
-            if trainer.global_step == 20:
-                raise RuntimeError("in mid-phase")
-
-    module = Toy()
-    with pytest.raises(RuntimeError, match="in mid-phase"):
-        fit(tmp_path, method, module, callbacks=[Fails()])
-    assert not any(key.startswith("on_") for key in vars(module))
-    module, callback, _ = fit(tmp_path, method, module)
-    assert callback.stage == "compact"
-
-
-def test_no_batchnorm_points_to_ltp(method, tmp_path):
-    module = Toy()
-    module.net[1] = module.net[4] = nn.Identity()
-    with pytest.raises(ValueError, match=r"has none.*LTPCallback"):
-        fit(tmp_path, method, module)
-
-
-def test_a_budget_out_of_reach_names_the_layers(method, tmp_path):
-    with pytest.raises(PlanError, match=r"target_macs=0.01 cannot be met: .*Raise the target"):
-        fit(tmp_path, method, options={"target_macs": 0.01, "min_keep": 0.5})
-
-
 def test_a_latency_target_is_met_by_measuring(method, tmp_path, monkeypatch):
     """With a clock that counts parameters: the search finds the share of MACs that gives the asked ratio."""
     from lightning_prune import latency_budget
@@ -360,34 +203,6 @@ def test_a_latency_target_is_met_by_measuring(method, tmp_path, monkeypatch):
         fit(tmp_path, method, wide(), options={"target_latency": 0.01, "min_keep": 0.5}, max_epochs=5)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"target_macs": 1.5}, "target_macs=1.5"),
-        ({"target_macs": 0.5, "delta": 0.1}, "target_macs=0.5, delta=0.1: give one"),
-        ({"rule": "otsu"}, "rule='otsu'"),
-        ({"delta": 3.0, "rule": "css"}, "delta=3.0"),
-        ({"min_keep": 1.0}, "min_keep=1.0"),
-        ({"divisor": 0}, "divisor=0"),
-        ({"after": "rewind"}, "after='rewind'"),
-        ({"surgery": {"divsor": 8}}, r"surgery has \['divsor'\]"),
-        ({"tau": -1}, "tau=-1"),
-        ({"information": "kl"}, "information='kl'"),
-        ({"mode": "paper"}, "needs lam"),
-        ({"travel": -1.0}, "travel=-1.0"),
-    ],
-)
-def test_bad_arguments_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        MRTSCallback(**options)
-
-
-@pytest.mark.parametrize("noise", [0.34, 1.0])
-def test_noise_that_cannot_polarise_is_refused_with_the_reason(noise):
-    with pytest.raises(ValueError, match=r"noise=.* does not polarise with tau=1.5: from 1/\(2·tau\) = 0.333"):
-        MRTSCallback(noise=noise)
-
-
 def test_classifier_saves_loads_and_goes_without_a_trainer(method, tmp_path):
     def classifier():
         torch.manual_seed(0)
@@ -405,12 +220,3 @@ def test_classifier_saves_loads_and_goes_without_a_trainer(method, tmp_path):
     loaded = load_pruned(save_pruned(module, tmp_path / "compact.safetensors"))
     assert torch.equal(module.model(x), loaded.eval()(x))
     assert (tmp_path / "compact.safetensors").stat().st_size < 4.6 * size(module)
-
-
-def test_a_norm_of_one_channel_stays_and_is_named(method, tmp_path):
-    module = Toy()
-    module.net[0], module.net[1] = nn.Conv2d(1, 1, 3, padding=1), nn.BatchNorm2d(1)
-    module.net[3] = nn.Conv2d(1, 16, 3, stride=2)
-    with pytest.warns(UserWarning, match="1: it has one channel"):
-        module, callback, _ = fit(tmp_path, method, module)
-    assert callback.numbers["macs"] <= 0.5
