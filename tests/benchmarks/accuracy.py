@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 
 from lightning_prune import LTPCallback, MagnitudeCallback, TimmClassifier, sparsity_report
 from lightning_prune.data import FashionMNISTDataModule
@@ -122,7 +121,6 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.set_num_threads(torch.get_num_threads())
     text = table(run(args), args)
     print(text)
     if args.out:
