@@ -12,15 +12,15 @@ from lightning_prune.channels.surgery import (
     clear_caches,
     find_target,
     set_attributes,
-    state_tensors,
+    tensors_to_cut,
 )
 from lightning_prune.compact import Compact, remember
 from lightning_prune.errors import PlanError
 from lightning_prune.plan import Cut, PruningPlan
 
 
-def put_back(tensor: Tensor, cut: Cut, fill: float = 0.0) -> Tensor:
-    """Returns a new tensor of the cut's shape with the kept entries where they were, `fill` elsewhere.
+def put_back(tensor: Tensor, cut: Cut, elsewhere: float = 0.0) -> Tensor:
+    """Returns a new tensor of the cut's shape with the kept entries where they were, and `elsewhere` elsewhere.
 
     Args:
         tensor: of shape `cut.new_shape`. The result has its memory format.
@@ -29,7 +29,7 @@ def put_back(tensor: Tensor, cut: Cut, fill: float = 0.0) -> Tensor:
     for dim, indices in cut.kept.items():
         shape = [cut.shape[d] if d == dim else size for d, size in enumerate(out.shape)]
         index = torch.tensor(indices, dtype=torch.int64, device=tensor.device)
-        out = out.new_full(shape, fill).index_copy_(dim, index, out)
+        out = out.new_full(shape, elsewhere).index_copy_(dim, index, out)
     if tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
         return out.contiguous(memory_format=torch.channels_last)
     return out
@@ -60,14 +60,8 @@ def undo_plan(plan: PruningPlan, model: nn.Module) -> nn.Module:
 
 def _grow_tensors(plan: PruningPlan, target: nn.Module) -> None:
     """Gives parameters, their gradients and buffers their dense shapes. Everything was checked before."""
-    tensors = state_tensors(target)
-    done: set[int] = set()
     with torch.no_grad():
-        for name, cut in plan.cuts.items():
-            tensor = tensors[name]
-            if id(tensor) in done:
-                continue
-            done.add(id(tensor))
+        for name, tensor, cut in tensors_to_cut(plan, target):
             grad, tensor.grad = tensor.grad, None  # a gradient of the old shape may not stay
             tensor.data = put_back(tensor.data, cut, 1.0 if name.endswith("running_var") else 0.0)
             if grad is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -129,16 +129,20 @@ def check_optimizers(plan: PruningPlan, target: nn.Module, optimizers: Iterable[
                     )
 
 
-def cut_tensors(plan: PruningPlan, target: nn.Module, optimizers: Iterable[Optimizer]) -> None:
-    """Slices parameters, their gradients, buffers and optimizer state. Everything was checked before."""
+def tensors_to_cut(plan: PruningPlan, target: nn.Module) -> Iterator[tuple[str, Tensor, Cut]]:
+    """Iterates over (a name, tensor, cut): tensors with several names once."""
     tensors = state_tensors(target)
     done: set[int] = set()
+    for name, cut in plan.cuts.items():
+        if id(tensors[name]) not in done:
+            done.add(id(tensors[name]))
+            yield name, tensors[name], cut
+
+
+def cut_tensors(plan: PruningPlan, target: nn.Module, optimizers: Iterable[Optimizer]) -> None:
+    """Slices parameters, their gradients, buffers and optimizer state. Everything was checked before."""
     with torch.no_grad():
-        for name, cut in plan.cuts.items():
-            tensor = tensors[name]
-            if id(tensor) in done:
-                continue
-            done.add(id(tensor))
+        for _, tensor, cut in tensors_to_cut(plan, target):
             for optimizer in optimizers:
                 state = optimizer.state.get(tensor, {})
                 for key, value in state.items():

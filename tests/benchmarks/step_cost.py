@@ -3,8 +3,8 @@
     python -m tests.benchmarks.step_cost --threads 1 --pairs 15 [--fuse | --method mrts]
 
 Prints the median ratio of process CPU times for each network, its spread, and beside it the floor: a copy and one
-multiply per weight. ``--memory NAME SIZE`` prints the growth of the peak memory instead (one network a process; with glibc, set
-MALLOC_MMAP_THRESHOLD_=65536, or the allocator's own wandering is of the masks' size).
+multiply per weight. ``--memory NAME SIZE`` prints the growth of the peak memory instead (one network a process; with
+glibc, set MALLOC_MMAP_THRESHOLD_=65536, or the allocator's own wandering is of the masks' size).
 """
 
 from __future__ import annotations
