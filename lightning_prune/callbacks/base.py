@@ -132,7 +132,8 @@ class PruningCallback(PruningMethod, Callback):
         self._guard.new_batch()
         self._expire()
         if self.stage == "soft":
-            for target, gate in zip(self.targets, self._gates, strict=True):
+            # Last layers first: their weights were the last that the optimizer wrote, the first ones are needed next.
+            for target, gate in zip(reversed(self.targets), reversed(self._gates), strict=True):
                 gate.renew(target.param)
 
     @torch.no_grad()

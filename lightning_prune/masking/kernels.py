@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from lightning_prune.functional.ltp import GATE_RANGE, at_least_float32
 
-CHUNK = 1 << 18
+CHUNK = 1 << 19
 _local = threading.local()
 _TINY = 1e-30  # far below any weight that matters
 
