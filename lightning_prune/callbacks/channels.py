@@ -271,6 +271,7 @@ class ChannelPruningCallback(ChannelMethod, Callback):
             self._aim_at_latency(trainer)
         recalibrate.recalibrate(trainer, pl_module, batches, forward)
         soft = recalibrate.accuracy(trainer, pl_module, batches, forward)
+        # Before the first step, norms that start at zero are not dead but fresh.
         choice = self._choose(trainer, pl_module, last=self.seen > 0)
         keep = trainer.strategy.broadcast(choice.keep)
         if bool(keep.all()):

@@ -37,6 +37,11 @@ class Whole:
     refused: dict[str, str]
     floored: Tensor
 
+    @classmethod
+    def none(cls, size: int) -> Whole:
+        """Nothing goes whole, of so many classes."""
+        return cls(torch.zeros(size, dtype=torch.bool), {}, torch.zeros(size, dtype=torch.bool))
+
 
 class Branches:
     """The branches of one model, looked at again and again."""
@@ -97,7 +102,7 @@ class Branches:
         layers = (self._vectors[key] for key in self._vectors if key in self._layers)
         seeds = [(ids, self._name(owners)) for ids, owners in layers if bool(gone[ids].all())]
         if not seeds:
-            return Whole(nothing, {}, nothing)
+            return Whole.none(self.graph.size)
         if not self.flows.without(nothing, asleep).alive:
             asleep = ()  # the only path is shut: then everything would be of no use
         before = self.flows.constant(self.flows.without(nothing))

@@ -176,13 +176,13 @@ def prune_channels(
         found = find_constants(model, graph, example_input, fold=constants == "fold")
         dead = ~found.live & (~found.nonzero | ~found.unfoldable if constants == "fold" else ~found.nonzero)
         asleep = branches.asleep() if branches else frozenset[str]()
-        dead |= branches.useless(asleep) if branches else dead
+        if branches is not None:
+            dead |= branches.useless(asleep)
         wanted, score = ~dead, torch.zeros(graph.size)
     else:
         wanted, score = choose(graph, scores, keep, ratio, threshold, reduce, none=branches is not None)
         dead, asleep = dead_classes(graph, scores, wanted, ratio, macs), frozenset[str]()
-    nothing_whole = torch.zeros_like(dead)
-    whole = Whole(nothing_whole, {}, nothing_whole)
+    whole = Whole.none(graph.size)
     if branches is not None:
         made = partial(make_plan, model, graph, example_input=example_input, form="eager")
         runs = runs_without(model, graph, made, example_input, train=verify)
@@ -199,7 +199,7 @@ def prune_channels(
         )
 
     def plan_for(equal: list[tuple[Tensor, ...]], form: str) -> tuple[Tensor, PruningPlan]:
-        empty = whole.empty if form == "eager" else nothing_whole
+        empty = whole.empty & (form == "eager")
         chosen = repair(graph, wanted & ~empty, score, equal=equal, empty=empty, **limits)
         if bool(chosen.all()):
             raise PlanError(nothing(graph, wanted))
