@@ -20,10 +20,10 @@ from lightning_prune.channels import (
     TraceError,
     prune_channels,
 )
-from lightning_prune.classifier import TimmClassifier
 from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
 from lightning_prune.metrics import CompressionRatio, Sparsity
 from lightning_prune.report import SparsityReport, sparsity_report
+from lightning_prune.zoo.classifier import TimmClassifier
 
 __all__ = [
     "ChannelCost",

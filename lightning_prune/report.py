@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.compact import plans_of
-from lightning_prune.masking.targets import prunable_weights
-from lightning_prune.plan import PruningPlan
+from lightning_prune.masks.targets import prunable_weights
+from lightning_prune.plan.plan import PruningPlan
+from lightning_prune.plan.record import plans_of
 
 
 @dataclass(frozen=True)

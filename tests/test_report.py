@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize, prune
 
 import lightning_prune.metrics
 from lightning_prune import CompressionRatio, Sparsity, sparsity_report
-from lightning_prune.masking import HardGate, attach, detach, find_targets
+from lightning_prune.masks import HardGate, attach, detach, find_targets
 from tests.toy import network
 
 SIZES = {"0.weight": 72, "3.weight": 1152, "8.weight": 64}

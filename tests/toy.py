@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lightning_prune.data.loading import EpochSampler, ReplayLoader
+from lightning_prune.zoo.data.loading import EpochSampler, ReplayLoader
 
 CLASSES = 4
 

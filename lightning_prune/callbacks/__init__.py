@@ -2,9 +2,9 @@
 
 from lightning_prune.callbacks.base import PruningCallback
 from lightning_prune.callbacks.channels import ChannelPruningCallback
-from lightning_prune.callbacks.ltp import LTPCallback
-from lightning_prune.callbacks.magnitude import MagnitudeCallback
-from lightning_prune.callbacks.mrts import MRTSCallback, NetworkSlimmingCallback
+from lightning_prune.callbacks.methods.ltp import LTPCallback
+from lightning_prune.callbacks.methods.magnitude import MagnitudeCallback
+from lightning_prune.callbacks.methods.mrts import MRTSCallback, NetworkSlimmingCallback
 from lightning_prune.callbacks.trail import Trail, TrailEntry
 
 __all__ = [

@@ -18,8 +18,8 @@ from lightning_prune.callbacks.method import PruningMethod
 from lightning_prune.callbacks.phases import Duration, training_length
 from lightning_prune.callbacks.trail import TrailWriter
 from lightning_prune.functional import budget
-from lightning_prune.masking import Gate, attach, detach, find_targets
-from lightning_prune.masking.kernels import KEPT, STATS, TASK
+from lightning_prune.masks import Gate, attach, detach, find_targets
+from lightning_prune.masks.ltp import KEPT, STATS, TASK
 
 
 class PruningCallback(PruningMethod, Callback):

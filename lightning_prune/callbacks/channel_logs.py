@@ -12,9 +12,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lightning_prune.callbacks.phases import Phase
-from lightning_prune.channels.choose import Choice
-from lightning_prune.channels.scales import ScaleFactors
-from lightning_prune.latency import compare_latency
+from lightning_prune.channels.select.scales import ScaleFactors
+from lightning_prune.channels.select.selector import Choice
+from lightning_prune.support.latency import compare_latency
 
 if TYPE_CHECKING:
     from lightning_prune.callbacks.channels import ChannelPruningCallback

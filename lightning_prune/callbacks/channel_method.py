@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lightning_prune.callbacks import recalibrate
 from lightning_prune.callbacks.run import Run
-from lightning_prune.channels.choose import Choice, Chooser, Resource
 from lightning_prune.channels.prune import Pruned
-from lightning_prune.channels.scales import ScaleFactors
+from lightning_prune.channels.select.scales import ScaleFactors
+from lightning_prune.channels.select.selector import Choice, Chooser, Resource
 
 # dense: nothing is pushed yet; soft: scale factors are pushed; compact: the channels are gone.
 Stage = Literal["dense", "soft", "compact"]

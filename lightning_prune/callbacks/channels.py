@@ -17,12 +17,12 @@ from lightning_prune.callbacks.channel_method import ChannelMethod, budget_of
 from lightning_prune.callbacks.guard import check_alone, check_launcher, check_strategy
 from lightning_prune.callbacks.phases import Duration, training_length
 from lightning_prune.callbacks.shapes import ShapeHooks, note_shapes
-from lightning_prune.channels.choose import Choice, Chooser
-from lightning_prune.channels.graph import ChannelGraph
-from lightning_prune.channels.hollow import branch_names
-from lightning_prune.channels.scales import ScaleFactors
+from lightning_prune.channels.graph.graph import ChannelGraph
+from lightning_prune.channels.select.latency import share_for_latency
+from lightning_prune.channels.select.scales import ScaleFactors
+from lightning_prune.channels.select.selector import Choice, Chooser
+from lightning_prune.channels.surgery.empty import branch_names
 from lightning_prune.functional.thresholds import RULES, Rule, check_delta
-from lightning_prune.latency_budget import share_for_latency
 
 _SURGERY = {"form", "groups", "attention", "allow_inexact"}
 _CHOICES = 8  # times in the phase, at least, that the channels are chosen anew

@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from lightning_prune.masking import Target
-from lightning_prune.masking.kernels import zeros_step_
+from lightning_prune.masks import Target
+from lightning_prune.masks.ltp import zeros_step_
 
 
 @torch.no_grad()

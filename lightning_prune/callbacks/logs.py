@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_prune.callbacks.method import PruningMethod
-from lightning_prune.masking.kernels import HARD_KEPT, IN_BAND, KEPT
+from lightning_prune.masks.ltp import HARD_KEPT, IN_BAND, KEPT
 
 _PHASES = {"warmup": 0.0, "sparsify": 1.0, "finetune": 2.0}
 _STUCK_LOGS = 5  # logged steps with an empty band before the warning

@@ -12,8 +12,8 @@ from torch import Tensor
 from lightning_prune.callbacks import recalibrate
 from lightning_prune.callbacks.run import Run
 from lightning_prune.functional import budget
-from lightning_prune.masking import Gate, Skipped, Target
-from lightning_prune.masking.kernels import STATS
+from lightning_prune.masks import Gate, Skipped, Target
+from lightning_prune.masks.ltp import STATS
 
 # dense: no mask yet; soft: the method's gates are on; pruned: zeros are in the weights, nothing is attached.
 Stage = Literal["dense", "soft", "pruned"]

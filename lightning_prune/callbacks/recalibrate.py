@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
-from lightning_prune.channels.graph import mode
-from lightning_prune.channels.recalibrate import fresh_statistics
+from lightning_prune.support.batchnorm import fresh_statistics
+from lightning_prune.support.modes import mode
 
 Forward = Callable[[LightningModule, Any], "tuple[Any, Tensor | None]"]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from lightning_prune.compact import plan_of
-from lightning_prune.plan import PruningPlan
+from lightning_prune.plan.plan import PruningPlan
+from lightning_prune.plan.record import plan_of
 
 KEY = "lightning_prune_plan"
 

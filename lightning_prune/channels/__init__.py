@@ -1,11 +1,11 @@
 """Channel surgery: which channels of a model live or die together, and their exact physical removal."""
 
-from lightning_prune.channels.cost import ChannelCost
-from lightning_prune.channels.graph import ChannelGraph
+from lightning_prune.channels.graph.cost import ChannelCost
+from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.prune import Pruned, prune_channels
-from lightning_prune.channels.recalibrate import recalibrate
 from lightning_prune.errors import ChannelError, PlanError, SurgeryError, TraceError
-from lightning_prune.plan import PruningPlan
+from lightning_prune.plan.plan import PruningPlan
+from lightning_prune.support.batchnorm import recalibrate
 
 __all__ = [
     "ChannelCost",

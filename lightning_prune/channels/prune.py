@@ -12,23 +12,24 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.channels.adapters import attribute_changes, equal_widths, kept_mask
-from lightning_prune.channels.branches import Branches, Whole
-from lightning_prune.channels.dead import constants as find_constants
-from lightning_prune.channels.graph import ChannelGraph, split_input
-from lightning_prune.channels.hollow import branch_names, hollow_paths
-from lightning_prune.channels.prove import prove, runs_without
-from lightning_prune.channels.request import choose, dead_classes, listed
-from lightning_prune.channels.rewrite import graph_runner
-from lightning_prune.channels.select import (
+from lightning_prune.channels.analysis.branches import Branches, Whole
+from lightning_prune.channels.analysis.constants import constants as find_constants
+from lightning_prune.channels.graph.graph import ChannelGraph
+from lightning_prune.channels.select.repair import (
     check_emptied,
     keep_by_macs,
     repair,
 )
-from lightning_prune.channels.surgery import apply_plan, check_optimizers, find_target, state_tensors
-from lightning_prune.channels.verify import Proof, check_same, run
+from lightning_prune.channels.select.targets import choose, dead_classes, listed
+from lightning_prune.channels.surgery.cut import apply_plan, check_optimizers, find_target, state_tensors
+from lightning_prune.channels.surgery.empty import branch_names, hollow_paths
+from lightning_prune.channels.surgery.rewrite import graph_runner
+from lightning_prune.channels.surgery.widths import attribute_changes, equal_widths, kept_mask
+from lightning_prune.channels.verify.compare import Proof, check_same, run
+from lightning_prune.channels.verify.find_form import prove, runs_without
 from lightning_prune.errors import PlanError, SurgeryError
-from lightning_prune.plan import Cut, PruningPlan
+from lightning_prune.plan.plan import Cut, PruningPlan
+from lightning_prune.support.modes import split_input
 
 log = logging.getLogger(__name__)
 

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.channels.graph import check_options
-from lightning_prune.channels.surgery import check_fits
-from lightning_prune.compact import plans_of
+from lightning_prune.channels.graph.graph import check_options
+from lightning_prune.channels.surgery.cut import check_fits
 from lightning_prune.errors import ChannelError
 from lightning_prune.io.recipe import RecipeError
 from lightning_prune.io.sparsefile import DTYPES
-from lightning_prune.plan import PruningPlan
-from lightning_prune.plan_json import plan_data, plan_from_data
+from lightning_prune.plan.codec import plan_data, plan_from_data
+from lightning_prune.plan.plan import PruningPlan
+from lightning_prune.plan.record import plans_of
 
 __all__ = ["apply_plans", "check_dense_size", "cut_shapes", "data_of_plans", "pending", "plans_below", "read_plans"]
 

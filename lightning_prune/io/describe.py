@@ -10,7 +10,7 @@ import safetensors
 import torch
 from torch import nn
 
-from lightning_prune.plan import PruningPlan
+from lightning_prune.plan.plan import PruningPlan
 
 __all__ = ["sparsity", "versions"]
 

@@ -49,7 +49,7 @@ from lightning_prune.io.sparsefile import (
     read_header,
     read_tensors,
 )
-from lightning_prune.masking import is_attached
+from lightning_prune.masks import is_attached
 
 __all__ = ["PrunedFileError", "load_pruned", "pruned_state_dict", "save_pruned"]
 

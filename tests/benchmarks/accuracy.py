@@ -21,7 +21,7 @@ from typing import Any
 import lightning
 
 from lightning_prune import LTPCallback, MagnitudeCallback, TimmClassifier, sparsity_report
-from lightning_prune.data import FashionMNISTDataModule
+from lightning_prune.zoo.data import FashionMNISTDataModule
 
 METHODS: dict[str, Any] = {
     "LTP": LTPCallback,

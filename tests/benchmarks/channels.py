@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from lightning_prune import ChannelPruningCallback, MRTSCallback, NetworkSlimmingCallback, TimmClassifier
-from lightning_prune.channels.choose import Choice
-from lightning_prune.channels.scales import ScaleFactors
-from lightning_prune.data import FashionMNISTDataModule
+from lightning_prune.channels.select.scales import ScaleFactors
+from lightning_prune.channels.select.selector import Choice
+from lightning_prune.zoo.data import FashionMNISTDataModule
 
 NETWORKS = {"vgg16_bn_cifar": 16, "resnet56_cifar": 8}
 

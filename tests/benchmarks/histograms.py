@@ -17,8 +17,8 @@ import lightning
 import torch
 
 from lightning_prune import MRTSCallback, NetworkSlimmingCallback, TimmClassifier
-from lightning_prune.data import DigitsDataModule
 from lightning_prune.plots import scale_histograms
+from lightning_prune.zoo.data import DigitsDataModule
 
 METHODS = {"L1": NetworkSlimmingCallback, "MR": MRTSCallback}
 

@@ -18,9 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_prune import ChannelGraph
-from lightning_prune.channels.choose import Chooser
-from lightning_prune.channels.scales import ScaleFactors
-from lightning_prune.latency import compare_latency
+from lightning_prune.channels.select.scales import ScaleFactors
+from lightning_prune.channels.select.selector import Chooser
+from lightning_prune.support.latency import compare_latency
 
 CASES = [("resnet18", 224), ("mixnet_s", 224), ("efficientnet_b0", 224)]
 

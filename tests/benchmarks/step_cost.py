@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from lightning_prune import ChannelGraph, LTPCallback, MRTSCallback, TimmClassifier
 from lightning_prune.callbacks.phases import Phases
-from lightning_prune.channels.choose import Chooser
-from lightning_prune.channels.scales import ScaleFactors
+from lightning_prune.channels.select.scales import ScaleFactors
+from lightning_prune.channels.select.selector import Chooser
 
 CASES = [("resnet18", 64, 1.10), ("efficientnet_b0", 96, 1.03), ("mixnet_s", 96, 1.05), ("efficientnet_b0", 224, 1.03)]
 

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_prune import LTPCallback, MRTSCallback, NetworkSlimmingCallback
-from lightning_prune.channels.hollow import branch_names
-from lightning_prune.compact import plan_of
+from lightning_prune.channels.surgery.empty import branch_names
+from lightning_prune.plan.record import plan_of
 from tests.callbacks.structured import PHASES, equal, fit, keep_all, size
 from tests.toy import CLASSES, Toy, loaders, trainer
 

@@ -179,8 +179,8 @@ def test_two_fits_prune_twice_and_then_weights_too(method, tmp_path):
 
 def test_a_latency_target_is_met_by_measuring(method, tmp_path, monkeypatch):
     """With a clock that counts parameters: the search finds the share of MACs that gives the asked ratio."""
-    from lightning_prune import latency_budget
-    from lightning_prune.latency import Latency
+    from lightning_prune.channels.select import latency as latency_budget
+    from lightning_prune.support.latency import Latency
 
     asked = []
 

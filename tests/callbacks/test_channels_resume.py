@@ -5,7 +5,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 
-from lightning_prune.compact import plan_of
+from lightning_prune.plan.record import plan_of
 from tests.callbacks.structured import METHODS, equal, fit, keep_all, size
 from tests.toy import Toy, loaders, trainer
 

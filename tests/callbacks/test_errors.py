@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from lightning_prune import LTPCallback, MagnitudeCallback
 from lightning_prune.callbacks.phases import PhaseError, Phases, Training, resolve_phases
 from lightning_prune.functional.budget import BudgetError
-from lightning_prune.masking import find_targets
+from lightning_prune.masks import find_targets
 from tests.toy import Toy, loaders, network, ours_left_on, trainer
 
 ARGUMENTS = [

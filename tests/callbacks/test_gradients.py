@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from lightning_prune import LTPCallback
 from lightning_prune.functional import ltp
-from lightning_prune.masking import kernels
-from lightning_prune.masking.kernels import BAND, TASK
+from lightning_prune.masks import ltp as kernels
+from lightning_prune.masks.ltp import BAND, TASK
 from tests.toy import Toy, loaders, trainer
 
 LAM = 0.5

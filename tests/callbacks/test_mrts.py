@@ -158,9 +158,9 @@ def test_every_estimator_and_rule_meets_the_budget(information, rule, tmp_path):
 
 
 def test_label_information_singles_out_the_channels_that_tell_the_class(tmp_path):
-    from lightning_prune.callbacks import class_information
+    from lightning_prune.callbacks.methods import class_information
     from lightning_prune.channels import ChannelGraph
-    from lightning_prune.channels.scales import ScaleFactors
+    from lightning_prune.channels.select.scales import ScaleFactors
 
     class Told(Toy):
         """Channel 0 of the first conv is bright in two of the four quadrants' classes; channel 1 is noise."""

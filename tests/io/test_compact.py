@@ -13,13 +13,13 @@ import timm
 import torch
 from torch import nn
 
-import lightning_prune.models  # noqa: F401  registers the CIFAR networks
+import lightning_prune.zoo.models  # noqa: F401  registers the CIFAR networks
 from lightning_prune import TimmClassifier, sparsity_report
 from lightning_prune.channels import prune_channels
-from lightning_prune.compact import plan_of, plans_of
 from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
 from lightning_prune.io.bitmask import bits
 from lightning_prune.io.sparsefile import read_header
+from lightning_prune.plan.record import plan_of, plans_of
 from tests.channels.models import Branches, random_scores, randomise
 from tests.io.test_io import classifier, same_bits, thin
 

@@ -10,10 +10,10 @@ import pytest
 import timm
 import torch
 
-import lightning_prune.models  # noqa: F401  registers the CIFAR networks
-from lightning_prune.channels.hollow import branch_names, is_hollow
-from lightning_prune.compact import plan_of
+import lightning_prune.zoo.models  # noqa: F401  registers the CIFAR networks
+from lightning_prune.channels.surgery.empty import branch_names, is_hollow
 from lightning_prune.io import load_pruned, save_pruned
+from lightning_prune.plan.record import plan_of
 from tests.channels.branching import prune_whole
 from tests.io.test_compact_hostile import Tamper, assert_refused, change, cut
 from tests.io.test_sparsefile import put_together, take_apart

@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 
-import lightning_prune.models  # noqa: F401  registers the CIFAR networks
+import lightning_prune.zoo.models  # noqa: F401  registers the CIFAR networks
 from lightning_prune.channels import PlanError, PruningPlan, prune_channels
 from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
 from tests.io.test_sparsefile import put_together, take_apart

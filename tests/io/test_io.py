@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lightning_prune.io.pruned as io
-import lightning_prune.models  # noqa: F401  registers the CIFAR networks
+import lightning_prune.zoo.models  # noqa: F401  registers the CIFAR networks
 from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
 from lightning_prune.io.bitmask import bits
 from lightning_prune.io.rebuild import first_difference
@@ -258,7 +258,7 @@ def test_a_model_that_would_not_rebuild_is_not_saved(tmp_path: Path) -> None:
 
 
 def test_a_network_built_without_timms_factory_is_saved_by_name(tmp_path: Path) -> None:
-    from lightning_prune.models import CifarResNet
+    from lightning_prune.zoo.models import CifarResNet
 
     model = CifarResNet(3, width=8)
     path = save_pruned(model, tmp_path / "m.safetensors", name="resnet20_cifar", kwargs={"width": 8})

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-import lightning_prune.models  # noqa: F401  registers the CIFAR networks
+import lightning_prune.zoo.models  # noqa: F401  registers the CIFAR networks
 from lightning_prune.io.rebuild import build, build_meta, first_difference
 from lightning_prune.io.recipe import FORBIDDEN, RecipeError, check_recipe, plain_kwargs, recipe_of
 from tests.memory import memory_below

@@ -1,0 +1,206 @@
+"""Learned Threshold Pruning as a callback: one threshold a layer, learned by gradient descent with the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_prune.callbacks.base import PruningCallback
+from lightning_prune.functional import budget, ltp
+from lightning_prune.functional.adam import adam_step_
+from lightning_prune.functional.schedules import Shape, anneal, exponential_path
+from lightning_prune.masks import Gate, SoftGate, Target
+from lightning_prune.masks import ltp as kernels
+from lightning_prune.masks.ltp import BAND, KEPT, TASK
+
+_REFRESHES = 20  # times in the phase that Var|w| and the highest allowed thresholds are measured anew
+_NEARLY_EMPTY = 4.0  # times its floor that a layer keeps when its threshold begins to be watched
+_HOLD = 0.3  # share of the phase at its end in which the target is held
+_TRAVEL = 3.0  # thresholds can travel this many times the distance to the target
+_GAIN, _DAMPING = 20.0, 20.0  # of the price controller: integral over the whole phase, and proportional
+
+
+class LTPCallback(PruningCallback):
+    """Learned Threshold Pruning (Azarian et al., arXiv 2003.00075) on any LightningModule.
+
+    Each conv and linear weight gets a threshold τ on w². While sparsifying, the network uses ``w·sigm((w² − τ)/T)``;
+    τ follows its exact gradient of ``loss + λ·Σ kept``, weights follow the gradient times the gate. Then the weights
+    below the thresholds are zeroed for good, and the rest is finetuned.
+
+    With a target, λ is steered so that the kept share follows an exponential path to it, and one common factor on all
+    thresholds meets it to the weight. Without one, ``lam`` decides, as in the paper.
+
+    Args:
+        target_sparsity: share of weights to prune; 0.9 if no target and no ``lam`` is given.
+        lam: price of keeping all prunable weights, λ·N, in units of the loss; where it is steered, its start. In mode
+            "paper", the price λ of one weight.
+        mode: "normalized" learns ``u = τ/σ²`` (σ² = mean w² of the layer when the phase begins) with Adam, so one
+            setting serves layers of every size; "paper" learns raw τ by plain gradient descent, T0 constant.
+        temperature: final T0; a layer's temperature is ``T0·Var(|w|)`` [eq. 15].
+        temperature_start: T0 at the start of the phase, annealed down to ``temperature``; unused in mode "paper".
+        temperature_schedule: how it is annealed.
+        weights_in_band: least expected weights of a layer near its threshold; raises T0 of small layers. 0: off.
+        threshold_lr: step of u; None: three times the way to the target over the phase's steps. In mode "paper" the
+            raw learning rate of τ, required there.
+        fuse: run the masks through torch.compile: about half the cost of a step, for about 30 s at the start (less
+            once its cache is warm) and a compiler that torch.compile can use.
+        options: as for `PruningCallback`.
+    """
+
+    def __init__(
+        self,
+        target_sparsity: float | None = None,
+        lam: float | None = None,
+        mode: Literal["normalized", "paper"] = "normalized",
+        temperature: float = 1e-3,
+        temperature_start: float = 1e-1,
+        temperature_schedule: Shape = "exponential",
+        weights_in_band: float = 16.0,
+        threshold_lr: float | None = None,
+        fuse: bool = False,
+        **options: Any,
+    ) -> None:
+        if target_sparsity is None and options.get("target_compression") is None and lam is None:
+            target_sparsity = 0.9
+        super().__init__(target_sparsity=target_sparsity, **options)
+        if lam is not None and lam < 0:
+            raise ValueError(f"lam={lam} must not be negative: it is the price of keeping weights.")
+        if mode not in ("normalized", "paper"):
+            raise ValueError(f"mode={mode!r} must be 'normalized' or 'paper'.")
+        if not 0 < temperature <= temperature_start and mode != "paper":
+            raise ValueError(
+                f"temperature={temperature} must be positive and at most temperature_start={temperature_start}."
+            )
+        if mode == "paper" and (threshold_lr is None or lam is None):
+            raise ValueError(
+                f"mode='paper' needs lam and threshold_lr (got {lam} and {threshold_lr}): the paper's raw λ and η_τ "
+                "depend on the network; 1e-6 and 1e-5·lr are a start for a CIFAR ResNet-20."
+            )
+        self.lam, self.mode = lam, mode
+        self.temperature, self.temperature_start = temperature, temperature_start
+        self.temperature_schedule, self.weights_in_band = temperature_schedule, weights_in_band
+        self.threshold_lr, self.fuse = threshold_lr, fuse
+
+    @property
+    def steered(self) -> bool:
+        """Whether the price follows the kept share, or stays as given."""
+        return self.mode == "normalized" and self.target_sparsity is not None
+
+    def start(self, targets: Sequence[Target]) -> None:
+        device = targets[0].param.device
+        n = len(targets)
+        weights = [t.param.detach() for t in targets]
+
+        def vector(values: Sequence[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=device)
+
+        self._numels = vector([t.numel for t in targets])
+        self._t0_floor = vector([ltp.temperature_floor(t.numel, self.weights_in_band) for t in targets])
+        mean_square = (_squares(weights) / self._numels).clamp_min(1e-12)
+        self._scale = mean_square if self.mode == "normalized" else torch.ones(n, device=device)
+        self._variance = _variances(weights, self._numels).clamp_min(torch.finfo(torch.float32).tiny)
+        self._u, self._mean, self._square, self._count = (torch.zeros(n, device=device) for _ in range(4))
+        self._cap = torch.full((n,), torch.inf, device=device)
+        self._slope, self._shift = torch.ones(n, device=device), torch.zeros(n, device=device)
+        self._log_price = torch.tensor(1.0 if self.lam is None else self.lam, device=device).clamp_min(1e-30).log()
+        self._steps = torch.zeros((), dtype=torch.int64)
+        self._cool()
+
+    def gates(self) -> list[Gate]:
+        pairs = zip(self._slope.unbind(), self._shift.unbind(), strict=True)
+        return [SoftGate(slope, shift, self.fuse) for slope, shift in pairs]
+
+    def thresholds(self) -> Tensor:
+        return self._u * self._scale
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            "u": self._u, "scale": self._scale, "mean": self._mean, "square": self._square, "count": self._count,
+            "variance": self._variance, "cap": self._cap, "log_price": self._log_price, "slope": self._slope,
+            "shift": self._shift, "steps": self._steps,
+        }  # fmt: skip
+
+    def learn(self, stats: Tensor, active: Tensor) -> None:
+        stats = stats.float()
+        if int(self._steps) % max(1, self.sparsify_steps // _REFRESHES) == 0:
+            self._refresh()
+        # dL/du = σ² dL/dτ, the exact gradient of loss and penalty.
+        grad = -self._scale * (stats[:, TASK] + self.price * stats[:, BAND])
+        if self.mode == "paper":
+            assert self.threshold_lr is not None
+            self._u.sub_(torch.where(active, self.threshold_lr * grad, torch.zeros_like(grad)))
+        else:
+            adam_step_(self._u, grad, self._mean, self._square, self._count, active, self._step_size())
+            if self.steered:
+                gain = _GAIN / self.sparsify_steps
+                self._log_price.copy_(budget.steer(self._log_price, self._kept(), self._goal(), min(gain, 0.2)))
+        self._u.clamp_(min=0).copy_(torch.minimum(self._u, self._cap / self._scale))
+        self._steps += 1
+        self._cool()
+
+    @property
+    def price(self) -> Tensor:
+        """λ, the price of one kept weight in units of the loss; a scalar."""
+        if self.mode == "paper":
+            return self._log_price.exp()
+        if self.steered:
+            return budget.steered_price(self._log_price, self._kept(), self._goal(), _DAMPING) / self.numel
+        return self._log_price.exp() / self.numel
+
+    def measures(self) -> dict[str, Tensor | float]:
+        price = self.price
+        return {"lambda": price, "temperature": self._t0(), "soft_loss": price * self.stats[:, KEPT].sum().float()}
+
+    def _kept(self) -> Tensor:
+        return (self.stats[:, KEPT].sum() / self.numel).float()
+
+    def _goal(self) -> float:
+        assert self.target_sparsity is not None
+        return exponential_path(self.progress, 1 - self.target_sparsity, _HOLD)
+
+    def _step_size(self) -> float:
+        if self.threshold_lr is not None:
+            return self.threshold_lr
+        way = ltp.gaussian_threshold(self.target_sparsity if self.target_sparsity is not None else 0.9)
+        settle = min(1.0, (1 - self.progress) / _HOLD)  # masks come to rest while the path is level
+        return settle * min(_TRAVEL * way / self.sparsify_steps, 0.1)
+
+    def _t0(self) -> float:
+        if self.mode == "paper":
+            return self.temperature
+        return anneal(self.progress, self.temperature_start, self.temperature, self.temperature_schedule)
+
+    def _cool(self) -> None:
+        """Set the gates from thresholds and temperatures."""
+        t0 = torch.full_like(self._t0_floor, self._t0())
+        if self.mode != "paper":
+            t0 = torch.maximum(t0, self._t0_floor)
+        torch.reciprocal(t0 * self._variance, out=self._slope)
+        torch.mul(self._slope, -self.thresholds(), out=self._shift)
+
+    def _refresh(self) -> None:
+        """Measure Var|w| [eq. 15], and how high the thresholds of nearly empty layers may go."""
+        weights = [t.param.detach() for t in self.targets]
+        fresh = _variances(weights, self._numels)
+        self._variance.copy_(torch.where(fresh > 0, fresh, self._variance))
+        if self.mode == "paper":
+            return
+        for i, kept in enumerate(self.stats[:, KEPT].tolist()):
+            if kept < _NEARLY_EMPTY * self.floors[i]:
+                self._cap[i] = budget.largest_threshold(weights[i], self.floors[i])
+            else:
+                self._cap[i] = torch.inf
+
+
+def _variances(weights: Sequence[Tensor], numels: Tensor) -> Tensor:
+    """Var|w| of each layer, float32 [layers]."""
+    absolute = torch.stack([kernels.chunked_sum(w, torch.abs) for w in weights])
+    return ltp.variance_of_magnitude(numels, absolute, _squares(weights))
+
+
+def _squares(weights: Sequence[Tensor]) -> Tensor:
+    """Σ w² of each layer, float32 [layers]."""
+    return torch.stack([kernels.chunked_sum(w, torch.square) for w in weights])

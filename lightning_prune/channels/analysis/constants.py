@@ -1,0 +1,217 @@
+"""Finds channels that are dead, and the constants that pruned channels leave behind, by running the graph on NaN.
+
+The network's input is NaN, so whatever depends on the input becomes NaN, and what is left is constant whatever the
+input: a BatchNorm whose scale factor is zero emits its shift, and the activation of that. Where such a channel is
+summed over, its value says whether it is dead (zero), foldable (its contribution is the same everywhere), or neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from lightning_prune.channels.analysis.taint import CONVOLUTIONS, NanRun
+from lightning_prune.channels.graph.graph import ChannelGraph
+from lightning_prune.channels.graph.propagate import describe, operator_name
+from lightning_prune.channels.trace.sites import Sum
+from lightning_prune.channels.verify.tensors import Later, Step, cast, reader
+from lightning_prune.support.modes import mode, split_input
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What the channels of some classes contribute where they are summed over.
+
+    Attributes:
+        live: bool of shape (classes,): the class depends on the input, or it could not be followed.
+        nonzero: bool of shape (classes,): the class is constant, and its value enters a sum.
+        unfoldable: bool of shape (classes,): folding the class is not exact.
+        folds: {tensor name: what to add to it} for the classes that were asked about.
+        inexact: where folding is not exact, with the reason.
+    """
+
+    live: Tensor
+    nonzero: Tensor
+    unfoldable: Tensor
+    folds: dict[str, Tensor]
+    inexact: tuple[str, ...]
+
+
+def constants(
+    model: nn.Module,
+    graph: ChannelGraph,
+    example_input: Any,
+    *,
+    fold: bool = False,
+    removed: Tensor | None = None,
+    silence: bool = False,
+) -> Constants:
+    """Runs the model's graph on NaN and looks at every place where channels are summed over.
+
+    Args:
+        fold: whether to compute what constants add to the biases behind them.
+        removed: bool of shape (classes,): fold only these; by default all constant classes.
+        silence: the scale factors of `removed` count as zero, whatever they are.
+    """
+    try:
+        return _constants(model, graph, example_input, fold, removed, silence, torch.float64)
+    except RuntimeError:  # a dtype is written into the graph
+        return _constants(model, graph, example_input, fold, removed, silence, None)
+
+
+def _constants(
+    model: nn.Module,
+    graph: ChannelGraph,
+    example_input: Any,
+    fold: bool,
+    removed: Tensor | None,
+    silence: bool,
+    dtype: torch.dtype | None,
+) -> Constants:
+    size = graph.size
+    live, nonzero, unfoldable = (torch.zeros(size, dtype=torch.bool) for _ in range(3))
+    seen = torch.zeros(size, dtype=torch.bool)
+    folds: dict[str, Tensor] = {}
+    inexact: list[str] = []
+    silent = [_silenced(graph, removed)] if removed is not None and silence else []
+    read = reader(model, *silent, cast(dtype))
+    names = {s.arg.name: s.target for s in graph.program.graph_signature.input_specs if s.target is not None}
+    watch: dict[Node, Any] = {}
+    by_node: dict[Node, list[Sum]] = {}
+    for place in graph.sums:
+        by_node.setdefault(place.node, []).append(place)
+
+    def look(node: Node, bound: dict[str, Any]) -> None:
+        for place in by_node[node]:
+            value = _argument(bound, place.argument)
+            flat = value.movedim(place.dim, 0).reshape(value.shape[place.dim], -1)
+            unknown, zero = flat.isnan().any(1).cpu(), (flat == 0).all(1).cpu()
+            other = _partner(bound, place)
+            if other is not None:  # q x k: one zero factor is enough
+                flat = other.reshape(other.shape[0], -1)
+                hidden = (flat == 0).all(1).cpu()
+                unknown, zero = unknown & ~hidden, zero | hidden
+            free = place.classes >= 0
+            seen[place.classes[free]] = True
+            live[place.classes[free & unknown]] = True
+            present = free & ~unknown & ~zero
+            nonzero[place.classes[present]] = True
+            if fold and bool(present.any()):
+                chosen = present if removed is None else present & removed[place.classes.clamp(min=0)]
+                _fold(node, bound, place, chosen, names, unfoldable, folds, inexact)
+
+    for node in by_node:
+        watch[node] = lambda bound, node=node: look(node, bound)
+    args, kwargs = split_input(example_input)
+    flat = iter(pytree.tree_leaves((args, kwargs)))
+    feed: list[Any] = []
+    for spec in graph.program.graph_signature.input_specs:
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target is not None:
+            feed.append(Later(read, spec.target))
+        elif spec.kind == InputKind.USER_INPUT:
+            value = next(flat)
+            nan = isinstance(value, Tensor) and value.is_floating_point()
+            feed.append(torch.full_like(value, torch.nan, dtype=dtype) if nan else value)
+        elif spec.kind == InputKind.CONSTANT_TENSOR:
+            feed.append(graph.program.constants[spec.target])
+        else:
+            feed.append(None)
+    with mode(model, False), torch.no_grad():
+        NanRun(graph.program.graph_module, watch).run(*feed)
+    return Constants(live | ~seen, nonzero, unfoldable, folds, tuple(dict.fromkeys(inexact)))
+
+
+def _silenced(graph: ChannelGraph, removed: Tensor) -> Step:
+    """Zero scale factors for the removed classes."""
+    norms = {f"{path}.weight" for path in graph.norms}
+
+    def step(name: str, tensor: Tensor) -> Tensor:
+        ids = graph.scale_ids(name.removesuffix(".weight")) if name in norms else None
+        if ids is None:
+            return tensor
+        return tensor.masked_fill(((ids >= 0) & removed[ids.clamp(min=0)]).to(tensor.device), 0)
+
+    return step
+
+
+def _argument(bound: dict[str, Any], name: str) -> Any:
+    if name in bound:
+        return bound[name]
+    holder, _, position = name.partition(".")
+    return bound[holder][int(position)]
+
+
+def _partner(bound: dict[str, Any], place: Sum) -> Tensor | None:
+    """The other factor of a product of two activations, with the summed dim first."""
+    name = operator_name(place.node.target)
+    if name == "scaled_dot_product_attention":
+        other = bound["key" if place.argument == "query" else "query"]
+        return other.movedim(-1, 0)  # type: ignore[no-any-return]
+    if name in ("matmul", "bmm", "mm"):
+        left = place.argument in ("self", "tensor1")
+        other = bound[next(k for k in (("other", "mat2", "tensor2") if left else ("self", "tensor1")) if k in bound)]
+        return other.movedim(-2 if left else -1, 0)  # type: ignore[no-any-return]
+    return None
+
+
+def _fold(
+    node: Node, bound: dict[str, Any], place: Sum, chosen: Tensor, names: dict[str, str | None],
+    unfoldable: Tensor, folds: dict[str, Tensor], inexact: list[str],
+) -> None:  # fmt: skip
+    """Adds what the chosen constant channels contribute to the bias behind them."""
+    if not bool(chosen.any()):
+        return
+    name = operator_name(node.target)
+    classes = place.classes[chosen]
+    if name not in CONVOLUTIONS and name != "linear":
+        unfoldable[classes] = True
+        inexact.append(f"{name} at {describe(node)}: a product of two activations has no bias")
+        return
+    x = bound["input"]
+    shape = [1] * x.ndim
+    shape[place.dim] = -1
+    only = torch.where(chosen.to(x.device).view(shape), x, torch.zeros_like(x)).nan_to_num(0.0)
+    schema = {k: v for k, v in bound.items() if k not in ("input", "bias")}
+    out = node.target(input=only, bias=None, **schema)  # type: ignore[operator]
+    channel = out.ndim - 1 if name == "linear" else 1
+    table = out.movedim(channel, 0).reshape(out.shape[channel], -1)
+    spread = (table - table[:, :1]).abs().amax()
+    target, sign = _bias_behind(node, names)
+    if target is None:
+        unfoldable[classes] = True
+        inexact.append(f"{name} at {describe(node)}: no bias and no BatchNorm behind it")
+        return
+    if float(spread) > 1e-6 * float(table.abs().amax()):
+        unfoldable[classes] = True
+        inexact.append(f"{name} at {describe(node)}: zero padding cuts the constant off at the border")
+    middle = table[:, table.shape[1] // 2] if table.shape[1] == 1 else table.median(1).values
+    folds[target] = folds.get(target, torch.zeros_like(middle)) + sign * middle
+
+
+def _bias_behind(node: Node, names: dict[str, str | None]) -> tuple[str | None, int]:
+    """Returns (tensor that can take up a constant behind this call, its sign)."""
+    bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+    if isinstance(bias, Node) and names.get(bias.name):
+        return names[bias.name], 1
+    users = _readers(node)
+    while len(users) == 1 and operator_name(users[0].target) in ("flatten", "view", "reshape"):
+        users = _readers(users[0])  # Linear -> BatchNorm1d over (batch x tokens, channels)
+    if len(users) == 1 and operator_name(users[0].target) == "batch_norm":
+        mean = users[0].args[3] if len(users[0].args) > 3 else users[0].kwargs.get("running_mean")
+        rows = node.args[1].meta["val"].shape[0] if isinstance(node.args[1], Node) else -1
+        if isinstance(mean, Node) and names.get(mean.name) and tuple(mean.meta["val"].shape) == (rows,):
+            return names[mean.name], -1
+    return None, 1
+
+
+def _readers(node: Node) -> list[Node]:
+    """The calls that read a value; `reshape_as(other, value)` only reads its shape."""
+    return [
+        u for u in node.users if not (operator_name(u.target) in ("reshape_as", "view_as") and u.args[0] is not node)
+    ]

@@ -1,0 +1,152 @@
+"""Parameters and multiply-accumulates of a channel choice, without tracing again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_prune.channels.graph.graph import ChannelGraph
+from lightning_prune.channels.graph.propagate import operator_name, shape_of
+from lightning_prune.channels.surgery.widths import kept_mask
+from lightning_prune.channels.trace.sites import module_path
+
+COUNTED = (
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "linear",
+    "matmul",
+    "mm",
+    "bmm",
+    "addmm",
+    "baddbmm",
+    "einsum",
+    "scaled_dot_product_attention",
+)
+"""Operators that PyTorch's own flop counter counts, as they are called in an exported graph."""
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A number that shrinks in proportion to each of its width vectors."""
+
+    base: float
+    widths: tuple[Tensor, ...]
+    layer: str = ""
+
+    def value(self, keep: Tensor) -> float:
+        out = self.base
+        for ids in self.widths:
+            out *= int(kept_mask(ids, keep).sum()) / len(ids)
+        return out
+
+
+@dataclass(frozen=True)
+class ChannelCost:
+    """What a model costs as a function of the classes that are kept.
+
+    MACs are multiply-accumulates of convolutions and matrix products for one sample at the traced input size, as
+    counted by `torch.utils.flop_counter` (which counts two operations for each).
+    """
+
+    size: int
+    _macs: tuple[_Term, ...]
+    _params: tuple[_Term, ...]
+
+    @classmethod
+    def of(cls, graph: ChannelGraph) -> ChannelCost:
+        """Counts once, with meta tensors, at the input size that the graph was traced with."""
+        involved: dict[Node, list[tuple[float, tuple[Tensor, ...]]]] = {}
+        for product in graph.products:
+            involved.setdefault(product.node, []).append((product.share, product.classes))
+        batch = _batch(graph)
+        macs = [
+            _Term(flops / 2 / batch * share, widths, module_path(node)[0])
+            for node, flops in _flops(graph.program.graph_module)
+            for share, widths in involved.get(node, [(1.0, ())])
+        ]
+        parameters = {s.target for s in graph.program.graph_signature.input_specs if s.kind.name == "PARAMETER"}
+        params = [
+            _Term(float(math.prod(shape)), tuple(graph.axes.get(name, {}).values()))
+            for name, shape in graph.shapes.items()
+            if name in parameters
+        ]
+        return cls(graph.size, tuple(macs), tuple(params))
+
+    def macs(self, keep: Tensor | None = None) -> int:
+        """MACs of one sample when the classes in `keep` (bool of shape (classes,)) stay; None keeps all."""
+        return round(sum(term.value(self._all(keep)) for term in self._macs))
+
+    def macs_by_layer(self, keep: Tensor | None = None) -> dict[str, float]:
+        """MACs of each module when the classes in `keep` stay, the most expensive first."""
+        found: dict[str, float] = {}
+        for term in self._macs:
+            found[term.layer] = found.get(term.layer, 0.0) + term.value(self._all(keep))
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    def params(self, keep: Tensor | None = None) -> int:
+        """Parameters when the classes in `keep` stay; None keeps all."""
+        return round(sum(term.value(self._all(keep)) for term in self._params))
+
+    def macs_per_class(self) -> Tensor:
+        """What removing each class alone saves: float64 of shape (classes,). Savings of several overlap."""
+        return self._per_class(self._macs)
+
+    def params_per_class(self) -> Tensor:
+        """What removing each class alone saves: float64 of shape (classes,). Savings of several overlap."""
+        return self._per_class(self._params)
+
+    def _all(self, keep: Tensor | None) -> Tensor:
+        return torch.ones(self.size, dtype=torch.bool) if keep is None else keep
+
+    def _per_class(self, terms: tuple[_Term, ...]) -> Tensor:
+        saved = torch.zeros(self.size, dtype=torch.float64)
+        for term in terms:
+            left = torch.ones(self.size, dtype=torch.float64)
+            touched = torch.zeros(self.size, dtype=torch.bool)
+            for ids in term.widths:
+                share = torch.bincount(ids[ids >= 0], minlength=self.size).double() / len(ids)
+                left *= 1 - share
+                touched |= share > 0
+            saved[touched] += term.base * (1 - left[touched])
+        return saved
+
+
+def _batch(graph: ChannelGraph) -> int:
+    inputs = set(graph.program.graph_signature.user_inputs)
+    for node in graph.program.graph.nodes:
+        if node.op == "placeholder" and node.name in inputs and isinstance(node.meta.get("val"), Tensor):
+            shape = shape_of(node.meta["val"])
+            return shape[0] if shape else 1
+    return 1
+
+
+def _flops(module: GraphModule) -> Iterator[tuple[Node, int]]:
+    """Iterates over (call, flops) of the counted operators, nested graphs included."""
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and isinstance(child := getattr(module, str(node.target), None), GraphModule):
+            yield from _flops(child)
+        elif node.op == "call_function" and operator_name(node.target) in COUNTED:
+            with FlopCounterMode(display=False) as counter:
+                node.target(*_meta(node.args), **_meta(node.kwargs))
+            yield node, counter.get_total_flops()
+
+
+def _meta(argument: Any) -> Any:
+    """The call's arguments as meta tensors."""
+    if isinstance(argument, Node):
+        value = argument.meta["val"]
+        return torch.empty(shape_of(value), dtype=value.dtype, device="meta") if isinstance(value, Tensor) else value
+    if isinstance(argument, (list, tuple)):
+        return tuple(_meta(a) for a in argument) if isinstance(argument, tuple) else [_meta(a) for a in argument]
+    return {k: _meta(v) for k, v in argument.items()} if isinstance(argument, dict) else argument

@@ -1,0 +1,241 @@
+"""`ChannelGraph`: which channel indices of which tensors must live or die together."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from lightning_prune.channels.graph.propagate import label_graph, state_values
+from lightning_prune.channels.trace.call import Context, Options, Value, values
+from lightning_prune.channels.trace.labels import FROZEN_IDS, Labels
+from lightning_prune.channels.trace.sites import Count, Frozen, Member, Parts, Pick, Product, Sum
+from lightning_prune.errors import ChannelError, TraceError
+from lightning_prune.support.modes import mode, split_input
+
+APPROXIMATIONS = ("eca",)
+
+
+@dataclass(frozen=True, repr=False)
+class ChannelGraph:
+    """The channel classes of a model.
+
+    Attributes:
+        axes: {tensor name: {dim: class ids, int64 of shape (size of the dim,)}}. An id from 0 on is a class that may
+            be removed; -1 - r is frozen for the reasons `frozen_reasons[r]`.
+        shapes: {tensor name: shape}.
+        size: the number of removable classes.
+        counts, equal_parts: the places in the code that have to change with the channels.
+        norms: names of the modules that are batch norms with scale factors.
+        sums: the places where channels are summed over.
+        products: what the number of multiplications depends on.
+        picks: channels picked by constant numbers.
+        inputs: {module path: class ids of the channels of each tensor that enters it}.
+        program: the exported program that all this was read from.
+    """
+
+    axes: dict[str, dict[int, Tensor]]
+    shapes: dict[str, tuple[int, ...]]
+    size: int
+    frozen_reasons: list[tuple[str, ...]]
+    counts: list[Count]
+    equal_parts: list[Parts]
+    norms: tuple[str, ...]
+    inputs: dict[str, list[Tensor]]
+    sums: list[Sum]
+    products: list[Product]
+    picks: list[Pick]
+    program: ExportedProgram
+    options: Options
+    approximations: tuple[str, ...] = ()
+    _cache: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def trace(
+        cls,
+        model: nn.Module,
+        example_input: Any,
+        *,
+        groups: str = "tie",
+        attention: str = "dims",
+        allow_inexact: Collection[str] = (),
+    ) -> ChannelGraph:
+        """Traces a model in eval mode with fake tensors: no real compute, and the model is not changed.
+
+        Args:
+            model: any module that `torch.export` can export.
+            example_input: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+            groups: how an ordinary grouped convolution shrinks: "tie" (the same position in all groups) or "whole".
+            attention: "dims" (the same dims of all heads) or "heads" (whole heads).
+            allow_inexact: approximations to accept, from ("eca",).
+
+        Raises:
+            TraceError: the model cannot be exported with this input.
+            ChannelError: an option has an unknown value.
+        """
+        options = check_options(groups, attention, allow_inexact)
+        return cls.of_program(export(model, example_input), model, options)
+
+    @classmethod
+    def of_program(
+        cls, program: ExportedProgram, model: nn.Module, options: Options, *, free_outputs: int = 0
+    ) -> ChannelGraph:
+        """Labels an exported program of `model`; its outputs freeze, but for the last few that may shrink."""
+        context = Context(Labels(), options)
+        placeholders, tensors = state_values(program, context)
+        names = [node.name for node in program.graph.nodes if node.op == "placeholder"]
+        out = label_graph(program.graph_module, [placeholders.get(name) for name in names], context)
+        outputs = list(values([out]))
+        for value in outputs[: len(outputs) - free_outputs]:
+            for labels in value.axes.values():
+                context.labels.freeze(labels, "the network's output")
+        norms = tuple(
+            name
+            for name, m in model.named_modules()
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) and f"{name}.weight" in tensors
+        )
+        return _finish(cls, context, tensors, program, norms)
+
+    @property
+    def classes(self) -> dict[int, list[Member]]:
+        """{class id: its members}. Removing a class means removing all its members."""
+        if "classes" not in self._cache:
+            found: dict[int, list[Member]] = {i: [] for i in range(self.size)}
+            for name, dim, ids in self.each():
+                where: dict[int, list[int]] = {}
+                for i, identity in enumerate(ids.tolist()):
+                    if identity >= 0:
+                        where.setdefault(identity, []).append(i)
+                for identity, indices in where.items():
+                    found[identity].append(Member(name, dim, tuple(indices)))
+            self._cache["classes"] = found
+        classes: dict[int, list[Member]] = self._cache["classes"]
+        return classes
+
+    @property
+    def frozen(self) -> list[Frozen]:
+        """Every channel that stays whatever is asked, with the reasons."""
+        found = []
+        for name, dim, ids in self.each():
+            for identity in ids[ids < 0].unique().tolist():
+                indices = tuple((ids == identity).nonzero().flatten().tolist())
+                found.append(Frozen(name, dim, indices, self.frozen_reasons[-1 - identity]))
+        return found
+
+    def each(self) -> Iterator[tuple[str, int, Tensor]]:
+        """Iterates over (tensor name, dim, class ids)."""
+        for name, dims in self.axes.items():
+            for dim, ids in dims.items():
+                yield name, dim, ids
+
+    def scale_ids(self, norm: str) -> Tensor | None:
+        """Class ids of a batch norm's channels, int64 [channels]; None where nothing can go: it has one channel."""
+        return self.axes.get(f"{norm}.weight", {}).get(0)
+
+    def norm_channels(self) -> tuple[int, int]:
+        """Returns (all, frozen) channels of the batch norms with a scale factor."""
+        ids = [self.scale_ids(name) for name in self.norms]
+        known = [i for i in ids if i is not None]
+        return sum(len(i) for i in known), sum(int((i < 0).sum()) for i in known)
+
+    def __str__(self) -> str:
+        from lightning_prune.channels.graph.report import graph_report
+
+        return graph_report(self)
+
+    __repr__ = __str__
+
+
+def check_options(groups: str, attention: str, allow_inexact: Collection[str]) -> Options:
+    """Returns the options, or says which value is wrong and what is allowed."""
+    if groups not in ("tie", "whole"):
+        raise ChannelError(f"groups={groups!r}: expected 'tie' or 'whole'")
+    if attention not in ("dims", "heads"):
+        raise ChannelError(f"attention={attention!r}: expected 'dims' or 'heads'")
+    unknown = sorted(set(allow_inexact) - set(APPROXIMATIONS))
+    if unknown or isinstance(allow_inexact, str):
+        raise ChannelError(f"allow_inexact={allow_inexact!r}: expected a collection out of {APPROXIMATIONS}")
+    return Options(groups, attention, frozenset(allow_inexact))
+
+
+def export(
+    model: nn.Module, example_input: Any, *, training: bool = False, dynamic_shapes: Any = None
+) -> ExportedProgram:
+    """Exports a model to an ATen graph. The model's mode and hooks are as before afterwards.
+
+    Raises:
+        TraceError: with the first line of what went wrong.
+    """
+    args, kwargs = split_input(example_input)
+    collecting = gc.isenabled()
+    gc.disable()  # tracing makes many small objects and no garbage worth looking for
+    try:
+        with mode(model, training), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
+    except Exception as error:
+        shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in (*args, *kwargs.values())]
+        lines = str(error).strip().splitlines() or [""]
+        raise TraceError(
+            f"{type(model).__name__} cannot be traced with an input of {shapes}: {type(error).__name__}: {lines[0]}. "
+            "Expected a model that runs on this example input and that torch.export can export: check the input's "
+            "shape, dtype and device by calling model(example_input) first"
+        ) from error
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _finish(
+    cls: type[ChannelGraph],
+    context: Context,
+    tensors: dict[str, Value],
+    program: ExportedProgram,
+    norms: tuple[str, ...],
+) -> ChannelGraph:
+    """Turns roots into small class ids and freezes what stands alone."""
+    labels = context.labels
+    axes = {(name, dim): vector for name, value in tensors.items() for dim, vector in value.axes.items()}
+    vectors = [*axes.values(), *(count.classes for count in context.counts)]
+    vectors += [part for place in context.equal_parts for part in place.parts]
+    vectors += [labels for _, labels in context.inputs]
+    vectors += [place.classes for place in context.sums]
+    vectors += [vector for product in context.products for vector in product.classes]
+    vectors += [vector for pick in context.picks for vector in (pick.before, pick.after)]
+    flat = labels.find(torch.cat(vectors)) if vectors else torch.empty(0, dtype=torch.int64)
+    owned = sum(len(v) for v in axes.values())
+    roots, counts = flat[:owned].unique(return_counts=True)
+    lonely = (roots >= FROZEN_IDS) & (counts == 1)
+    if bool(lonely.any()):  # one index of one tensor, related to nothing: no operator that was understood touched it
+        labels.freeze(roots[lonely], "no operator relates it to another tensor")
+        flat = labels.find(flat)
+    free = flat[:owned][flat[:owned] >= FROZEN_IDS].unique()
+    reasons = labels.reasons()
+    frozen = torch.tensor(sorted(reasons), dtype=torch.int64)
+    # -1 - position of the frozen root, or the position of the free root
+    ids = torch.where(
+        flat < FROZEN_IDS, -1 - torch.searchsorted(frozen, flat), torch.searchsorted(free, flat) if len(free) else 0
+    )
+    split = list(ids.split([len(v) for v in vectors]))
+    table: dict[str, dict[int, Tensor]] = {}
+    for (name, dim), vector in zip(axes, split[: len(axes)], strict=True):
+        table.setdefault(name, {})[dim] = vector
+    rest = iter(split[len(axes) :])
+    found = [replace(count, classes=next(rest)) for count in context.counts]
+    equal = [replace(place, parts=tuple(next(rest) for _ in place.parts)) for place in context.equal_parts]
+    entering: dict[str, list[Tensor]] = {}
+    for path, _ in context.inputs:
+        entering.setdefault(path, []).append(next(rest))
+    sums = [replace(place, classes=next(rest)) for place in context.sums]
+    products = [replace(place, classes=tuple(next(rest) for _ in place.classes)) for place in context.products]
+    picks = [replace(pick, before=next(rest), after=next(rest)) for pick in context.picks]
+    texts = [tuple(reasons[int(root)]) for root in frozen]
+    shapes = {name: value.shape for name, value in tensors.items()}
+    return cls(table, shapes, len(free), texts, found, equal, norms, entering, sums, products, picks, program,
+               context.options, tuple(context.approximations))  # fmt: skip

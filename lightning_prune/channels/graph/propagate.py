@@ -1,0 +1,172 @@
+"""Runs the rules over an exported graph, node by node."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import GraphModule, Node
+
+from lightning_prune.channels.rules import compute, move, parts, reduce
+from lightning_prune.channels.rules.registry import RULES, elementwise
+from lightning_prune.channels.trace.call import LARGEST_AXIS, Call, Context, Value, values
+from lightning_prune.channels.trace.sites import module_path
+
+RULE_FILES = (compute, move, parts, reduce)
+"""Imported for the rules that they register."""
+
+STATE = (InputKind.PARAMETER, InputKind.BUFFER)
+
+
+def describe(node: Node) -> str:
+    """Names the place of a call for people: the module's path and class, or the model itself."""
+    path, kind = module_path(node)
+    return f"{path or 'the model'} ({kind})" if kind else path or "the model"
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+    """The shape of a fake tensor as plain integers; symbolic sizes count as they were while tracing."""
+    return tuple(int(s.node.hint) if isinstance(s, torch.SymInt) else int(s) for s in value.shape)  # type: ignore[arg-type]
+
+
+def operator_name(target: Any) -> str:
+    """ "conv2d" for aten.conv2d.default, "add" for aten.add_.Tensor, the full name outside ATen."""
+    schema = getattr(target, "_schema", None)
+    if schema is None:
+        return str(getattr(target, "__name__", target))
+    space, _, name = str(schema.name).partition("::")
+    if space != "aten":
+        return str(schema.name)
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+def state_values(program: ExportedProgram, context: Context) -> tuple[dict[str, Value], dict[str, Value]]:
+    """Gives every dim of every parameter and float buffer fresh labels.
+
+    Returns:
+        ({placeholder name: value}, {state-dict name: value})
+    """
+    placeholders: dict[str, Value] = {}
+    tensors: dict[str, Value] = {}
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    for spec in program.graph_signature.input_specs:
+        meta = nodes[spec.arg.name].meta["val"] if spec.arg.name in nodes else None
+        if not isinstance(meta, Tensor):
+            continue
+        constant = program.state_dict.get(spec.target or "", program.constants.get(spec.target or ""))
+        if isinstance(constant, Tensor) and constant.dtype == torch.int64:
+            context.constants[nodes[spec.arg.name]] = constant
+        shape = shape_of(meta)
+        if spec.kind in STATE and spec.target is not None and meta.is_floating_point():
+            axes = {d: context.labels.fresh(s) for d, s in enumerate(shape) if 1 < s <= LARGEST_AXIS}
+            value = tensors.setdefault(spec.target, Value(shape, axes))
+        else:
+            value = Value(shape)
+        placeholders[spec.arg.name] = value
+    return placeholders, tensors
+
+
+def label_graph(module: GraphModule, inputs: list[Any], context: Context) -> Any:
+    """Labels every value of a graph.
+
+    Args:
+        module: the graph; nodes carry fake tensors in `meta["val"]`.
+        inputs: a `Value` (or anything else) for each placeholder, in order.
+
+    Returns:
+        The labels of the graph's output, in its structure.
+    """
+    known: dict[Node, Any] = {}
+    feed = iter(inputs)
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            known[node] = next(feed)
+        elif node.op == "get_attr":
+            known[node] = _attribute(module, str(node.target))
+        elif node.op == "output":
+            return torch.fx.map_arg(node.args[0], lambda n: known[n])
+        else:
+            known[node] = _call(module, node, known, context)
+    raise RuntimeError("a graph without an output; this is a bug, please report it")
+
+
+def _attribute(module: GraphModule, target: str) -> Any:
+    value: Any = module
+    for name in target.split("."):
+        value = getattr(value, name)
+    return Value(tuple(value.shape)) if isinstance(value, Tensor) else value
+
+
+def _call(module: GraphModule, node: Node, known: dict[Node, Any], context: Context) -> Any:
+    args = _replace(node.args, known)
+    kwargs = _replace(node.kwargs, known)
+    if node.target is operator.getitem:
+        return args[0][args[1]] if isinstance(args[0], (tuple, list)) else None
+    graphs = [a for a in args if isinstance(a, GraphModule)]
+    if len(graphs) == 1:  # a region under autocast or set_grad_enabled: look inside
+        at = next(i for i, a in enumerate(args) if isinstance(a, GraphModule))
+        return label_graph(graphs[0], list(args[at + 1 :]), context)
+    meta = node.meta.get("val")
+    outputs = [m for m in (meta if isinstance(meta, (tuple, list)) else [meta]) if isinstance(m, Tensor)]
+    labelled = any(value.axes for value in values([args, kwargs]))
+    _note_inputs(node, known, context)
+    if not labelled or not outputs:
+        results = tuple(Value(shape_of(m)) for m in outputs)
+        return results if isinstance(meta, (tuple, list)) else (results[0] if results else None)
+    name = operator_name(node.target)
+    call = Call(context, node, name, bind(node.target, args, kwargs), tuple(map(shape_of, outputs)), describe(node))
+    rule = RULES.get(name)
+    if rule is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
+        rule = elementwise
+    if rule is None:
+        call.freeze_all("operator without a rule")
+        results = tuple(Value(shape) for shape in call.out_shapes)
+        return results if isinstance(meta, (tuple, list)) else results[0]
+    return rule(call)
+
+
+def _note_inputs(node: Node, known: dict[Node, Any], context: Context) -> None:
+    """Remembers the channels that enter a module (or one of its children) from outside."""
+    path = module_path(node)[0]
+    for source in node.all_input_nodes:
+        value = known.get(source)
+        if not isinstance(value, Value) or not value.axes or source.op != "call_function":
+            continue
+        origin, entered = module_path(source)[0], path
+        while entered and origin != entered and not origin.startswith(f"{entered}."):
+            context.inputs += [(entered, labels) for labels in value.axes.values()]
+            entered = entered.rpartition(".")[0]
+
+
+def _replace(argument: Any, known: dict[Node, Any]) -> Any:
+    if isinstance(argument, Node):
+        return known[argument]
+    if isinstance(argument, (list, tuple)):
+        return (
+            type(argument)(_replace(a, known) for a in argument)
+            if type(argument) in (list, tuple)
+            else [_replace(a, known) for a in argument]
+        )
+    if isinstance(argument, dict):
+        return {k: _replace(v, known) for k, v in argument.items()}
+    return argument
+
+
+def bind(target: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Arguments by schema name, defaults filled in."""
+    schema = getattr(target, "_schema", None)
+    if schema is None:
+        return {**{str(i): a for i, a in enumerate(args)}, **kwargs}
+    bound: dict[str, Any] = {}
+    for i, argument in enumerate(schema.arguments):
+        if i < len(args):
+            bound[argument.name] = args[i]
+        elif argument.name in kwargs:
+            bound[argument.name] = kwargs[argument.name]
+        elif argument.has_default_value():
+            bound[argument.name] = argument.default_value
+    return bound

@@ -1,0 +1,139 @@
+"""Rules for norms, reductions and pooling."""
+
+from __future__ import annotations
+
+from lightning_prune.channels.rules.compute import meet
+from lightning_prune.channels.rules.registry import elementwise, rule
+from lightning_prune.channels.trace.call import Call, Outcome, Value
+
+
+@rule("batch_norm", "native_batch_norm", "cudnn_batch_norm", "instance_norm")
+def batch_norm(call: Call) -> Outcome:
+    """Scale, shift and statistics belong to the channels of dim 1."""
+    x = call["input"]
+    channels = x.axes.get(1)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        tensor = call.arguments.get(name)
+        if isinstance(tensor, Value) and 0 in tensor.axes:
+            meet(call, channels, tensor.axes[0])
+    return Value(call.shape, dict(x.axes))
+
+
+@rule("layer_norm", "rms_norm")
+def layer_norm(call: Call) -> Outcome:
+    """The statistics run over the normalised dims, so a missing channel changes all others: they freeze."""
+    x = call["input"]
+    first = len(x.shape) - len(call["normalized_shape"])
+    for name in ("weight", "bias"):
+        tensor = call.arguments.get(name)
+        for labels in tensor.axes.values() if isinstance(tensor, Value) else ():
+            call.freeze(labels, "its statistics depend on the number of channels")
+    where = {d: d for d in range(first)}
+    return call.keep_axes(x, where, "its statistics depend on the number of channels")
+
+
+@rule("group_norm")
+def group_norm(call: Call) -> Outcome:
+    """A group's statistics run over all of its channels and over space: a group goes whole, or not at all."""
+    x, groups = call["input"], call["num_groups"]
+    out = call.keep_axes(x, {0: 0, 1: 1}, "its statistics run over this dim")
+    channels = x.axes.get(1)
+    for name in ("weight", "bias"):
+        tensor = call.arguments.get(name)
+        if isinstance(tensor, Value) and 0 in tensor.axes:
+            meet(call, channels, tensor.axes[0])
+    if channels is None:
+        return out
+    if groups == 1:
+        call.freeze(channels, "its statistics depend on the number of channels")
+        return out
+    table = channels.view(groups, -1)
+    call.unite(table, table[:, :1])
+    call.width("num_groups", table[:, 0].contiguous())
+    return out
+
+
+@rule("softmax", "_softmax", "log_softmax", "cumsum", "cumprod", "sort", "topk", "argsort", "logcumsumexp")
+def along(call: Call) -> Outcome:
+    """The dim that the operator runs along cannot lose entries: the others would change."""
+    at = call.dim()
+    keep = {d: d for d in range(len(call.x.shape)) if d != at}
+    out = tuple(call.keep_axes(call.x, keep, "runs along the channels", s) for s in call.out_shapes)
+    return out if len(out) > 1 else out[0]
+
+
+@rule(
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "max",
+    "min",
+    "var",
+    "std",
+    "var_mean",
+    "std_mean",
+    "norm",
+    "linalg_vector_norm",
+    "logsumexp",
+    "prod",
+    "argmax",
+    "argmin",
+    "any",
+    "all",
+)
+def reduce(call: Call) -> Outcome:
+    """The reduced dims go; a labelled one freezes, because its length or its members enter the result."""
+    if call.arguments.get("other") is not None:
+        return elementwise(call)
+    x, rank = call.x, len(call.x.shape)
+    gone = call.dims()
+    keepdim = len(call.out_shapes[0]) == rank
+    rest = [d for d in range(rank) if d not in gone]
+    where = {d: d if keepdim else i for i, d in enumerate(rest)}
+    out = tuple(call.keep_axes(x, where, "reduces over the channels", s) for s in call.out_shapes)
+    return out if len(out) > 1 else out[0]
+
+
+@rule(
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "lp_pool2d",
+    "max_pool2d_with_indices",
+    "upsample_nearest1d",
+    "upsample_nearest2d",
+    "upsample_nearest3d",
+    "upsample_bilinear2d",
+    "upsample_bicubic2d",
+    "_upsample_nearest_exact2d",
+    "_adaptive_avg_pool2d",
+    "upsample_linear1d",
+    "upsample_trilinear3d",
+    "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa",
+    "grid_sampler",
+)
+def pool(call: Call) -> Outcome:
+    """Windows over the spatial dims; channels pass."""
+    x = call.x
+    spatial = {"1": 1, "2": 2, "3": 3}[next((c for c in call.name if c in "123"), "2")]
+    first = len(x.shape) - spatial
+    keep = {d: d for d in range(first)}
+    out = tuple(call.keep_axes(x, keep, "windows over the channels", s) for s in call.out_shapes)
+    return out if len(out) > 1 else out[0]
+
+
+@rule("normalize")
+def normalize(call: Call) -> Outcome:
+    """x / ||x|| along a dim."""
+    at = call.dim()
+    return call.keep_axes(call.x, {d: d for d in range(len(call.x.shape)) if d != at}, "normalised over the channels")

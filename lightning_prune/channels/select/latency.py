@@ -1,0 +1,62 @@
+"""A latency target, met by measuring: the share of MACs whose compact model is as fast as asked."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_prune.channels.select.selector import Chooser
+from lightning_prune.errors import PlanError
+from lightning_prune.support.latency import compare_latency
+
+_STEPS = 7  # halvings of the share of MACs: within 1 %
+
+
+def share_for_latency(
+    network: nn.Module, chooser: Chooser, sizes: Tensor, example_input: Any, target: float, batch: int
+) -> float:
+    """The largest share of MACs whose compact model takes at most ``target`` of the dense latency on the CPU.
+
+    Each guess is cut from a copy and timed beside the dense network; floors and alignment count.
+
+    Args:
+        network: the dense network; not changed.
+        chooser: of its channels.
+        sizes: of the classes, as for `Chooser.choose`.
+        example_input: as the graph was traced with.
+        target: share of the dense latency, in (0, 1).
+        batch: samples in a timed pass.
+
+    Raises:
+        PlanError: even the smallest model is not as fast.
+    """
+    dense = copy.deepcopy(network).cpu()
+    best, ratio, budget = None, 1.0, chooser.budget
+    low, high = 0.0, 1.0
+    try:
+        for _ in range(_STEPS):
+            share = 0.5 * (low + high)
+            chooser.budget = ("macs", share)
+            try:
+                keep = chooser.choose(sizes).keep
+            except PlanError:  # floors hold more than that
+                low = share
+                continue
+            small = copy.deepcopy(network)
+            chooser.cut(small, example_input, keep, verify=False)
+            ratio = compare_latency(dense, small.cpu(), example_input, batch).ratio
+            if ratio <= target:
+                low, best = share, share
+            else:
+                high = share
+    finally:
+        chooser.budget = budget
+    if best is None:
+        raise PlanError(
+            f"target_latency={target} cannot be met: at the fewest channels that min_keep allows the compact model "
+            f"still takes {ratio:.2f} of the dense latency at batch {batch}. Raise the target, lower min_keep, or set "
+            "divisor=8 or 16, which makes the same channels faster."
+        )
+    return best

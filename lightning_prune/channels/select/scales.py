@@ -1,0 +1,181 @@
+"""The BatchNorm scale factors of a model as one vector, and the channel classes that they decide about.
+
+A class of tied channels may hold several scale factors: those of all norms on a residual stream, or of a conv, the
+depthwise conv behind it and so on. They decide together: the *size* of a class is the root mean square of its factors,
+and what changes the size scales its factors alike. A class with one factor is that factor.
+
+Classes that hold factors of the same norms form a *layer*: the unit that gets one threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.channels.graph.graph import ChannelGraph
+from lightning_prune.errors import ChannelError
+
+
+@dataclass(frozen=True)
+class ScaleFactors:
+    """Scale factors of removable channels, read and written in place.
+
+    Attributes:
+        params: the norms' weights that have removable channels.
+        shifts: their biases.
+        names: their norms.
+        classes: graph class of each class here, int64 [classes].
+        slot: class of each factor, int64 [factors]; `len(classes)` for those that are frozen.
+        members: factors of each class, int64 [classes].
+        layer: layer of each class, int64 [classes].
+        layers: the norms that each layer stands on.
+        frozen: norms without a removable channel, with the graph's reason.
+    """
+
+    params: tuple[nn.Parameter, ...]
+    shifts: tuple[nn.Parameter, ...]
+    names: tuple[str, ...]
+    classes: Tensor
+    slot: Tensor
+    members: Tensor
+    layer: Tensor
+    layers: tuple[tuple[str, ...], ...]
+    frozen: dict[str, str]
+
+    @classmethod
+    def of(cls, model: nn.Module, graph: ChannelGraph, exclude: Sequence[str] = ()) -> ScaleFactors:
+        """Collects them; index tensors are on the CPU, see `to`.
+
+        Args:
+            model: what the graph was traced from.
+            graph: its channel graph.
+            exclude: fnmatch patterns on names of norms, whole or from any dot on; their classes stay.
+
+        Raises:
+            ChannelError: no norm has a scale factor on a removable channel.
+        """
+        params: list[nn.Parameter] = []
+        names: list[str] = []
+        ids: list[Tensor] = []
+        frozen: dict[str, str] = {}
+        for name in graph.norms:
+            vector = graph.scale_ids(name)
+            if vector is None or not bool((vector >= 0).any()):
+                reasons = () if vector is None else graph.frozen_reasons[-1 - int(vector[0])]
+                some = model.get_parameter(f"{name}.weight").numel() > 0
+                frozen[name] = "; ".join(reasons) or ("it has one channel" if some else "none of its channels is left")
+                continue
+            weight = model.get_submodule(name).weight
+            assert isinstance(weight, nn.Parameter)
+            if any(weight is p for p in params):  # a norm under two names
+                continue
+            params.append(weight)
+            names.append(name)
+            ids.append(vector)
+        for pattern in exclude:
+            if not any(_matches(name, pattern) for name in graph.norms):
+                raise ChannelError(
+                    f"exclude={pattern!r} matches no BatchNorm; their names are those of the modules, such as "
+                    f"{list(graph.norms[:3])}"
+                )
+        kept_out = [v for n, v in zip(names, ids, strict=True) if any(_matches(n, pattern) for pattern in exclude)]
+        if kept_out:
+            stay = torch.cat(kept_out)
+            ids = [v.masked_fill(torch.isin(v, stay), -1) for v in ids]
+            frozen |= {n: "excluded" for n, v in zip(names, ids, strict=True) if not bool((v >= 0).any())}
+            left = [i for i, v in enumerate(ids) if bool((v >= 0).any())]
+            params, names, ids = [params[i] for i in left], [names[i] for i in left], [ids[i] for i in left]
+        if not params:
+            raise ChannelError(
+                f"{type(model).__name__} has no BatchNorm scale factor on a channel that may be removed "
+                f"({len(graph.norms)} BatchNorms with scale factors, {len(frozen)} of them frozen)"
+                + "".join(f"; {name}: {reason}" for name, reason in list(frozen.items())[:3])
+            )
+        flat = torch.cat(ids)
+        classes = flat[flat >= 0].unique()
+        slot = torch.searchsorted(classes, flat.clamp_min(0)).masked_fill(flat < 0, len(classes))
+        members = torch.bincount(slot, minlength=len(classes) + 1)[:-1]
+        layer, layers = _layers(names, slot.split([len(v) for v in ids]), len(classes))
+        shifts = tuple(model.get_parameter(f"{name}.bias") for name in names)
+        return cls(tuple(params), shifts, tuple(names), classes, slot, members, layer, layers, frozen)
+
+    def to(self, device: torch.device) -> ScaleFactors:
+        """The same with index tensors on a device."""
+        moved = {name: getattr(self, name).to(device) for name in ("classes", "slot", "members", "layer")}
+        return ScaleFactors(**{**vars(self), **moved})
+
+    def read(self) -> Tensor:
+        """All factors, float32 or wider [factors]; a copy."""
+        flat = torch.cat([p.detach() for p in self.params])
+        return flat if flat.dtype == torch.float64 else flat.float()
+
+    def write(self, factors: Tensor, lost: Tensor | None = None) -> None:
+        """Puts factors [factors] into the norms, in place; what their dtype rounds off goes to ``lost`` [factors]."""
+        _put(self.params, factors, lost)
+
+    def per_param(self, values: Sequence[float]) -> Tensor:
+        """A value of each norm for each of its factors, [factors]."""
+        device = self.slot.device
+        sizes = torch.tensor([p.numel() for p in self.params], device=device)
+        return torch.tensor(values, device=device).repeat_interleave(sizes, output_size=len(self.slot))
+
+    def read_shifts(self) -> Tensor:
+        """The norms' biases, in the order of the factors [factors]; a copy."""
+        flat = torch.cat([b.detach() for b in self.shifts])
+        return flat if flat.dtype == torch.float64 else flat.float()
+
+    def write_shifts(self, shifts: Tensor, lost: Tensor | None = None) -> None:
+        """Puts biases [factors] into the norms, in place; what their dtype rounds off goes to ``lost`` [factors]."""
+        _put(self.shifts, shifts, lost)
+
+    def sizes(self, factors: Tensor) -> Tensor:
+        """Root mean square of each class, [classes]."""
+        total = torch.zeros(len(self.classes) + 1, dtype=factors.dtype, device=factors.device)
+        return (total.index_add_(0, self.slot, factors * factors)[:-1] / self.members).sqrt()
+
+    def spread(self, values: Tensor, frozen: float) -> Tensor:
+        """A value of each class [classes] for each of its factors [factors]; ``frozen`` for frozen ones."""
+        return torch.cat([values, values.new_full((1,), frozen)])[self.slot]
+
+    def by_layer(self, values: Tensor) -> list[Tensor]:
+        """Values of classes [classes], split by layer."""
+        return [values[self.layer == i] for i in range(len(self.layers))]
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """The opposite of `by_layer`."""
+        out = parts[0].new_empty(len(self.classes))
+        for i, part in enumerate(parts):
+            out[self.layer == i] = part
+        return out
+
+    def layer_name(self, index: int) -> str:
+        """Its first norm, and how many more there are."""
+        first, *rest = self.layers[index]
+        return f"{first} (+{len(rest)})" if rest else first
+
+
+def _put(params: Sequence[Tensor], values: Tensor, lost: Tensor | None) -> None:
+    tensors = [p.detach() for p in params]
+    torch._foreach_copy_(tensors, list(values.split([t.numel() for t in tensors])))
+    if lost is not None and any(t.dtype != values.dtype for t in tensors):
+        # A step below half a unit in the last place would be lost in bfloat16, every time anew.
+        torch.sub(values, torch.cat(tensors), out=lost)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch(name, pattern) or fnmatch(name, f"*.{pattern}")
+
+
+def _layers(names: list[str], slots: tuple[Tensor, ...], size: int) -> tuple[Tensor, tuple[tuple[str, ...], ...]]:
+    """Classes whose factors lie in the same norms form a layer. Returns (layer of each class, norms of each layer)."""
+    held: list[list[int]] = [[] for _ in range(size)]
+    for i, slot in enumerate(slots):
+        for c in slot[slot < size].unique().tolist():
+            held[c].append(i)
+    index: dict[tuple[int, ...], int] = {}
+    layer = torch.tensor([index.setdefault(tuple(norms), len(index)) for norms in held], dtype=torch.int64)
+    return layer, tuple(tuple(names[i] for i in norms) for norms in index)

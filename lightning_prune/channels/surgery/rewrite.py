@@ -1,0 +1,235 @@
+"""The rewritten graph: for models whose own code cannot express the widths that are left.
+
+The model object, its children, parameters and state-dict keys stay; only `forward` (and `forward_features`, where the
+model has it) run from graphs in which every integer that counts channels has been rewritten. There is one graph for
+train mode and one for eval mode, over the same parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import InputKind
+from torch.fx import Graph, GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from lightning_prune.channels.graph.graph import ChannelGraph, check_options
+from lightning_prune.channels.graph.propagate import operator_name
+from lightning_prune.channels.surgery.retrace import FEATURES, Trace, traces
+from lightning_prune.channels.surgery.widths import kept_count, kept_mask
+from lightning_prune.channels.verify.tensors import Later, LazyRun, Reader
+from lightning_prune.errors import PlanError
+from lightning_prune.plan.plan import PruningPlan
+from lightning_prune.support.modes import split_input
+
+
+@dataclass
+class GraphCode:
+    """One rewritten graph, and how its inputs are found in a model.
+
+    Attributes:
+        module: the graph as a module without tensors of its own; it takes them as arguments.
+        sources: for each placeholder ("state", tensor name), ("input", position) or ("constant", tensor).
+        out_spec: how the flat outputs are put together.
+    """
+
+    module: GraphModule
+    sources: list[tuple[str, Any]]
+    out_spec: Any
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        flat = pytree.tree_leaves((args, kwargs))
+        feed = []
+        for kind, what in self.sources:
+            if kind == "state":
+                path, _, name = what.rpartition(".")
+                feed.append(getattr(model.get_submodule(path), name))
+            else:
+                feed.append(flat[what] if kind == "input" else what)
+        out = self.module(*feed)
+        return pytree.tree_unflatten(out, self.out_spec)
+
+
+@dataclass
+class Programs:
+    """Rewritten graphs of a model: {(method, training): code}."""
+
+    codes: dict[tuple[str, bool], GraphCode] = field(default_factory=dict)
+
+
+def build(model: nn.Module, example_input: Any, plan: PruningPlan, options: Any) -> Programs:
+    """Exports the dense model for each method and mode, and rewrites its widths for a plan."""
+    programs = Programs()
+    for training in (True, False):
+        for trace in traces(model, example_input, training):
+            graph = ChannelGraph.of_program(trace.program, model, options, free_outputs=int(FEATURES in trace.methods))
+            constants = rewrite(graph, keep_of_plan(graph, plan))
+            for method, code in _codes(trace, constants).items():
+                programs.codes[method, training] = code
+    return programs
+
+
+def keep_of_plan(graph: ChannelGraph, plan: PruningPlan) -> Tensor:
+    """Translates a plan into the classes of another graph of the same model.
+
+    Raises:
+        PlanError: the plan cuts what this graph has to keep.
+    """
+    keep = torch.ones(graph.size, dtype=torch.bool)
+    used = {node.name for node in graph.program.graph.nodes if node.op == "placeholder" and node.users}
+    names = {s.target for s in graph.program.graph_signature.input_specs if s.arg.name in used}
+    cuts = {name: cut for name, cut in plan.cuts.items() if name in names}  # the rest is not in this method's graph
+    for name, cut in cuts.items():
+        for dim, kept in cut.kept.items():
+            ids = graph.axes.get(name, {}).get(dim)
+            if ids is None:
+                raise PlanError(f"the plan cuts dim {dim} of {name}, which has no channels in this graph")
+            gone = torch.ones(len(ids), dtype=torch.bool)
+            gone[torch.tensor(kept)] = False
+            if bool((ids[gone] < 0).any()):
+                reasons = graph.frozen_reasons[-1 - int(ids[gone].min())]
+                raise PlanError(f"the plan cuts dim {dim} of {name}, which is frozen in this graph: {reasons}")
+            keep[ids[gone]] = False
+    for name, cut in cuts.items():
+        for dim, kept in cut.kept.items():
+            ids = graph.axes.get(name, {}).get(dim)
+            if ids is not None and kept_count(ids, keep) != len(kept):
+                raise PlanError(f"the plan cuts dim {dim} of {name} in another way than this graph ties its channels")
+    return keep
+
+
+def rewrite(graph: ChannelGraph, keep: Tensor) -> dict[str, Tensor]:
+    """Rewrites, in place, every integer of the graph that counts channels.
+
+    Returns:
+        {placeholder name: what takes its place}, for numbers of channels that stand in a tensor.
+    """
+    for count in graph.counts:
+        after = kept_count(count.classes, keep)
+        if after != count.value and operator_name(count.node.target) not in ("chunk", "split", "unsafe_split"):
+            _set_argument(count.node, count.argument, count.position, after)
+    for parts in graph.equal_parts:
+        sizes = [kept_count(p, keep) for p in parts.parts]
+        if sizes != [len(p) for p in parts.parts]:
+            _as_sizes(parts.node, sizes)
+    constants = {}
+    for pick in graph.picks:
+        left = pick.numbers.cpu()[kept_mask(pick.after, keep)]
+        constants[pick.placeholder] = (kept_mask(pick.before, keep).cumsum(0) - 1)[left].to(pick.numbers.device)
+    return constants
+
+
+def _set_argument(node: Node, argument: str, position: int | None, value: int) -> None:
+    """Replaces one integer of a call; -1 and symbolic sizes stay symbolic."""
+    index = next(i for i, a in enumerate(node.target._schema.arguments) if a.name == argument)  # type: ignore[union-attr]
+    holder = node.args[index] if index < len(node.args) else node.kwargs[argument]
+    new: Any = value
+    if position is not None:
+        items = list(holder)  # type: ignore[arg-type]
+        if items[position] == -1:
+            return
+        items[position] = value
+        new = items
+    if index < len(node.args):
+        node.update_arg(index, new)
+    else:
+        node.update_kwarg(argument, new)
+
+
+def _as_sizes(node: Node, sizes: list[int]) -> None:
+    """Turns a split into equal parts into a split into listed sizes."""
+    dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+    node.target = torch.ops.aten.split_with_sizes.default
+    node.args, node.kwargs = (node.args[0], sizes, dim), {}
+
+
+def _codes(trace: Trace, constants: dict[str, Tensor]) -> dict[str, GraphCode]:
+    """Takes the graph of each method out of a program, without its tensors."""
+    program = trace.program
+    sources: list[tuple[str, Any]] = []
+    position = 0
+    for spec in program.graph_signature.input_specs:
+        if spec.arg.name in constants:
+            sources.append(("constant", constants[spec.arg.name]))
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            sources.append(("state", spec.target))
+        elif spec.kind == InputKind.USER_INPUT:
+            sources.append(("input", position))
+            position += 1
+        else:
+            sources.append(("constant", program.constants.get(spec.target or "")))
+    modules = [_without_checks(program.graph_module)]
+    if len(trace.methods) == 2:
+        modules = list(_apart(modules[0]))
+    return {
+        method: GraphCode(module, sources, spec)
+        for module, (method, spec) in zip(modules, trace.methods.items(), strict=True)
+    }
+
+
+def _apart(module: GraphModule) -> tuple[GraphModule, GraphModule]:
+    """Returns (the graph without its last output, the graph up to its last output)."""
+    end = module.graph.output_node()
+    outputs: list[Any] = list(end.args[0])  # type: ignore[arg-type]
+    last = outputs.pop()
+    head, copies = Graph(), dict[Node, Node]()
+    for node in module.graph.nodes:
+        copies[node] = head.node_copy(node, copies.__getitem__)
+        if node is last:
+            break
+    head.output((copies[last],))
+    end.args = (tuple(outputs),)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module, GraphModule(module, head)
+
+
+def _without_checks(module: GraphModule) -> GraphModule:
+    """Drops dtype assertions (the model may be converted later), here and in nested graphs, and what traces left."""
+    for child in module.children():
+        if isinstance(child, GraphModule):
+            _without_checks(child)
+    for node in list(module.graph.nodes):
+        if node.op == "call_function" and operator_name(node.target).startswith("_assert"):
+            module.graph.erase_node(node)
+        else:
+            node.meta = {}
+    module.graph.eliminate_dead_code()
+    module.graph._tracer_cls = None  # export's own cannot trace the graph again, as unpickling does
+    module.__dict__.pop("_tracer_cls", None)
+    module.recompile()
+    return module
+
+
+def graph_runner(programs: Programs) -> Callable[..., list[Tensor]]:
+    """Runs the eval graph with tensors from outside, as `verify.run` runs a module."""
+
+    def runner(_: nn.Module, read: Reader, batch: Any) -> list[Tensor]:
+        args, kwargs = split_input(batch)
+        flat = pytree.tree_leaves((args, kwargs))
+        code = programs.codes["forward", False]
+        feed = [Later(read, w) if kind == "state" else flat[w] if kind == "input" else w for kind, w in code.sources]
+        out = LazyRun(code.module).run(*feed)
+        return [t for t in out if isinstance(t, Tensor) and t.is_floating_point()]
+
+    return runner
+
+
+def build_from_plan(plan: PruningPlan, model: nn.Module) -> Programs:
+    """Traces a dense model again, with the inputs that the plan remembers."""
+    settings = {"groups": "tie", "attention": "dims", "allow_inexact": (), **plan.settings}
+    options = check_options(settings["groups"], settings["attention"], settings["allow_inexact"])
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    widths = [p.dtype for p in model.parameters() if p.is_floating_point()]
+
+    def dtype_of(name: str) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, name)
+        # the model may have been converted since
+        return widths[0] if dtype.is_floating_point and widths and dtype not in widths else dtype
+
+    example = tuple(torch.zeros(shape, dtype=dtype_of(dtype), device=device) for shape, dtype in plan.inputs)
+    return build(model, example, plan, options)

@@ -1,0 +1,68 @@
+"""The way back from a compact model to its dense shapes: the inverse of `surgery.apply_plan`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.channels.surgery.cut import (
+    check_fits,
+    clear_caches,
+    find_target,
+    set_attributes,
+    tensors_to_cut,
+)
+from lightning_prune.channels.surgery.empty import fill
+from lightning_prune.channels.surgery.install import uninstall
+from lightning_prune.errors import PlanError
+from lightning_prune.plan.plan import Cut, PruningPlan
+from lightning_prune.plan.record import Compact, remember
+
+
+def put_back(tensor: Tensor, cut: Cut, elsewhere: float = 0.0) -> Tensor:
+    """Returns a new tensor of the cut's shape with the kept entries where they were, and `elsewhere` elsewhere.
+
+    Args:
+        tensor: of shape `cut.new_shape`. The result has its memory format.
+    """
+    out = tensor
+    for dim, indices in cut.kept.items():
+        shape = [cut.shape[d] if d == dim else size for d, size in enumerate(out.shape)]
+        index = torch.tensor(indices, dtype=torch.int64, device=tensor.device)
+        out = out.new_full(shape, elsewhere).index_copy_(dim, index, out)
+    if tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+        return out.contiguous(memory_format=torch.channels_last)
+    return out
+
+
+def undo_plan(plan: PruningPlan, model: nn.Module) -> nn.Module:
+    """See `PruningPlan.undo`."""
+    records = {part: record for part in model.modules() if (record := Compact.on(part)) is not None}
+    target = next((part for part, record in records.items() if record.plan.same_cut(plan)), None)
+    if target is None and records:
+        raise PlanError(
+            "the model was made compact by another plan, or by more than this one; "
+            "undo all of it with plan_of(model).undo(model)"
+        )
+    target = find_target(plan, model) if target is None else target
+    check_fits(plan, target, after=True)
+    _grow_tensors(plan, target)
+    set_attributes(target, plan.attributes, back=True)
+    clear_caches(target)
+    fill(target, plan.hollow)
+    uninstall(target)
+    if target in records:
+        records[target].restore_buffers(target)
+        records[target].wake(target)
+    remember(target, None)
+    return model
+
+
+def _grow_tensors(plan: PruningPlan, target: nn.Module) -> None:
+    """Gives parameters, their gradients and buffers their dense shapes. Everything was checked before."""
+    with torch.no_grad():
+        for name, tensor, cut in tensors_to_cut(plan, target):
+            grad, tensor.grad = tensor.grad, None  # a gradient of the old shape may not stay
+            tensor.data = put_back(tensor.data, cut, 1.0 if name.endswith("running_var") else 0.0)
+            if grad is not None:
+                tensor.grad = put_back(grad, cut)

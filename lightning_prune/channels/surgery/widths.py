@@ -1,0 +1,258 @@
+"""Attributes of modules that hard-code a width, and the values they need after surgery.
+
+Most attributes are found by themselves: an operator of the module has an integer argument that counts channels (a
+split size, a slice bound, a size in a view), and the module has an attribute of that value. What an attribute's value
+does not show (a half, a sum) stands in `ADAPTERS`, by the class's name, so that nothing has to be imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.channels.graph.graph import ChannelGraph
+from lightning_prune.channels.trace.sites import Count
+from lightning_prune.plan.plan import Change
+
+
+def kept_count(classes: Tensor, keep: Tensor) -> int:
+    """How many channels of a class-id vector are left. keep: bool of shape (number of classes,)."""
+    return int(kept_mask(classes, keep).sum())
+
+
+def kept_mask(classes: Tensor, keep: Tensor) -> Tensor:
+    """Bool mask of the channels that stay, in the shape of `classes`."""
+    if len(keep) == 0:
+        return torch.ones_like(classes, dtype=torch.bool)
+    return (classes < 0) | keep[classes.clamp(min=0)]
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The widths of one module, before and after.
+
+    Attributes:
+        path: the module's path.
+        counts: the integers in its own forward that count channels.
+    """
+
+    graph: ChannelGraph
+    path: str
+    counts: tuple[Count, ...]
+    keep: Tensor
+
+    def new(self, before: int) -> int | None:
+        """The width that replaces `before`, or None if no integer of that value counts channels here."""
+        found = {kept_count(c.classes, self.keep) for c in self.counts if c.value == before}
+        return found.pop() if len(found) == 1 else None
+
+    def groups(self) -> int | None:
+        """The new number of groups of a convolution or a norm in this module."""
+        found = {kept_count(c.classes, self.keep) for c in self.counts if c.argument in ("groups", "num_groups")}
+        return found.pop() if len(found) == 1 else None
+
+    def size(self, tensor: str, dim: int) -> int | None:
+        """The new size of a dim of a tensor below this module, or None if there is no such tensor."""
+        name = f"{self.path}.{tensor}" if self.path else tensor
+        shape = self.graph.shapes.get(name)
+        if shape is None or dim >= len(shape):
+            return None
+        classes = self.graph.axes.get(name, {}).get(dim)
+        return shape[dim] if classes is None else kept_count(classes, self.keep)
+
+
+Adapter = Callable[[Any, Widths], dict[str, "int | tuple[int, ...] | None"]]
+ADAPTERS: dict[str, Adapter] = {}
+"""{class name: function (module, widths) -> {attribute: new value, None where unknown}}"""
+
+
+def adapter(*names: str) -> Callable[[Adapter], Adapter]:
+    """Registers how the attributes of the classes `names` follow their widths."""
+
+    def register(function: Adapter) -> Adapter:
+        ADAPTERS.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+@adapter("CrossStage", "CrossStage3")
+def _cross_stage(module: Any, widths: Widths) -> dict[str, Any]:
+    half = widths.new(module.expand_chs // 2)
+    return {"expand_chs": None if half is None else 2 * half}
+
+
+@adapter("SHSA")
+def _shsa(module: Any, widths: Widths) -> dict[str, Any]:
+    attended, rest = widths.new(module.pdim), widths.new(module.dim - module.pdim)
+    return {
+        "pdim": attended,
+        "qk_dim": widths.new(module.qk_dim),
+        "dim": None if attended is None or rest is None else attended + rest,
+    }
+
+
+@adapter("SelectiveKernel")
+def _selective_kernel(module: Any, widths: Widths) -> dict[str, Any]:
+    if not module.split_input:
+        return {}
+    part = widths.new(module.in_channels // module.num_paths)
+    return {"in_channels": None if part is None else part * module.num_paths}
+
+
+def _standard(module: nn.Module, widths: Widths) -> dict[str, Any]:
+    """Sizes that torch's own layers repeat as attributes; recognised by the attributes, not by the class."""
+    new: dict[str, Any] = {}
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return new
+    rows, columns = widths.size("weight", 0), widths.size("weight", 1)
+    if weight.ndim >= 3 and all(hasattr(module, name) for name in ("in_channels", "out_channels", "groups")):
+        groups = int(module.groups)  # type: ignore[arg-type]
+        if groups > 1:
+            found = widths.groups()  # none are left of a depthwise layer in a branch that goes whole
+            groups = groups if found is None else found
+        new["groups"] = groups
+        first, second = (
+            ("in_channels", "out_channels") if getattr(module, "transposed", False) else ("out_channels", "in_channels")
+        )
+        new[first], new[second] = rows, None if columns is None else columns * groups
+    elif hasattr(module, "in_features") and hasattr(module, "out_features"):
+        new["out_features"], new["in_features"] = rows, columns
+    elif hasattr(module, "num_groups") and hasattr(module, "num_channels"):
+        new["num_groups"], new["num_channels"] = widths.groups(), rows
+    elif hasattr(module, "num_features"):
+        new["num_features"] = rows
+    elif hasattr(module, "num_parameters"):
+        new["num_parameters"] = rows
+    return new
+
+
+NOT_WIDTHS = (
+    "num_heads",
+    "heads",
+    "num_paths",
+    "num_groups",
+    "num_scales",
+    "num_experts",
+    "radix",
+    "cardinality",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "window_size",
+    "resolution",
+    "num_classes",
+)
+"""Attributes that count something else; they may have the value of a width by chance."""
+
+
+def plain_attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Iterates over a module's own public attributes that are integers or sequences of integers."""
+    for name, value in vars(module).items():
+        if name.startswith("_") or name in NOT_WIDTHS or isinstance(value, bool):
+            continue
+        if isinstance(value, int) or (
+            isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value)
+        ):
+            yield name, value
+
+
+def _inferred(module: nn.Module, widths: Widths) -> dict[str, Any]:
+    """Attributes whose value is the value of an integer that counts channels in the module's own forward."""
+    new: dict[str, Any] = {}
+    if widths.graph.options.attention == "heads":
+        new = {
+            n: widths.new(getattr(module, n))
+            for n in ("num_heads", "heads")
+            if isinstance(getattr(module, n, None), int)
+        }
+    lists: dict[tuple[Any, str], dict[int, Count]] = {}
+    for count in widths.counts:
+        if count.position is not None:
+            lists.setdefault((count.node, count.argument), {})[count.position] = count
+    for name, value in plain_attributes(module):
+        if isinstance(value, int):
+            new[name] = widths.new(value)
+            continue
+        for counts in lists.values():  # a list of split sizes is matched as a whole
+            if [c.value for _, c in sorted(counts.items())] == list(value):
+                new[name] = tuple(kept_count(c.classes, widths.keep) for _, c in sorted(counts.items()))
+                break
+    return new
+
+
+def attribute_changes(model: nn.Module, graph: ChannelGraph, keep: Tensor) -> dict[str, dict[str, Change]]:
+    """Returns {module path: {attribute: change}} for a choice of classes to keep."""
+    counts = counts_by_module(graph)
+    changes: dict[str, dict[str, Change]] = {}
+    for path, module in model.named_modules():
+        widths = Widths(graph, path, tuple(counts.get(path, ())), keep)
+        new = _standard(module, widths)
+        if not new and widths.counts:
+            new = {**_inferred(module, widths), **ADAPTERS.get(type(module).__name__, lambda m, w: {})(module, widths)}
+        for name, after in new.items():
+            before = getattr(module, name)
+            if after is not None and (tuple(before) if isinstance(before, (list, tuple)) else before) != after:
+                kept = tuple(before) if isinstance(before, (list, tuple)) else before
+                changes.setdefault(path, {})[name] = Change(kept, after)
+    return changes
+
+
+def counts_by_module(graph: ChannelGraph) -> dict[str, list[Count]]:
+    """{module path: the integers in its own forward that count channels}"""
+    found: dict[str, list[Count]] = {}
+    for count in graph.counts:
+        found.setdefault(count.module, []).append(count)
+    return found
+
+
+def expressible(graph: ChannelGraph, model: nn.Module, failed: str, whole: bool) -> list[tuple[Tensor, ...]]:
+    """Equal widths that a module's code may take for granted without showing it in an attribute.
+
+    `reshape(B, N, C)` with C from the input's shape ties a view's width to the width that comes in. Asked for only
+    after a module has failed; returns the groups for all modules of its class.
+
+    Args:
+        failed: path of the module that failed.
+        whole: give up on the widths that such modules take in and count, and keep them whole.
+    """
+    kind = type(model.get_submodule(failed))
+    paths = {path for path, module in model.named_modules() if type(module) is kind}
+    groups: list[tuple[Tensor, ...]] = []
+    for path in paths:
+        if whole:
+            counted = [c.classes for c in graph.counts if c.module == path]
+            groups += [(ids, torch.full_like(ids, -1)) for ids in [*counted, *graph.inputs.get(path, ())]]
+            continue
+        by_value: dict[int, list[Tensor]] = {}
+        for count in graph.counts:
+            if count.module == path and count.argument in ("size", "shape"):
+                by_value.setdefault(count.value, []).append(count.classes)
+        for ids in graph.inputs.get(path, ()):
+            if len(ids) in by_value:
+                by_value[len(ids)].append(ids)
+        groups += [tuple(ids) for ids in by_value.values() if len(ids) > 1]
+    return groups
+
+
+def equal_widths(model: nn.Module, graph: ChannelGraph) -> list[tuple[Tensor, ...]]:
+    """Returns groups of class-id vectors whose kept counts must be equal for the model's own code to run.
+
+    Parts of an equal split; and integers in one module that come from one attribute, such as the `key_dim` of all
+    heads.
+    """
+    groups = [part.parts for part in graph.equal_parts]
+    groups += [(pick.before, torch.full_like(pick.before, -1)) for pick in graph.picks]  # its numbers stay, so all stay
+    for path, counts in counts_by_module(graph).items():
+        module = model.get_submodule(path)
+        for value in {v for _, v in plain_attributes(module) if isinstance(v, int)}:
+            same = tuple(c.classes for c in counts if c.value == value and c.argument not in ("groups", "num_groups"))
+            if len(same) > 1:
+                groups.append(same)
+    return groups

@@ -1,0 +1,231 @@
+"""Proof on the spot: the sliced model computes what the masked model computes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lightning_prune.channels.surgery.cut import clear_caches, set_attributes
+from lightning_prune.channels.surgery.empty import hollowed
+from lightning_prune.channels.verify.tensors import (
+    Reader,
+    Step,
+    awake,
+    cast,
+    folded,
+    masked,
+    reader,
+    reading,
+    rounded,
+    sliced,
+)
+from lightning_prune.plan.plan import PruningPlan
+from lightning_prune.support.modes import mode, split_input
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+"""Largest allowed difference, relative to the largest output, by the dtype that the check ran in."""
+
+SMALL = 1 << 25
+"""Bytes (32 MiB) that a tensor may take in float64 whatever the size of the model."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the check on a random batch found.
+
+    Attributes:
+        difference: largest |masked - sliced| relative to the largest |masked|.
+        effect: largest |masked - dense| relative to the largest |dense|: how much the masking itself changes.
+        dtype: what the check was computed in.
+        tolerance: the largest allowed difference.
+    """
+
+    difference: float
+    effect: float
+    dtype: torch.dtype
+    tolerance: float
+
+    @property
+    def equal(self) -> bool:
+        """Whether sliced == masked within the tolerance."""
+        return self.difference <= self.tolerance
+
+    def __str__(self) -> str:
+        return (
+            f"masked == sliced within {self.difference:.1e} ({self.dtype}, tolerance {self.tolerance:.0e}); "
+            f"the masking changes the output by {self.effect:.1e}"
+        )
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Eval mode with empty tensor caches inside; every plain attribute is put back after.
+
+    Some models cache tensors in eval mode (attention biases). A cached tensor would hide a masked parameter here, and
+    a tensor of the check must not stay in the user's model.
+    """
+    saved = []
+    for module in model.modules():
+        saved.append((module, dict(vars(module))))
+        for name, value in vars(module).items():
+            if (
+                isinstance(value, dict)
+                and not name.startswith("_")
+                and any(isinstance(v, Tensor) for v in value.values())
+            ):
+                module.__dict__[name] = {}
+            elif isinstance(value, dict) and not name.startswith("_"):
+                module.__dict__[name] = dict(value)
+    try:
+        with mode(model, False), torch.no_grad():
+            yield
+    finally:
+        for module, before in saved:
+            for name in [n for n in vars(module) if n not in before]:
+                del module.__dict__[name]
+            module.__dict__.update({n: v for n, v in before.items() if n != "training"})
+
+
+def random_like(example_input: Any, dtype: torch.dtype | None, seed: int = 0) -> Any:
+    """A random batch in the shapes of the example; integer inputs are taken as they are."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        return noise.to(device=value.device, dtype=dtype or value.dtype)
+
+    return pytree.tree_map(draw, example_input)
+
+
+def run(model: nn.Module, read: Reader, example: Any) -> list[Tensor]:
+    """Runs a model with the tensors that a reader makes; returns the floating-point outputs."""
+    args, kwargs = split_input(example)
+    clear_caches(model)  # of the run before, with other tensors
+    with reading(model, read):
+        out = model(*args, **kwargs)
+    return [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def distance(first: list[Tensor], second: list[Tensor]) -> float:
+    """Largest absolute difference, relative to the largest absolute value of `first`; inf if shapes differ."""
+    worst = 0.0
+    for a, b in zip(first, second, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        scale = float(a.abs().max()) if a.numel() else 0.0
+        gap = float((a - b).abs().max()) if a.numel() else 0.0
+        worst = max(worst, gap / scale if scale > 0 else gap)
+        if not (bool(a.isfinite().all()) and bool(b.isfinite().all())):
+            return float("inf")
+    return worst
+
+
+def exact_dtypes(model: nn.Module) -> tuple[torch.dtype | None, ...]:
+    """float64 first, unless one tensor in it would take most of the model's memory; then the model's own dtype."""
+    tensors = list(model.parameters())
+    size = sum(p.numel() * p.element_size() for p in tensors)
+    largest = max((8 * p.numel() for p in tensors), default=0)
+    return (torch.float64, None) if largest <= max(SMALL, size // 2) else (None,)
+
+
+def check_eager(
+    model: nn.Module, plan: PruningPlan, example_input: Any, runner: Callable[..., list[Tensor]] = run
+) -> Proof:
+    """Compares masked and sliced without changing the model: its tensors are made from outside.
+
+    Args:
+        runner: how to run the sliced tensors; by default the model itself with the plan's attributes set.
+
+    Raises:
+        Exception: whatever the sliced model raises.
+    """
+    return _compare(model, plan, example_input, runner, (awake(model, plan),), None, {})
+
+
+def check_same(
+    model: nn.Module,
+    plan: PruningPlan,
+    folds: dict[str, Tensor],
+    example_input: Any,
+    runner: Callable[..., list[Tensor]] = run,
+    zeroed: Collection[str] = (),
+) -> Proof:
+    """Compares the model as it is with the sliced model: the proof that nothing was lost.
+
+    Args:
+        folds: {tensor name: what is added to it before slicing}.
+        zeroed: names of scale factors whose removed entries count as zero in the reference.
+    """
+    return _compare(model, plan, example_input, runner, (), zeroed, folds)
+
+
+def check_trains(model: nn.Module, plan: PruningPlan, example_input: Any) -> None:
+    """Runs the sliced model in train mode, without changing the model.
+
+    Raises:
+        Exception: whatever the sliced model raises, if the dense one does not raise too (a norm over single values).
+    """
+    batch = random_like(example_input, None)
+    steps = (lambda name, tensor: tensor.clone(), sliced(plan, None))  # statistics are written in place
+    with untouched(model), mode(model, True), torch.random.fork_rng():
+        try:
+            set_attributes(model, plan.attributes)
+            with hollowed(model, plan):
+                run(model, reader(model, *steps), batch)
+        except Exception:
+            set_attributes(model, plan.attributes, back=True)
+            try:
+                run(model, reader(model, steps[0]), batch)
+            except Exception:
+                return
+            raise
+
+
+def _compare(
+    model: nn.Module,
+    plan: PruningPlan,
+    example_input: Any,
+    runner: Callable[..., list[Tensor]],
+    first: tuple[Step, ...],
+    zeroed: Collection[str] | None,
+    folds: dict[str, Tensor],
+) -> Proof:
+    with untouched(model):
+        for dtype in exact_dtypes(model):
+            reference = reader(model, *first, masked(plan, dtype, zeroed))
+            batch = random_like(example_input, dtype)
+            try:
+                dense = run(model, reader(model, *first, cast(dtype)), batch)
+                expected = dense if zeroed is not None and not zeroed else run(model, reference, batch)
+            except RuntimeError:  # a layer that insists on its own dtype
+                if dtype is None:
+                    raise
+                continue
+            if dtype is not None and not all(bool(t.isfinite().all()) for t in expected):
+                continue
+            small = reader(model, *first, folded(folds, dtype), sliced(plan, dtype))
+            if runner is run:
+                set_attributes(model, plan.attributes)
+            try:
+                with hollowed(model, plan):
+                    result = runner(model, small, batch)
+                break
+            except RuntimeError:  # a rewritten graph may have the model's dtype written into it
+                if dtype is None or runner is run:
+                    raise
+        used = expected[0].dtype
+        difference, tolerance = distance(expected, result), TOLERANCE.get(used, 1e-3)
+        if tolerance < difference < 1e-3:
+            # A network may amplify rounding (sharp attention): see how far rounding alone carries.
+            set_attributes(model, plan.attributes, back=True) if runner is run else None
+            noise = distance(expected, run(model, lambda name: rounded(name, reference(name)), batch))
+            tolerance = max(tolerance, min(100 * noise, 1e-4))
+    return Proof(difference, distance(dense, expected), used, tolerance)

@@ -1,0 +1,184 @@
+"""A model's tensors as a check wants them, each made when it is asked for and dropped after use.
+
+A check needs the model in float64, masked, and sliced. Whole copies of it would take several times the model's memory;
+made one by one, they take no more than the largest tensor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Interpreter, Node
+from torch.utils import _pytree as pytree
+
+from lightning_prune.channels.surgery.cut import state_tensors, take
+from lightning_prune.plan.plan import PruningPlan
+
+Reader = Callable[[str], Tensor]
+"""Makes the tensor of a name in the state dict."""
+
+Step = Callable[[str, Tensor], Tensor]
+"""What happens to a tensor of a name on the way; it may not change the tensor that it is given."""
+
+
+def reader(model: nn.Module, *steps: Step) -> Reader:
+    """Reads a model's tensors through some steps."""
+    tensors = state_tensors(model)
+
+    def read(name: str) -> Tensor:
+        tensor = tensors[name].detach()
+        for step in steps:
+            tensor = step(name, tensor)
+        return tensor
+
+    return read
+
+
+def cast(dtype: torch.dtype | None) -> Step:
+    """To another dtype; None leaves all as they are."""
+    return lambda name, tensor: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def masked(plan: PruningPlan, dtype: torch.dtype | None, only: Collection[str] | None = None) -> Step:
+    """Every removed entry is zero: outputs of the removed channels and what consumes them."""
+
+    def step(name: str, tensor: Tensor) -> Tensor:
+        if name not in plan.cuts or (only is not None and name not in only):
+            return cast(dtype)(name, tensor)
+        cut, value = plan.cuts[name], tensor.to(dtype or tensor.dtype, copy=True)
+        for dim, kept in cut.kept.items():
+            gone = torch.ones(cut.shape[dim], dtype=torch.bool)
+            gone[torch.tensor(kept, dtype=torch.int64)] = False
+            value.index_fill_(dim, gone.nonzero().flatten().to(value.device), 0)
+        return value
+
+    return step
+
+
+def sliced(plan: PruningPlan, dtype: torch.dtype | None) -> Step:
+    """Every removed entry is gone."""
+    return lambda name, tensor: cast(dtype)(name, take(tensor, plan.cuts[name]) if name in plan.cuts else tensor)
+
+
+def folded(folds: Mapping[str, Tensor], dtype: torch.dtype | None) -> Step:
+    """Constants are added, in the dtype of the check."""
+
+    def step(name: str, tensor: Tensor) -> Tensor:
+        if name not in folds:
+            return tensor
+        value = cast(dtype)(name, tensor)
+        return value + folds[name].to(value)
+
+    return step
+
+
+def awake(model: nn.Module, plan: PruningPlan) -> Step:
+    """Nothing is switched off.
+
+    A scale factor of zero (a zero-initialised last norm, a pruned channel) hides every mistake behind it, so there are
+    ones there, and small random numbers in rows of weights (and in vectors) that are zero throughout. Channels that are
+    to go have a scale and a shift of one: a trained network may have closed its ReLU on them.
+    """
+    paths = [name for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = {f"{path}.weight" for path in paths}
+    going = {
+        name: torch.tensor([i not in kept for i in range(plan.cuts[name].shape[0])])
+        for path in paths
+        for name in (f"{path}.weight", f"{path}.bias")
+        if name in plan.cuts and 0 in plan.cuts[name].kept
+        for kept in [set(plan.cuts[name].kept[0])]
+    }
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+
+    def step(name: str, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point() or tensor.numel() == 0:
+            return tensor
+        if name in going:
+            tensor = tensor.masked_fill(going[name].to(tensor.device), 1.0)
+        if name in norms:
+            return tensor.masked_fill(tensor == 0, 1.0)
+        if name not in parameters or not tensor.ndim:
+            return tensor
+        low, high = (tensor.flatten(1) if tensor.ndim > 1 else tensor[None]).aminmax(dim=1)
+        off = ((low == 0) & (high == 0)).expand(len(tensor))
+        if not bool(off.any()):
+            return tensor
+        generator = torch.Generator().manual_seed(1)  # the same numbers each time, under each name
+        noise = 0.1 * torch.randn(tensor[off].shape, generator=generator, dtype=torch.float64)
+        value = tensor.clone()
+        value[off] = noise.to(value)
+        return value
+
+    return step
+
+
+def rounded(name: str, tensor: Tensor) -> Tensor:
+    """Every number is moved by about one unit in the last place."""
+    if not tensor.is_floating_point():
+        return tensor
+    generator = torch.Generator().manual_seed(3)
+    sign = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor) * 2 - 1
+    return tensor * (1 + sign * torch.finfo(tensor.dtype).eps)
+
+
+class _Made(dict[str, Any]):
+    """A module's parameters or buffers, made by a reader at every look. What the module writes, it reads back."""
+
+    def __init__(self, held: Mapping[str, Any], path: str, read: Reader) -> None:
+        super().__init__(held)
+        self.held, self.path, self.read = held, path, read
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        if value is None or value is not self.held.get(name):
+            return value
+        return self.read(f"{self.path}.{name}" if self.path else name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if super().__contains__(name) else default
+
+    def items(self) -> Any:
+        return ((name, self[name]) for name in self)
+
+    def values(self) -> Any:
+        return (self[name] for name in self)
+
+
+@contextlib.contextmanager
+def reading(model: nn.Module, read: Reader) -> Iterator[None]:
+    """Inside, the model's parameters and buffers are what the reader makes of them.
+
+    oneDNN is off, as it would copy every weight into an order of its own.
+    """
+    before = [(path, module, module._parameters, module._buffers) for path, module in model.named_modules()]
+    reorders = torch.backends.mkldnn.enabled
+    try:
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+        for path, module, parameters, buffers in before:
+            module.__dict__["_parameters"] = _Made(parameters, path, read)
+            module.__dict__["_buffers"] = _Made(buffers, path, read)
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = reorders
+        for _, module, parameters, buffers in before:
+            module.__dict__["_parameters"], module.__dict__["_buffers"] = parameters, buffers
+
+
+class Later:
+    """An input of a graph that is made where it is used."""
+
+    def __init__(self, read: Reader, name: str) -> None:
+        self.read, self.name = read, name
+
+
+class LazyRun(Interpreter):
+    """Runs a graph whose inputs may be made later, and drops every value after its last use."""
+
+    def fetch_args_kwargs_from_env(self, n: Node) -> Any:
+        """The arguments of a call, with nothing left to be made."""
+        found = super().fetch_args_kwargs_from_env(n)
+        return pytree.tree_map(lambda a: a.read(a.name) if isinstance(a, Later) else a, found)

@@ -1,0 +1,5 @@
+"""The command line ``lightning-prune``."""
+
+from lightning_prune.cli.app import main
+
+__all__ = ["main"]

@@ -1,7 +1,0 @@
-"""The mask on a layer's weight: which weights, the gates, and the class swap that puts them in place."""
-
-from lightning_prune.masking.attach import attach, detach, is_attached
-from lightning_prune.masking.gates import Gate, HardGate, SoftGate
-from lightning_prune.masking.targets import Skipped, Target, find_targets
-
-__all__ = ["Gate", "HardGate", "Skipped", "SoftGate", "Target", "attach", "detach", "find_targets", "is_attached"]

@@ -1,0 +1,7 @@
+"""The mask on a layer's weight: which weights, the gates, and the class swap that puts them in place."""
+
+from lightning_prune.masks.attach import attach, detach, is_attached
+from lightning_prune.masks.gates import Gate, HardGate, SoftGate
+from lightning_prune.masks.targets import Skipped, Target, find_targets
+
+__all__ = ["Gate", "HardGate", "Skipped", "SoftGate", "Target", "attach", "detach", "find_targets", "is_attached"]

@@ -1,0 +1,125 @@
+"""Gates: what turns a parameter into the weight that the network uses, and a gradient back.
+
+A gate's backward is the identity, so the parameter's ``.grad`` gathers ``dL/dv`` through whatever the user has:
+accumulation, loss scaling, all-reduce. `Gate.step_` turns it into the method's gradient once per optimizer step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_prune.functional.ltp import at_least_float32, hard_prune
+from lightning_prune.masks import ltp as kernels
+
+
+class _Through(torch.autograd.Function):
+    """Forward: the masked weight. Backward: the gradient as it is, to the parameter. For compiled graphs."""
+
+    @staticmethod
+    def forward(ctx: Any, param: Tensor, masked: Tensor) -> Tensor:
+        return masked.view_as(masked)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+class Gate:
+    """Base of all gates. Keeps one buffer with the masked weight: it is computed once and then read as often as asked.
+
+    The buffer is renewed when the parameter's version changes, and after `expire`, which the owner calls wherever a
+    parameter may have changed unseen (through ``.data``): at each batch and after each optimizer step.
+    """
+
+    def __init__(self) -> None:
+        self._masked: Tensor | None = None
+        self._version = -1
+
+    def mask(self, w: Tensor, out: Tensor | None) -> Tensor:
+        """The masked weight, into ``out`` if given."""
+        raise NotImplementedError
+
+    def step_(self, w: Tensor, grad: Tensor, count: bool) -> Tensor:
+        """Turn ``grad = dL/dv`` into the weight's gradient in place; return the sums named by `kernels.STATS`."""
+        raise NotImplementedError
+
+    def expire(self) -> None:
+        """Forget the masked weight: the parameter or the gate has changed."""
+        self._version = -1
+
+    def renew(self, param: Tensor) -> None:
+        """Compute the masked weight ahead of the forward: layer after layer is faster than one here, one there."""
+        if self._masked is not None:  # else nobody has asked for it yet
+            self._cached(param)
+
+    def __call__(self, param: Tensor) -> Tensor:
+        """The weight that the network uses, with the identity as its gradient to ``param``."""
+        compiling = torch.compiler.is_compiling()
+        masked = self.mask(param.detach(), None) if compiling else self._cached(param)
+        if not (torch.is_grad_enabled() and param.requires_grad):
+            return masked
+        if compiling:
+            return _Through.apply(param, masked)  # type: ignore[no-any-return]
+        # A view of the parameter whose memory is the mask's: its backward is autograd's own, without a call of Python.
+        weight = param.view_as(param)
+        weight.data = masked
+        return weight
+
+    @torch.no_grad()
+    def _cached(self, param: Tensor) -> Tensor:
+        buffer, w = self._masked, param.detach()
+        if buffer is not None and self._version == param._version and buffer.device == w.device:
+            return buffer
+        if (
+            buffer is None
+            or buffer.is_inference()
+            or any(getattr(buffer, k) != getattr(w, k) for k in ("shape", "dtype", "device"))
+            or buffer.stride() != w.stride()
+        ):
+            with torch.inference_mode(False):  # a buffer made in validation must serve training too
+                buffer = torch.empty_like(w)
+        self._masked = self.mask(w, buffer)
+        self._version = param._version
+        return self._masked
+
+
+class SoftGate(Gate):
+    """LTP's gate, ``v = w·sigm(slope·w² + shift)``, ``slope = 1/T``, ``shift = −τ/T`` (0-dim tensors, read live).
+
+    With ``fuse`` its kernels are compiled by torch.compile.
+    """
+
+    def __init__(self, slope: Tensor, shift: Tensor, fuse: bool = False) -> None:
+        super().__init__()
+        self.slope, self.shift, self.fuse = slope, shift, fuse
+        self._sums: kernels.Sums | None = None
+
+    def mask(self, w: Tensor, out: Tensor | None) -> Tensor:
+        masked, self._sums = kernels.soft_mask(w, self.slope, self.shift, out, self.fuse)
+        return masked
+
+    def step_(self, w: Tensor, grad: Tensor, count: bool) -> Tensor:
+        masked = self._cached(w)  # the forward's own, unless it was compiled
+        return kernels.soft_step_(w, grad, masked, self._sums, self.slope, self.shift, count, self.fuse)
+
+
+class HardGate(Gate):
+    """A step: ``v = w`` where ``w² > τ``, else 0 (``tau``: 0-dim tensor, read live). Pruned weights get no gradient."""
+
+    def __init__(self, tau: Tensor) -> None:
+        super().__init__()
+        self.tau = tau
+
+    def mask(self, w: Tensor, out: Tensor | None) -> Tensor:
+        pruned = hard_prune(w, self.tau)
+        return pruned if out is None else out.copy_(pruned)
+
+    def step_(self, w: Tensor, grad: Tensor, count: bool) -> Tensor:
+        alive = at_least_float32(w.detach()).square() > self.tau
+        grad.mul_(alive)
+        kept = alive.sum().to(torch.float32)
+        zero = torch.zeros_like(kept)
+        return torch.stack([zero, zero, kept, kept, zero])

@@ -1,0 +1,196 @@
+"""`PruningPlan`: a pruned architecture as data. Which channels of which tensors are left, as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_prune.errors import PlanError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is left of one tensor.
+
+    Attributes:
+        shape: the tensor's shape before.
+        kept: {dim: kept indices, increasing}; dims that stay whole are absent.
+    """
+
+    shape: tuple[int, ...]
+    kept: dict[int, tuple[int, ...]]
+
+    @property
+    def new_shape(self) -> tuple[int, ...]:
+        """The tensor's shape after."""
+        return tuple(len(self.kept[d]) if d in self.kept else size for d, size in enumerate(self.shape))
+
+
+@dataclass(frozen=True)
+class Change:
+    """An attribute of a module that counts channels: its value before and after (ints, or sequences of ints)."""
+
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Everything needed to turn a dense model into the compact one, without tracing anything again.
+
+    Attributes:
+        cuts: {tensor name in the state dict: what is left of it}.
+        attributes: {module path: {attribute: change}}.
+        form: "eager" if the model's own code runs the compact model, "graph" if a rewritten graph has to.
+        inputs: (shape, dtype) of the tensors that the model was traced with; used by the form "graph".
+        settings: how the channels were tied ("groups", "attention"), for the form "graph" and for the record.
+        hollow: paths of the modules that keep no channel on one side, as their branch went whole; stand-ins run them
+            where PyTorch cannot. No other module may lose all of its channels.
+    """
+
+    cuts: dict[str, Cut]
+    attributes: dict[str, dict[str, Change]] = field(default_factory=dict)
+    form: str = "eager"
+    inputs: tuple[tuple[tuple[int, ...], str], ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    hollow: tuple[str, ...] = ()
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """Returns the plan as JSON text, and writes it to `path` if given. Equal index lists are stored once."""
+        from lightning_prune.plan.codec import plan_data
+
+        text = json.dumps(plan_data(self))
+        if path is not None:
+            Path(path).write_text(text)
+        return text
+
+    @classmethod
+    def from_json(cls, source: str | Path) -> PruningPlan:
+        """Reads a plan from JSON text, or from a file.
+
+        Raises:
+            PlanError: the source is not a plan, or of a version that this library does not know.
+        """
+        from lightning_prune.plan.codec import parse_plan
+
+        text = source.read_text() if isinstance(source, Path) else source
+        if not text.lstrip().startswith("{"):
+            try:
+                text = Path(text).read_text()
+            except OSError as error:
+                raise PlanError(f"{source!r} is neither JSON text nor a readable file: {error}") from error
+        return parse_plan(text)
+
+    def apply(
+        self, model: nn.Module, *, optimizers: Iterable[Optimizer] = (), averaged: Iterable[nn.Module] = ()
+    ) -> nn.Module:
+        """Makes `model` compact, in place: Parameter objects stay, their data is sliced.
+
+        The module remembers the plan, in one with those that were applied before: see `lightning_prune.plan.record`.
+
+        Args:
+            model: a dense model of the architecture that the plan was made from, or a module that holds exactly one
+                (a LightningModule, an `AveragedModel`).
+            optimizers: optimizers over the model's parameters; their state is sliced with it.
+            averaged: averaged copies of the model; they get the same plan.
+
+        Returns:
+            The same object.
+
+        Raises:
+            PlanError: the plan does not fit; nothing was changed.
+        """
+        from lightning_prune.channels.surgery.cut import apply_plan
+
+        return apply_plan(self, model, optimizers, averaged)
+
+    def undo(self, model: nn.Module) -> nn.Module:
+        """Gives a compact model its dense shapes back, in place, so that a dense checkpoint can be loaded into it.
+
+        What was kept goes where it was; what was removed is zero (a running variance: one), so the result computes what
+        the model with masked channels computes. Buffers outside the state dict are as they were before. Parameter
+        objects stay; optimizer state is not grown: load it, or make a new optimizer.
+
+        Args:
+            model: a model that this plan was applied to, or a module that holds one. Where several plans were applied,
+                it takes all of them in one: ``plan_of(model).undo(model)``.
+
+        Returns:
+            The same object.
+
+        Raises:
+            PlanError: the model is not what this plan leaves; nothing was changed.
+        """
+        from lightning_prune.channels.surgery.undo import undo_plan
+
+        return undo_plan(self, model)
+
+    def same_cut(self, other: PruningPlan) -> bool:
+        """Whether both leave the same model; what they were traced with may differ."""
+        mine, theirs = ((p.cuts, p.attributes, p.form, p.hollow) for p in (self, other))
+        return mine == theirs
+
+    def below(self, path: str) -> PruningPlan:
+        """What this plan does to the submodule at `path`, by the names that the submodule itself uses."""
+        start = f"{path}."
+        cuts = {name.removeprefix(start): cut for name, cut in self.cuts.items() if name.startswith(start)}
+        attributes = {
+            f"{module}.".removeprefix(start).removesuffix("."): changes
+            for module, changes in self.attributes.items()
+            if f"{module}.".startswith(start)
+        }
+        hollow = tuple(f"{m}.".removeprefix(start).removesuffix(".") for m in self.hollow if f"{m}.".startswith(start))
+        return PruningPlan(cuts, attributes, self.form, self.inputs, self.settings, hollow)
+
+    def then(self, second: PruningPlan) -> PruningPlan:
+        """Returns the one plan that does what `self` and then `second` do.
+
+        Raises:
+            PlanError: `second` was not made from the model that `self` leaves.
+        """
+        cuts = dict(self.cuts)
+        for name, cut in second.cuts.items():
+            first = self.cuts.get(name)
+            if first is None:
+                cuts[name] = cut
+                continue
+            if first.new_shape != cut.shape:
+                raise PlanError(
+                    f"plans do not follow each other: {name} is {first.new_shape} after the first plan, "
+                    f"the second expects {cut.shape}"
+                )
+            kept = {
+                d: tuple(first.kept[d][i] for i in cut.kept[d]) if d in first.kept and d in cut.kept
+                else cut.kept.get(d, first.kept.get(d, ()))
+                for d in sorted({*first.kept, *cut.kept})
+            }  # fmt: skip
+            cuts[name] = Cut(first.shape, kept)
+        attributes = {module: dict(changes) for module, changes in self.attributes.items()}
+        for module, changes in second.attributes.items():
+            for name, change in changes.items():
+                known = attributes.setdefault(module, {}).get(name)
+                attributes[module][name] = change if known is None else Change(known.before, change.after)
+        form = "graph" if "graph" in (self.form, second.form) else "eager"
+        hollow = tuple(sorted({*self.hollow, *second.hollow}))
+        if hollow and form == "graph":
+            raise PlanError(
+                f"no rewritten graph runs a model without the branches of {hollow[0]}: one of the plans is one"
+            )
+        settings = {**self.settings, **second.settings}
+        return PruningPlan(cuts, attributes, form, self.inputs or second.inputs, settings, hollow)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PruningPlan:
+        return self  # a value: averaged copies of a module need no copy of its long lists
+
+    def __str__(self) -> str:
+        before = sum(math.prod(cut.shape) for cut in self.cuts.values())
+        after = sum(math.prod(cut.new_shape) for cut in self.cuts.values())
+        return f"PruningPlan({len(self.cuts)} tensors cut, {before} -> {after} elements in them, form={self.form!r})"

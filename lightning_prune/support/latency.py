@@ -1,0 +1,74 @@
+"""CPU latency of two models, measured in turn so that both see the same machine."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lightning_prune.support.modes import mode, split_input
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Median seconds of a forward pass in eval mode, before and after.
+
+    Attributes:
+        before, after: seconds.
+        ratio: median of the ratios of neighbouring runs, after / before.
+        batch: samples in a pass.
+        threads: of torch.
+    """
+
+    before: float
+    after: float
+    ratio: float
+    batch: int
+    threads: int
+
+    def __str__(self) -> str:
+        return (
+            f"CPU latency at batch {self.batch}, {self.threads} threads: {1e3 * self.before:.1f} -> "
+            f"{1e3 * self.after:.1f} ms ({self.ratio:.2f})"
+        )
+
+
+def compare_latency(before: nn.Module, after: nn.Module, example_input: Any, batch: int, rounds: int = 9) -> Latency:
+    """Times two models on the CPU in turn; what is on another device is copied.
+
+    Args:
+        before, after: models that take the same input.
+        example_input: as for `ChannelGraph.trace`; its first dim becomes ``batch``.
+        batch: samples in a pass.
+        rounds: pairs of passes, after one that is not counted.
+    """
+    args, kwargs = pytree.tree_map(lambda v: _resized(v, batch), split_input(example_input))
+    models = [m if _on_cpu(m) else copy.deepcopy(m).cpu() for m in (before, after)]
+    times: tuple[list[float], list[float]] = ([], [])
+    with torch.inference_mode(), mode(models[0], False), mode(models[1], False):
+        for i in range(rounds + 1):
+            for which in (0, 1) if i % 2 else (1, 0):
+                start = time.perf_counter()
+                models[which](*args, **kwargs)
+                if i:
+                    times[which].append(time.perf_counter() - start)
+    ratio = statistics.median(b / a for a, b in zip(*times, strict=True))
+    before_s, after_s = (statistics.median(t) for t in times)
+    return Latency(before_s, after_s, ratio, batch, torch.get_num_threads())
+
+
+def _on_cpu(model: nn.Module) -> bool:
+    return all(p.device.type == "cpu" for p in model.parameters())
+
+
+def _resized(value: Any, batch: int) -> Any:
+    """A tensor like this one with another first dim, on the CPU; zeros, since speed does not depend on the values."""
+    if not isinstance(value, Tensor) or not value.ndim:
+        return value
+    return torch.zeros(batch, *value.shape[1:], dtype=value.dtype)

@@ -1,0 +1,110 @@
+"""The named timm backbones on real data: they shrink in mid-fit, train on, resume, save, load and export."""
+
+import io
+
+import lightning
+import onnxruntime
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_prune import MRTSCallback, NetworkSlimmingCallback, TimmClassifier, load_pruned, save_pruned
+from lightning_prune.zoo.data import DigitsDataModule
+from tests.toy import trainer
+
+BACKBONES = ("efficientnet_b0", "mixnet_s", "resnet18", "resnet50", "vgg16_bn_cifar", "mobilenetv2_100", "densenet121")
+BATCHES = 3
+
+
+class Losses(lightning.Callback):
+    """The training loss on one fixed batch just before and after the removal, and with the channels only masked."""
+
+    def __init__(self, callback):
+        self.callback, self.numbers, self.before = callback, {}, {}
+
+    def loss(self, module):
+        x, y = self.batch
+        was = module.training
+        module.eval()
+        with torch.no_grad():
+            value = F.cross_entropy(module(x), y).item()
+        module.train(was)
+        return value
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if self.callback.stage == "soft":
+            self.batch = batch
+            self.before = {k: v.detach().clone() for k, v in pl_module.state_dict().items()}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.callback.stage != "compact" or self.numbers or not self.before:
+            return
+        self.numbers["compact"] = self.loss(pl_module)
+        masked = TimmClassifier(**pl_module.hparams)
+        masked.load_state_dict(self.before)
+        cuts = self.callback.pruned.plan.cuts
+        for name, m in masked.model.named_modules():
+            if isinstance(m, nn.BatchNorm2d) and f"{name}.weight" in cuts:
+                gone = torch.ones(m.num_features, dtype=torch.bool)
+                gone[list(cuts[f"{name}.weight"].kept[0])] = False
+                m.weight.data[gone] = 0
+        self.numbers["masked"] = self.loss(masked)
+
+
+def fit(path, name, method=MRTSCallback, ckpt_path=None):
+    torch.manual_seed(0)
+    kwargs = {"width": 16} if "cifar" in name else {}
+    module = TimmClassifier(name, model_kwargs=kwargs | {"drop_rate": 0.0}, lr=1e-3)
+    callback = method(target_macs=0.5, warmup=1, sparsify=1, recalibrate_batches=0)
+    losses = Losses(callback)
+    checkpoints = ModelCheckpoint(dirpath=path, filename="{epoch}", save_top_k=-1)
+    run = trainer(
+        path, [callback, losses, checkpoints], max_epochs=4, limit_train_batches=BATCHES, limit_val_batches=1,
+        enable_checkpointing=True, num_sanity_val_steps=0,
+    )  # fmt: skip
+    run.fit(module, datamodule=DigitsDataModule(batch_size=32), ckpt_path=ckpt_path)
+    return module, callback, losses
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_backbone_shrinks_in_mid_fit_trains_on_resumes_saves_loads_and_exports(name, tmp_path):
+    module, callback, losses = fit(tmp_path, name)
+    dense = TimmClassifier(**module.hparams)
+    size, before = (sum(p.numel() for p in m.parameters()) for m in (module, dense))
+    assert 0.495 <= callback.numbers["macs"] <= 0.5
+    assert size < 0.8 * before
+    assert callback.pruned.proof.equal
+    assert losses.numbers["compact"] == pytest.approx(losses.numbers["masked"], rel=0.1, abs=0.05)
+    for p in module.parameters():
+        assert p.grad is None or p.grad.shape == p.shape
+
+    for epoch in (1, 2):  # just before the removal, and after it
+        again, resumed, _ = fit(tmp_path / f"from{epoch}", name, ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
+        assert resumed.numbers["macs"] == callback.numbers["macs"]
+        for (key, a), b in zip(module.state_dict().items(), again.state_dict().values(), strict=True):
+            assert torch.equal(a, b), f"{key} after resuming at the end of epoch {epoch}"
+
+    x = torch.randn(2, 1, 32, 32)
+    loaded = load_pruned(save_pruned(module, tmp_path / "compact.safetensors")).eval()
+    with torch.no_grad():
+        expected = module.eval().model(x)
+        assert torch.equal(loaded(x), expected)
+    file = io.BytesIO()
+    torch.onnx.export(loaded, (x,), dynamo=True, verbose=False).save(file)
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_slimming_on_a_backbone(tmp_path):
+    module, callback, _ = fit(tmp_path, "mixnet_s", NetworkSlimmingCallback)
+    assert 0.495 <= callback.numbers["macs"] <= 0.5
+    assert module.model(torch.randn(2, 1, 32, 32)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "vit_tiny_patch16_224"])
+def test_a_backbone_without_batchnorm_points_to_ltp(name, tmp_path):
+    with pytest.raises(ValueError, match=r"decides by BatchNorm scale factors.*LTPCallback"):
+        trainer(tmp_path, [MRTSCallback()]).fit(TimmClassifier(name), datamodule=DigitsDataModule())
