@@ -91,8 +91,8 @@ class PruningCallback(PruningMethod, Callback):
         if stage == "fit":
             check_strategy(trainer, type(self).__name__)
             detach(pl_module)
-            self.forget()
-            self.monitor.forget()
+            self.reset()
+            self.monitor.reset()
             if self.trail is not None:
                 self.trail.entries.clear()
         self._loaded = None

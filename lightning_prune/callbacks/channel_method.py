@@ -23,9 +23,9 @@ class ChannelMethod(Run):
 
     budget: tuple[Resource, float] | None
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Back to the state before any fit."""
-        super().forget()
+        super().reset()
         self.stage: Stage = "dense"
         self.chooser: Chooser | None = None
         self.choice: Choice | None = None

@@ -123,7 +123,7 @@ class ChannelPruningCallback(ChannelMethod, Callback):
             check_strategy(trainer, type(self).__name__)
             check_launcher(trainer, type(self).__name__)
             check_alone(trainer, self)
-            self.forget()
+            self.reset()
         self._loaded = None
         self._hooks.wrap(pl_module, lambda: removal.averaged_copies(trainer))
 

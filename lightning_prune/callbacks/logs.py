@@ -20,9 +20,9 @@ class Monitor:
 
     def __init__(self, histogram_every: int) -> None:
         self.histogram_every = histogram_every
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Give every warning anew: another fit begins."""
         self._said: set[str] = set()
         self._empty_band = 0

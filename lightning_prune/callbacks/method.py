@@ -26,9 +26,9 @@ class PruningMethod(Run):
     recalibrate_batches: int
     max_gap: float
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Back to the state before any fit."""
-        super().forget()
+        super().reset()
         self.stage: Stage = "dense"
         self.targets: list[Target] = []
         self.skipped: list[Skipped] = []

@@ -21,9 +21,9 @@ class Run:
     durations: tuple[Duration, Duration, Duration | None]
 
     def __init__(self) -> None:
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Back to the state before any fit."""
         self.seen = 0
         self.phases: Phases | None = None

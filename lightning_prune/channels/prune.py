@@ -20,9 +20,9 @@ from lightning_prune.channels.select.repair import (
     keep_by_macs,
     repair,
 )
-from lightning_prune.channels.select.targets import choose, dead_classes, listed
+from lightning_prune.channels.select.targets import choose, dead_groups, listed
 from lightning_prune.channels.surgery.cut import apply_plan, check_optimizers, find_target, state_tensors
-from lightning_prune.channels.surgery.empty import branch_names, hollow_paths
+from lightning_prune.channels.surgery.empty import branch_names, empty_paths
 from lightning_prune.channels.surgery.rewrite import graph_runner
 from lightning_prune.channels.surgery.widths import attribute_changes, equal_widths, kept_mask
 from lightning_prune.channels.verify.compare import Proof, check_same, run
@@ -88,7 +88,7 @@ def make_plan(model: nn.Module, graph: ChannelGraph, keep: Tensor, example_input
     if graph.options.allow_inexact:
         settings["allow_inexact"] = sorted(graph.options.allow_inexact)
     attributes = attribute_changes(model, graph, keep)
-    return PruningPlan(cuts, attributes, form, inputs, settings, hollow_paths(cuts))
+    return PruningPlan(cuts, attributes, form, inputs, settings, empty_paths(cuts))
 
 
 def prune_channels(
@@ -182,7 +182,7 @@ def prune_channels(
         wanted, score = ~dead, torch.zeros(graph.size)
     else:
         wanted, score = choose(graph, scores, keep, ratio, threshold, reduce, none=branches is not None)
-        dead, asleep = dead_classes(graph, scores, wanted, ratio, macs), frozenset[str]()
+        dead, asleep = dead_groups(graph, scores, wanted, ratio, macs), frozenset[str]()
     whole = Whole.none(graph.size)
     if branches is not None:
         made = partial(make_plan, model, graph, example_input=example_input, form="eager")

@@ -37,7 +37,7 @@ def plan_data(plan: PruningPlan) -> dict[str, Any]:
         "index_lists": [list(indices) for indices in lists],
         "tensors": tensors,
     }
-    return data | ({"hollow": list(plan.hollow)} if plan.hollow else {})
+    return data | ({"empty": list(plan.empty)} if plan.empty else {})
 
 
 def parse_plan(text: str) -> PruningPlan:
@@ -83,7 +83,7 @@ def plan_from_data(data: Any) -> PruningPlan:
         form=data["form"],
         inputs=tuple(_input(i, entry) for i, entry in enumerate(_list(data["inputs"], "inputs"))),
         settings=_object(data["settings"], "settings"),
-        hollow=_paths(data.get("hollow", [])),  # plans of before have none
+        empty=_paths(data.get("empty", [])),  # plans of before have none
     )
 
 
@@ -115,9 +115,9 @@ def _ints(value: Any, what: str) -> tuple[int, ...]:
 
 
 def _paths(value: Any) -> tuple[str, ...]:
-    paths = _list(value, "hollow")
+    paths = _list(value, "empty")
     if not all(isinstance(path, str) for path in paths) or len(set(map(str, paths))) < len(paths):
-        raise PlanError(f"this is not a pruning plan: hollow is {value!r:.100}, expected module paths, each once")
+        raise PlanError(f"this is not a pruning plan: empty is {value!r:.100}, expected module paths, each once")
     return tuple(sorted(paths))
 
 

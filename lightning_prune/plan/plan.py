@@ -52,7 +52,7 @@ class PruningPlan:
         form: "eager" if the model's own code runs the compact model, "graph" if a rewritten graph has to.
         inputs: (shape, dtype) of the tensors that the model was traced with; used by the form "graph".
         settings: how the channels were tied ("groups", "attention"), for the form "graph" and for the record.
-        hollow: paths of the modules that keep no channel on one side, as their branch went whole; stand-ins run them
+        empty: paths of the modules that keep no channel on one side, as their branch went whole; stand-ins run them
             where PyTorch cannot. No other module may lose all of its channels.
     """
 
@@ -61,7 +61,7 @@ class PruningPlan:
     form: str = "eager"
     inputs: tuple[tuple[tuple[int, ...], str], ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
-    hollow: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Returns the plan as JSON text, and writes it to `path` if given. Equal index lists are stored once."""
@@ -135,7 +135,7 @@ class PruningPlan:
 
     def same_cut(self, other: PruningPlan) -> bool:
         """Whether both leave the same model; what they were traced with may differ."""
-        mine, theirs = ((p.cuts, p.attributes, p.form, p.hollow) for p in (self, other))
+        mine, theirs = ((p.cuts, p.attributes, p.form, p.empty) for p in (self, other))
         return mine == theirs
 
     def below(self, path: str) -> PruningPlan:
@@ -147,8 +147,8 @@ class PruningPlan:
             for module, changes in self.attributes.items()
             if f"{module}.".startswith(start)
         }
-        hollow = tuple(f"{m}.".removeprefix(start).removesuffix(".") for m in self.hollow if f"{m}.".startswith(start))
-        return PruningPlan(cuts, attributes, self.form, self.inputs, self.settings, hollow)
+        empty = tuple(f"{m}.".removeprefix(start).removesuffix(".") for m in self.empty if f"{m}.".startswith(start))
+        return PruningPlan(cuts, attributes, self.form, self.inputs, self.settings, empty)
 
     def then(self, second: PruningPlan) -> PruningPlan:
         """Returns the one plan that does what `self` and then `second` do.
@@ -179,13 +179,13 @@ class PruningPlan:
                 known = attributes.setdefault(module, {}).get(name)
                 attributes[module][name] = change if known is None else Change(known.before, change.after)
         form = "graph" if "graph" in (self.form, second.form) else "eager"
-        hollow = tuple(sorted({*self.hollow, *second.hollow}))
-        if hollow and form == "graph":
+        empty = tuple(sorted({*self.empty, *second.empty}))
+        if empty and form == "graph":
             raise PlanError(
-                f"no rewritten graph runs a model without the branches of {hollow[0]}: one of the plans is one"
+                f"no rewritten graph runs a model without the branches of {empty[0]}: one of the plans is one"
             )
         settings = {**self.settings, **second.settings}
-        return PruningPlan(cuts, attributes, form, self.inputs or second.inputs, settings, hollow)
+        return PruningPlan(cuts, attributes, form, self.inputs or second.inputs, settings, empty)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PruningPlan:
         return self  # a value: averaged copies of a module need no copy of its long lists

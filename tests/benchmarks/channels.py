@@ -59,7 +59,7 @@ class FilterNorm(ChannelPruningCallback):
                 ids = dims[0]
                 norm = self.network.get_parameter(name).detach().double().abs().flatten(1).mean(1)
                 norms.index_add_(0, ids[ids >= 0], norm[ids >= 0])
-        ranks = [(p.argsort().argsort() + 1).double() / len(p) for p in factors.by_layer(norms[factors.classes])]
+        ranks = [(p.argsort().argsort() + 1).double() / len(p) for p in factors.by_layer(norms[factors.groups])]
         return factors.join(ranks)
 
 

@@ -103,15 +103,15 @@ def test_the_default_scale_freezes_queries_and_keys() -> None:
 
 def test_classes_are_plain_data_and_cover_every_member() -> None:
     graph = ChannelGraph.trace(randomise(Chain()), EXAMPLE)
-    first = graph.classes[int(graph.axes["features.1.weight"][0][0])]
+    first = graph.groups[int(graph.axes["features.1.weight"][0][0])]
     assert {(m.tensor, m.dim) for m in first} == {
         ("features.0.weight", 0), ("features.0.bias", 0), ("features.1.weight", 0), ("features.1.bias", 0),
         ("features.1.running_mean", 0), ("features.1.running_var", 0), ("features.3.weight", 1),
     }  # fmt: skip
     assert all(m.indices == (0,) for m in first)
-    last = graph.classes[int(graph.axes["features.7.weight"][0][1])]
+    last = graph.groups[int(graph.axes["features.7.weight"][0][1])]
     assert ("head.weight", 1, (4, 5, 6, 7)) in [tuple(m) for m in last]
-    assert len(graph.classes) == graph.size == 8 + 12 + 6
+    assert len(graph.groups) == graph.size == 8 + 12 + 6
     assert {f.tensor for f in graph.frozen if "the network's output" in f.reasons} == {"head.weight", "head.bias"}
     assert "26 removable classes" in str(graph)
 
@@ -183,7 +183,7 @@ def test_macs_budget_and_cost_agree_with_the_flop_counter() -> None:
 
 
 def test_dense_model_is_untouched_when_nothing_can_express_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_prune.channels import prove
+    from lightning_prune.channels.verify import find_form as prove
 
     model = randomise(Branches())
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -98,5 +98,5 @@ def _variances(table: Tensor) -> tuple[Tensor, Tensor]:
 
 def _per_class(values: Tensor, factors: ScaleFactors) -> Tensor:
     """Mean over the factors of each class, float32."""
-    total = values.new_zeros(len(factors.classes) + 1).index_add_(0, factors.slot, values)[:-1]
+    total = values.new_zeros(len(factors.groups) + 1).index_add_(0, factors.slot, values)[:-1]
     return (total / factors.members).float()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_prune.channels.analysis.reachability import Flow, Flows
 from lightning_prune.channels.graph.graph import ChannelGraph
-from lightning_prune.channels.surgery.empty import may_be_hollow
+from lightning_prune.channels.surgery.empty import may_be_empty
 from lightning_prune.channels.surgery.install import PROGRAMS
 
 Check = Callable[[Tensor], str]
@@ -156,7 +156,7 @@ class Branches:
             for name in owners if bool(flow.empty[ids].all()) else ():
                 path = name.rpartition(".")[0]
                 module = self.model.get_submodule(path)
-                if not may_be_hollow(module):
+                if not may_be_empty(module):
                     return f"{path or 'the model'} ({type(module).__name__}) cannot run without channels"
         return ""
 

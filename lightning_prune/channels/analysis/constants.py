@@ -97,13 +97,13 @@ def _constants(
                 flat = other.reshape(other.shape[0], -1)
                 hidden = (flat == 0).all(1).cpu()
                 unknown, zero = unknown & ~hidden, zero | hidden
-            free = place.classes >= 0
-            seen[place.classes[free]] = True
-            live[place.classes[free & unknown]] = True
+            free = place.ids >= 0
+            seen[place.ids[free]] = True
+            live[place.ids[free & unknown]] = True
             present = free & ~unknown & ~zero
-            nonzero[place.classes[present]] = True
+            nonzero[place.ids[present]] = True
             if fold and bool(present.any()):
-                chosen = present if removed is None else present & removed[place.classes.clamp(min=0)]
+                chosen = present if removed is None else present & removed[place.ids.clamp(min=0)]
                 _fold(node, bound, place, chosen, names, unfoldable, folds, inexact)
 
     for node in by_node:
@@ -168,7 +168,7 @@ def _fold(
     if not bool(chosen.any()):
         return
     name = operator_name(node.target)
-    classes = place.classes[chosen]
+    classes = place.ids[chosen]
     if name not in CONVOLUTIONS and name != "linear":
         unfoldable[classes] = True
         inexact.append(f"{name} at {describe(node)}: a product of two activations has no bias")

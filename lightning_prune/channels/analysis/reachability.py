@@ -57,10 +57,10 @@ class Flows:
         self.closed = torch.zeros(graph.size, dtype=torch.bool)
         self._read = torch.zeros_like(self.closed)
         for place in graph.sums:
-            free = place.classes[place.classes >= 0]
+            free = place.ids[place.ids >= 0]
             self._read[free] = True
             if place.node in self._products and place.argument == "input":
-                self._summed[place.node] = place.classes
+                self._summed[place.node] = place.ids
             else:
                 self.closed[free] = True
         for name in self._passed_on():

@@ -68,7 +68,7 @@ class ChannelCost:
         """Counts once, with meta tensors, at the input size that the graph was traced with."""
         involved: dict[Node, list[tuple[float, tuple[Tensor, ...]]]] = {}
         for product in graph.products:
-            involved.setdefault(product.node, []).append((product.share, product.classes))
+            involved.setdefault(product.node, []).append((product.share, product.ids))
         batch = _batch(graph)
         macs = [
             _Term(flops / 2 / batch * share, widths, module_path(node)[0])

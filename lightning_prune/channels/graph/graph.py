@@ -103,9 +103,9 @@ class ChannelGraph:
         return _finish(cls, context, tensors, program, norms)
 
     @property
-    def classes(self) -> dict[int, list[Member]]:
+    def groups(self) -> dict[int, list[Member]]:
         """{class id: its members}. Removing a class means removing all its members."""
-        if "classes" not in self._cache:
+        if "groups" not in self._cache:
             found: dict[int, list[Member]] = {i: [] for i in range(self.size)}
             for name, dim, ids in self.each():
                 where: dict[int, list[int]] = {}
@@ -114,8 +114,8 @@ class ChannelGraph:
                         where.setdefault(identity, []).append(i)
                 for identity, indices in where.items():
                     found[identity].append(Member(name, dim, tuple(indices)))
-            self._cache["classes"] = found
-        classes: dict[int, list[Member]] = self._cache["classes"]
+            self._cache["groups"] = found
+        classes: dict[int, list[Member]] = self._cache["groups"]
         return classes
 
     @property
@@ -202,11 +202,11 @@ def _finish(
     """Turns roots into small class ids and freezes what stands alone."""
     labels = context.labels
     axes = {(name, dim): vector for name, value in tensors.items() for dim, vector in value.axes.items()}
-    vectors = [*axes.values(), *(count.classes for count in context.counts)]
+    vectors = [*axes.values(), *(count.ids for count in context.counts)]
     vectors += [part for place in context.equal_parts for part in place.parts]
     vectors += [labels for _, labels in context.inputs]
-    vectors += [place.classes for place in context.sums]
-    vectors += [vector for product in context.products for vector in product.classes]
+    vectors += [place.ids for place in context.sums]
+    vectors += [vector for product in context.products for vector in product.ids]
     vectors += [vector for pick in context.picks for vector in (pick.before, pick.after)]
     flat = labels.find(torch.cat(vectors)) if vectors else torch.empty(0, dtype=torch.int64)
     owned = sum(len(v) for v in axes.values())
@@ -227,13 +227,13 @@ def _finish(
     for (name, dim), vector in zip(axes, split[: len(axes)], strict=True):
         table.setdefault(name, {})[dim] = vector
     rest = iter(split[len(axes) :])
-    found = [replace(count, classes=next(rest)) for count in context.counts]
+    found = [replace(count, ids=next(rest)) for count in context.counts]
     equal = [replace(place, parts=tuple(next(rest) for _ in place.parts)) for place in context.equal_parts]
     entering: dict[str, list[Tensor]] = {}
     for path, _ in context.inputs:
         entering.setdefault(path, []).append(next(rest))
-    sums = [replace(place, classes=next(rest)) for place in context.sums]
-    products = [replace(place, classes=tuple(next(rest) for _ in place.classes)) for place in context.products]
+    sums = [replace(place, ids=next(rest)) for place in context.sums]
+    products = [replace(place, ids=tuple(next(rest) for _ in place.ids)) for place in context.products]
     picks = [replace(pick, before=next(rest), after=next(rest)) for pick in context.picks]
     texts = [tuple(reasons[int(root)]) for root in frozen]
     shapes = {name: value.shape for name, value in tensors.items()}

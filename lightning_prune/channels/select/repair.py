@@ -103,7 +103,7 @@ def check_emptied(graph: ChannelGraph, wanted: Tensor, empty: Tensor, refused: M
             raise PlanError(f"these keep lists would empty dim {dim} of {name}{why}; keep at least one channel there")
 
 
-def class_scores(graph: ChannelGraph, scores: Mapping[str, Tensor], reduce: str = "mean") -> tuple[Tensor, Tensor]:
+def group_scores(graph: ChannelGraph, scores: Mapping[str, Tensor], reduce: str = "mean") -> tuple[Tensor, Tensor]:
     """Combines the scores of a class's members.
 
     Returns:
@@ -165,7 +165,7 @@ def keep_by_macs(
     """
     if not 0.0 < share < 1.0:
         raise PlanError(f"macs={share}: expected the share of multiply-accumulates that may stay, such as 0.5")
-    score, number = class_scores(graph, scores, reduce)
+    score, number = group_scores(graph, scores, reduce)
     cost = ChannelCost.of(graph)
     order = score.argsort()
     order = order[number[order] > 0]
@@ -209,7 +209,7 @@ def repair(
         raise PlanError(f"min_channels={min_channels}: expected a count (int) or a share from 0 to 1 (float)")
     keep = keep.clone()
     layers = _distinct((ids for _, dim, ids in graph.each() if dim == 0), empty)
-    others = _distinct([*(ids for _, dim, ids in graph.each() if dim > 0), *(c.classes for c in graph.counts)], empty)
+    others = _distinct([*(ids for _, dim, ids in graph.each() if dim > 0), *(c.ids for c in graph.counts)], empty)
     groups = [tuple(g) for g in equal]
 
     def restore(ids: Tensor, target: int) -> bool:

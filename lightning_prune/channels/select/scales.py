@@ -28,7 +28,7 @@ class ScaleFactors:
         params: the norms' weights that have removable channels.
         shifts: their biases.
         names: their norms.
-        classes: graph class of each class here, int64 [classes].
+        groups: graph group of each group here, int64 [classes].
         slot: class of each factor, int64 [factors]; `len(classes)` for those that are frozen.
         members: factors of each class, int64 [classes].
         layer: layer of each class, int64 [classes].
@@ -39,7 +39,7 @@ class ScaleFactors:
     params: tuple[nn.Parameter, ...]
     shifts: tuple[nn.Parameter, ...]
     names: tuple[str, ...]
-    classes: Tensor
+    groups: Tensor
     slot: Tensor
     members: Tensor
     layer: Tensor
@@ -105,7 +105,7 @@ class ScaleFactors:
 
     def to(self, device: torch.device) -> ScaleFactors:
         """The same with index tensors on a device."""
-        moved = {name: getattr(self, name).to(device) for name in ("classes", "slot", "members", "layer")}
+        moved = {name: getattr(self, name).to(device) for name in ("groups", "slot", "members", "layer")}
         return ScaleFactors(**{**vars(self), **moved})
 
     def read(self) -> Tensor:
@@ -134,7 +134,7 @@ class ScaleFactors:
 
     def sizes(self, factors: Tensor) -> Tensor:
         """Root mean square of each class, [classes]."""
-        total = torch.zeros(len(self.classes) + 1, dtype=factors.dtype, device=factors.device)
+        total = torch.zeros(len(self.groups) + 1, dtype=factors.dtype, device=factors.device)
         return (total.index_add_(0, self.slot, factors * factors)[:-1] / self.members).sqrt()
 
     def spread(self, values: Tensor, frozen: float) -> Tensor:
@@ -147,7 +147,7 @@ class ScaleFactors:
 
     def join(self, parts: list[Tensor]) -> Tensor:
         """The opposite of `by_layer`."""
-        out = parts[0].new_empty(len(self.classes))
+        out = parts[0].new_empty(len(self.groups))
         for i, part in enumerate(parts):
             out[self.layer == i] = part
         return out

@@ -91,13 +91,13 @@ class Chooser:
         self._limits: dict[str, Any] = {"divisor": divisor, "min_channels": min_channels}
         self._equal = [] if form == "graph" else equal_widths(model, graph)
         members = torch.zeros(graph.size)
-        members[self._here.classes] = self._here.members.float()
+        members[self._here.groups] = self._here.members.float()
         self._members, self._norm_channels = members, graph.norm_channels()[0]
         self._branches = Branches.of(model, graph, form)
         decided = [ids for name in graph.norms if (ids := graph.scale_ids(name)) is not None]
         self._stay = torch.zeros(graph.size, dtype=torch.bool)
         self._stay[torch.cat([ids[ids >= 0] for ids in decided])] = True
-        self._stay[self._here.classes] = False  # what is left are the classes of norms that were excluded
+        self._stay[self._here.groups] = False  # what is left are the classes of norms that were excluded
         self._sizes = torch.empty(0)
 
     def choose(self, sizes: Tensor, *, last: bool = False) -> Choice:
@@ -113,7 +113,7 @@ class Chooser:
         sizes = self._sizes = sizes.detach().double().cpu()
         factors, empty = self._here, self._whole(sizes, last)
         ordered = factors.join([costs(part, self.rule) for part in factors.by_layer(sizes)])
-        classes = factors.classes
+        classes = factors.groups
         score = torch.full((self.graph.size,), math.inf, dtype=torch.float64)
         score[classes] = ordered
 
@@ -155,14 +155,14 @@ class Chooser:
         gone = torch.zeros(self.graph.size, dtype=torch.bool)
         if self._branches is None:
             return gone
-        gone[self._here.classes[sizes == 0]] = True
+        gone[self._here.groups[sizes == 0]] = True
         asleep = self._branches.asleep() if last else frozenset[str]()
         gone |= self._branches.useless(asleep)
         return self._branches.whole(gone, stay=self._stay, constants=True, asleep=asleep).empty
 
     def describe(self, keep: Tensor) -> Choice:
         """What a choice comes to, at the sizes that the last one was made by. keep: bool of shape (all classes,)."""
-        layers = self._here.by_layer(keep[self._here.classes])
+        layers = self._here.by_layer(keep[self._here.groups])
         values = self._here.by_layer(self._sizes)
         gaps = [g for g in map(gap, values, layers) if not math.isnan(g)]
         return Choice(
@@ -178,7 +178,7 @@ class Chooser:
     def _blame(self, repaired: Callable[[Tensor], Tensor], resource: Resource, share: float) -> str:
         """Says how far the model can shrink, and which layers do not shrink further."""
         keep = torch.ones(self.graph.size, dtype=torch.bool)
-        keep[self._here.classes] = False
+        keep[self._here.groups] = False
         least = repaired(keep)
         measure, everything = self._measures[resource], torch.ones_like(keep)
         total = self.cost.macs()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.channels.graph.graph import ChannelGraph
-from lightning_prune.channels.select.repair import as_mask, class_scores, keep_by_ratio, keep_from_lists, resolve, votes
+from lightning_prune.channels.select.repair import as_mask, group_scores, keep_by_ratio, keep_from_lists, resolve, votes
 from lightning_prune.errors import PlanError
 
 
@@ -25,7 +25,7 @@ def choose(
     """Returns (classes to keep, score of each class). none: whether a list may be empty."""
     if scores is None:
         return keep_from_lists(graph, keep or {}, none=none), torch.zeros(graph.size)
-    score, number = class_scores(graph, scores, reduce)
+    score, number = group_scores(graph, scores, reduce)
     if ratio is not None:
         return keep_by_ratio(score, number, ratio), score
     if threshold is None:
@@ -40,7 +40,7 @@ def choose(
     return votes(graph, masks), score
 
 
-def dead_classes(
+def dead_groups(
     graph: ChannelGraph,
     scores: Mapping[str, Tensor] | None,
     wanted: Tensor,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.channels.surgery.empty import check_hollow, hollow
+from lightning_prune.channels.surgery.empty import check_empty, empty_layers
 from lightning_prune.channels.surgery.install import install
 from lightning_prune.errors import PlanError
 from lightning_prune.plan.plan import Change, Cut, PruningPlan
@@ -52,8 +52,8 @@ def check_fits(plan: PruningPlan, model: nn.Module, *, after: bool = False) -> N
             hint = " (the plan seems to be applied already)" if not after and found == cut.new_shape else ""
             raise PlanError(f"the plan {verb} {name} of shape {wanted}, {kind} has {found}{hint}; {remedy}")
         check_indices(name, cut)
-    check_hollow(plan, model)
-    if plan.hollow and plan.form == "graph":
+    check_empty(plan, model)
+    if plan.empty and plan.form == "graph":
         raise PlanError("the plan removes whole branches from a rewritten graph; only a model's own code can do that")
     for path, changes in plan.attributes.items():
         if path not in modules:
@@ -69,7 +69,7 @@ def check_indices(name: str, cut: Cut) -> None:
     for dim, indices in cut.kept.items():
         if not 0 <= dim < len(cut.shape):
             raise PlanError(f"the plan cuts dim {dim} of {name}, which has {len(cut.shape)} dims")
-        if not indices:  # `check_hollow` says whether it may be
+        if not indices:  # `check_empty` says whether it may be
             continue
         size = cut.shape[dim]
         within = len(indices) <= size and indices[0] >= 0 and indices[-1] < size
@@ -205,7 +205,7 @@ def apply_plan(
         add_folds(target, folds or {})
         cut_tensors(plan, target, optimizers if i == 0 else ())
         set_attributes(target, plan.attributes)
-        hollow(target, plan.hollow)
+        empty_layers(target, plan.empty)
         clear_caches(target)
         if plan.form == "graph":
             install(target, built[i])

@@ -32,23 +32,23 @@ def filled_class(kind: type) -> type:
     return base
 
 
-def may_be_hollow(module: nn.Module) -> bool:
+def may_be_empty(module: nn.Module) -> bool:
     """Whether a module of this kind can do without channels: by itself, or with a stand-in."""
     if isinstance(module, _CONVOLUTIONS):
         return _pads_alike(module) is not None
     return isinstance(module, (nn.Linear, _BatchNorm))
 
 
-def hollow(model: nn.Module, paths: Collection[str]) -> None:
+def empty_layers(model: nn.Module, paths: Collection[str]) -> None:
     """Puts stand-ins in place of the modules' own code, where they need one."""
     for path in paths:
         module = model.get_submodule(path)
         if filled_class(type(module)) is not type(module):
             continue
         if isinstance(module, _CONVOLUTIONS):
-            module.__class__ = _hollow_class(type(module), bool(_pads_alike(module)))
+            module.__class__ = _empty_class(type(module), bool(_pads_alike(module)))
         elif isinstance(module, _BatchNorm):
-            module.__class__ = _hollow_class(type(module), None)
+            module.__class__ = _empty_class(type(module), None)
 
 
 def fill(model: nn.Module, paths: Collection[str]) -> None:
@@ -59,22 +59,22 @@ def fill(model: nn.Module, paths: Collection[str]) -> None:
 
 
 @contextlib.contextmanager
-def hollowed(model: nn.Module, plan: PruningPlan) -> Iterator[None]:
+def emptied(model: nn.Module, plan: PruningPlan) -> Iterator[None]:
     """Inside, the stand-ins that a plan needs run; after, the modules are what they were."""
-    fresh = [path for path in plan.hollow if not is_hollow(model.get_submodule(path))]
+    fresh = [path for path in plan.empty if not is_empty_layer(model.get_submodule(path))]
     try:
-        hollow(model, fresh)
+        empty_layers(model, fresh)
         yield
     finally:
         fill(model, fresh)
 
 
-def is_hollow(module: nn.Module) -> bool:
+def is_empty_layer(module: nn.Module) -> bool:
     """Whether a stand-in runs in place of the module's own code."""
     return _BASE in vars(type(module))
 
 
-def hollow_paths(cuts: Mapping[str, Cut]) -> tuple[str, ...]:
+def empty_paths(cuts: Mapping[str, Cut]) -> tuple[str, ...]:
     """The modules that lose all channels of one of their tensors' dims."""
     emptied = (name for name, cut in cuts.items() if any(not kept for kept in cut.kept.values()))
     return tuple(sorted({name.rpartition(".")[0] for name in emptied}))
@@ -82,9 +82,9 @@ def hollow_paths(cuts: Mapping[str, Cut]) -> tuple[str, ...]:
 
 def branch_names(plan: PruningPlan) -> tuple[str, ...]:
     """For people: the innermost blocks that hold a branch with its end, a layer that nothing comes into any more."""
-    ends = [path for path in plan.hollow if _rows_stay(plan, path)]
+    ends = [path for path in plan.empty if _rows_stay(plan, path)]
     found = set()
-    for path in plan.hollow:
+    for path in plan.empty:
         parent = block = path.rpartition(".")[0]
         while block and not any(end.startswith(f"{block}.") for end in ends):
             block = block.rpartition(".")[0]
@@ -97,25 +97,25 @@ def _rows_stay(plan: PruningPlan, path: str) -> bool:
     return cut is not None and cut.kept.get(0) != ()
 
 
-def check_hollow(plan: PruningPlan, model: nn.Module) -> None:
+def check_empty(plan: PruningPlan, model: nn.Module) -> None:
     """Raises PlanError unless exactly the modules that the plan names lose all channels, and can do without.
 
     Args:
         model: with any shapes: only names and classes are looked at.
     """
-    emptied, named = set(hollow_paths(plan.cuts)), set(plan.hollow)
+    emptied, named = set(empty_paths(plan.cuts)), set(plan.empty)
     for name, cut in plan.cuts.items():
         dim = next((d for d, kept in cut.kept.items() if not kept), None)
         if dim is not None and name.rpartition(".")[0] not in named:
             raise PlanError(f"the plan would empty dim {dim} of {name:.200}; keep at least one channel")
     modules = dict(model.named_modules(remove_duplicate=False))
-    for path in plan.hollow:
+    for path in plan.empty:
         if path not in modules:
             raise PlanError(f"the plan leaves no channel in {path!r:.200}, which {type(model).__name__} does not have")
         if path not in emptied:
             raise PlanError(f"the plan names {path!r:.200} as a layer without channels, and leaves it some")
         module = modules[path]
-        if not may_be_hollow(module):
+        if not may_be_empty(module):
             raise PlanError(f"the plan would empty {path} ({type(module).__name__}), which needs at least one channel")
         _check_whole(plan, path, module)
 
@@ -137,7 +137,7 @@ def _check_whole(plan: PruningPlan, path: str, module: nn.Module) -> None:
             raise PlanError(f"the plan would empty dim {dim} of {path}.{name}, which has no channels; keep one there")
 
 
-def _hollow_class(kind: type, same: bool | None) -> type:
+def _empty_class(kind: type, same: bool | None) -> type:
     """The subclass that stands in. same: whether a convolution pads to ceil(size / stride); None for a norm."""
     if (kind, same) in _CLASSES:
         return _CLASSES[kind, same]
@@ -161,7 +161,7 @@ def _hollow_class(kind: type, same: bool | None) -> type:
 
 def _bare(kind: type, same: bool | None) -> Any:
     """An empty object of the stand-in's class, for pickle and copy, which cannot find that class by its name."""
-    made: Any = _hollow_class(kind, same)
+    made: Any = _empty_class(kind, same)
     return made.__new__(made)
 
 

@@ -109,7 +109,7 @@ def rewrite(graph: ChannelGraph, keep: Tensor) -> dict[str, Tensor]:
         {placeholder name: what takes its place}, for numbers of channels that stand in a tensor.
     """
     for count in graph.counts:
-        after = kept_count(count.classes, keep)
+        after = kept_count(count.ids, keep)
         if after != count.value and operator_name(count.node.target) not in ("chunk", "split", "unsafe_split"):
             _set_argument(count.node, count.argument, count.position, after)
     for parts in graph.equal_parts:

@@ -49,7 +49,7 @@ def undo_plan(plan: PruningPlan, model: nn.Module) -> nn.Module:
     _grow_tensors(plan, target)
     set_attributes(target, plan.attributes, back=True)
     clear_caches(target)
-    fill(target, plan.hollow)
+    fill(target, plan.empty)
     uninstall(target)
     if target in records:
         records[target].restore_buffers(target)

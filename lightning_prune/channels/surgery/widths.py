@@ -47,12 +47,12 @@ class Widths:
 
     def new(self, before: int) -> int | None:
         """The width that replaces `before`, or None if no integer of that value counts channels here."""
-        found = {kept_count(c.classes, self.keep) for c in self.counts if c.value == before}
+        found = {kept_count(c.ids, self.keep) for c in self.counts if c.value == before}
         return found.pop() if len(found) == 1 else None
 
     def groups(self) -> int | None:
         """The new number of groups of a convolution or a norm in this module."""
-        found = {kept_count(c.classes, self.keep) for c in self.counts if c.argument in ("groups", "num_groups")}
+        found = {kept_count(c.ids, self.keep) for c in self.counts if c.argument in ("groups", "num_groups")}
         return found.pop() if len(found) == 1 else None
 
     def size(self, tensor: str, dim: int) -> int | None:
@@ -182,7 +182,7 @@ def _inferred(module: nn.Module, widths: Widths) -> dict[str, Any]:
             continue
         for counts in lists.values():  # a list of split sizes is matched as a whole
             if [c.value for _, c in sorted(counts.items())] == list(value):
-                new[name] = tuple(kept_count(c.classes, widths.keep) for _, c in sorted(counts.items()))
+                new[name] = tuple(kept_count(c.ids, widths.keep) for _, c in sorted(counts.items()))
                 break
     return new
 
@@ -227,13 +227,13 @@ def expressible(graph: ChannelGraph, model: nn.Module, failed: str, whole: bool)
     groups: list[tuple[Tensor, ...]] = []
     for path in paths:
         if whole:
-            counted = [c.classes for c in graph.counts if c.module == path]
+            counted = [c.ids for c in graph.counts if c.module == path]
             groups += [(ids, torch.full_like(ids, -1)) for ids in [*counted, *graph.inputs.get(path, ())]]
             continue
         by_value: dict[int, list[Tensor]] = {}
         for count in graph.counts:
             if count.module == path and count.argument in ("size", "shape"):
-                by_value.setdefault(count.value, []).append(count.classes)
+                by_value.setdefault(count.value, []).append(count.ids)
         for ids in graph.inputs.get(path, ()):
             if len(ids) in by_value:
                 by_value[len(ids)].append(ids)
@@ -252,7 +252,7 @@ def equal_widths(model: nn.Module, graph: ChannelGraph) -> list[tuple[Tensor, ..
     for path, counts in counts_by_module(graph).items():
         module = model.get_submodule(path)
         for value in {v for _, v in plain_attributes(module) if isinstance(v, int)}:
-            same = tuple(c.classes for c in counts if c.value == value and c.argument not in ("groups", "num_groups"))
+            same = tuple(c.ids for c in counts if c.value == value and c.argument not in ("groups", "num_groups"))
             if len(same) > 1:
                 groups.append(same)
     return groups

@@ -58,26 +58,26 @@ class Count:
     argument: str
     position: int | None
     value: int
-    classes: Tensor
+    ids: Tensor
 
 
 @dataclass(frozen=True)
 class Sum:
-    """A place where channels are summed over. `classes` has one entry for each channel in dim `dim` of an argument."""
+    """A place where channels are summed over. `ids` has one entry for each channel in dim `dim` of an argument."""
 
     node: Node
     argument: str
     dim: int
-    classes: Tensor
+    ids: Tensor
 
 
 @dataclass(frozen=True)
 class Product:
-    """A share of a call's multiplications, proportional to the channels that are left in each of `classes`."""
+    """A share of a call's multiplications, proportional to the channels that are left in each of `ids`."""
 
     node: Node
     share: float
-    classes: tuple[Tensor, ...]
+    ids: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_prune.channels.surgery.cut import clear_caches, set_attributes
-from lightning_prune.channels.surgery.empty import hollowed
+from lightning_prune.channels.surgery.empty import emptied
 from lightning_prune.channels.verify.tensors import (
     Reader,
     Step,
@@ -178,7 +178,7 @@ def check_trains(model: nn.Module, plan: PruningPlan, example_input: Any) -> Non
     with untouched(model), mode(model, True), torch.random.fork_rng():
         try:
             set_attributes(model, plan.attributes)
-            with hollowed(model, plan):
+            with emptied(model, plan):
                 run(model, reader(model, *steps), batch)
         except Exception:
             set_attributes(model, plan.attributes, back=True)
@@ -215,7 +215,7 @@ def _compare(
             if runner is run:
                 set_attributes(model, plan.attributes)
             try:
-                with hollowed(model, plan):
+                with emptied(model, plan):
                     result = runner(model, small, batch)
                 break
             except RuntimeError:  # a rewritten graph may have the model's dtype written into it

@@ -57,7 +57,7 @@ def prove(
     if form == "eager":
         plan_for(equal, "eager")  # raises if the reason is that nothing is left to remove
         raise SurgeryError(f"{failure}. The model is unchanged; form='graph' may be able to express it")
-    if any(earlier.hollow for earlier in plans_of(model).values()):
+    if any(earlier.empty for earlier in plans_of(model).values()):
         raise SurgeryError(
             f"{failure or 'form=graph was asked for'}; and no rewritten graph runs a model whose branches went whole. "
             "The model is unchanged; undo its plan first, with plan_of(model).undo(model)"

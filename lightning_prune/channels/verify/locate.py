@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.surgery.cut import set_attributes
-from lightning_prune.channels.surgery.empty import hollowed
+from lightning_prune.channels.surgery.empty import emptied
 from lightning_prune.channels.verify.compare import exact_dtypes, random_like, run, untouched
 from lightning_prune.channels.verify.tensors import Reader, awake, masked, reader, sliced
 from lightning_prune.plan.plan import PruningPlan
@@ -29,7 +29,7 @@ def locate(model: nn.Module, plan: PruningPlan, example_input: Any) -> str | Non
         try:
             expected, _ = _record(model, reader(model, first, masked(plan, dtype)), batch)
             set_attributes(model, plan.attributes)
-            with hollowed(model, plan):
+            with emptied(model, plan):
                 found, failed = _record(model, reader(model, first, sliced(plan, dtype)), batch)
         except Exception:
             return None

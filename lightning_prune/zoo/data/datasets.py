@@ -2,7 +2,8 @@
 
 All take the same arguments, know their ``num_classes`` and ``in_chans``, split by a seed, and hand out training batches
 that a resumed run sees again (see `lightning_prune.zoo.data.loading`). torchvision is imported only by the data sets
-that need it. A data set that is not there raises `FileNotFoundError` and says where it was looked for and how to get it.
+that need it. A data set that is not there raises `FileNotFoundError` and says where it was looked for and how to get
+it.
 """
 
 from __future__ import annotations

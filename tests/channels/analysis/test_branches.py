@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune.channels import ChannelCost, ChannelGraph, PlanError, prune_channels
 from lightning_prune.channels.analysis.branches import Branches
-from lightning_prune.channels.surgery.empty import branch_names, is_hollow
+from lightning_prune.channels.surgery.empty import branch_names, is_empty_layer
 from tests.channels.branching import EXAMPLE, LARGER, Parallel, backbone, kill, prune_whole, residual, same, train
 from tests.channels.models import Chain, conv_bn, random_scores, randomise
 
@@ -52,7 +52,7 @@ def test_a_dead_branch_goes_whole_and_nothing_else_changes(case: str) -> None:
     gone = {n for n, p in model.named_parameters() if not p.numel()}
     assert gone
     assert all(n.startswith(f"{branch}.") for n in gone)
-    assert all(is_hollow(model.get_submodule(path)) for path in result.plan.hollow)
+    assert all(is_empty_layer(model.get_submodule(path)) for path in result.plan.empty)
     cost = ChannelCost.of(result.graph)
     assert cost.params(result.keep) == sum(p.numel() for p in model.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -84,7 +84,7 @@ def test_the_only_path_keeps_a_channel() -> None:
     result = prune_whole(model, EXAMPLE)
     assert model.features[3].out_channels == 1
     assert any("features.4.weight keeps a channel" in n and "no other path" in n for n in result.notes)
-    assert result.plan.hollow == ()
+    assert result.plan.empty == ()
     with pytest.raises(PlanError, match=r"would empty dim 0 of features\.0\.weight: no other path.*keep at least one"):
         prune_whole(randomise(Chain()), EXAMPLE, keep={"features.1": []})
 
@@ -113,7 +113,7 @@ def test_a_gate_becomes_a_constant() -> None:
     nn.init.zeros_(gate.conv_reduce.bias)
     before = model(LARGER).detach()
     result = prune_whole(model, LARGER)
-    assert result.plan.hollow == ("blocks.1.0.se.conv_expand", "blocks.1.0.se.conv_reduce")
+    assert result.plan.empty == ("blocks.1.0.se.conv_expand", "blocks.1.0.se.conv_reduce")
     torch.testing.assert_close(model(LARGER), before)
     model(LARGER).sum().backward()
     assert gate.conv_expand.bias.grad.any()
@@ -125,7 +125,7 @@ def test_what_is_constant_without_a_layer_goes_with_it() -> None:
     for norm in (first, second):
         model = residual(between=conv_bn(6, 6))
         result = prune_whole(model, EXAMPLE, keep={norm: []})
-        assert {first, second, "blocks.0.2"} <= set(result.plan.hollow)
+        assert {first, second, "blocks.0.2"} <= set(result.plan.empty)
         assert sum(not p.numel() for p in model.parameters()) == 7
     # Without losing anything, only constants that fold exactly may go: a kernel of 1 sees no border.
     model = residual(first, between=conv_bn(6, 6))
@@ -133,8 +133,8 @@ def test_what_is_constant_without_a_layer_goes_with_it() -> None:
     before = model(EXAMPLE).detach()
     assert before.std(0).any()
     folded = copy.deepcopy(model)
-    assert second in prune_whole(folded, EXAMPLE, constants="fold").plan.hollow
-    assert second not in prune_whole(model, EXAMPLE).plan.hollow
+    assert second in prune_whole(folded, EXAMPLE, constants="fold").plan.empty
+    assert second not in prune_whole(model, EXAMPLE).plan.empty
     assert model.blocks[0][0][0].out_channels == 0
     for each in (model, folded):
         torch.testing.assert_close(each(EXAMPLE), before, rtol=1e-5, atol=1e-5)
@@ -169,12 +169,12 @@ def test_requests_by_lists_thresholds_and_scores() -> None:
     norm = "blocks.0.0.1"
     scores = random_scores(residual())
     low = {n: s * 0.1 if n == norm else s + 0.2 for n, s in scores.items()}
-    assert prune_whole(residual(), EXAMPLE, keep={norm: []}).plan.hollow
-    assert prune_whole(residual(), EXAMPLE, low, threshold=0.15).plan.hollow
-    assert not prune_whole(residual(), EXAMPLE, low, threshold=0.15, whole_branches=False).plan.hollow
+    assert prune_whole(residual(), EXAMPLE, keep={norm: []}).plan.empty
+    assert prune_whole(residual(), EXAMPLE, low, threshold=0.15).plan.empty
+    assert not prune_whole(residual(), EXAMPLE, low, threshold=0.15, whole_branches=False).plan.empty
     # an order alone empties nothing; zeros do
     for request in ({"ratio": 0.3}, {"macs": 0.7}):
-        assert not prune_whole(residual(), EXAMPLE, low, **request).plan.hollow
+        assert not prune_whole(residual(), EXAMPLE, low, **request).plan.empty
         zero = {**low, norm: torch.zeros_like(low[norm])}
         assert branch_names(prune_whole(residual(), EXAMPLE, zero, **request).plan) == ("blocks.0",)
     for switched in ({"whole_branches": False}, {"form": "graph"}):

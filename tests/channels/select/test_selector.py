@@ -32,7 +32,7 @@ def test_sizes_are_the_root_mean_square_of_tied_factors_and_spreading_scales_the
     layer = factors.layers.index(("bn1", "layer1.0.bn2", "layer1.1.bn2"))
     tied = torch.stack([p.detach() for n, p in model.named_parameters() if n in stream])
     torch.testing.assert_close(sizes[factors.layer == layer].sort().values, tied.square().mean(0).sqrt().sort().values)
-    ratio = torch.rand(len(factors.classes))
+    ratio = torch.rand(len(factors.groups))
     factors.write(gamma * factors.spread(ratio, 1.0))
     torch.testing.assert_close(factors.sizes(factors.read()), sizes * ratio)
     assert graph.norm_channels()[0] == len(gamma)

@@ -92,7 +92,7 @@ def test_pruned_again_and_back() -> None:
     assert both == first.then(second).then(third)
     assert branch_names(both) == ("blocks.0", "blocks.1")
     assert torch.equal(PruningPlan.from_json(both.to_json()).apply(copy.deepcopy(dense))(EXAMPLE), model(EXAMPLE))
-    assert both.below("blocks").hollow == tuple(path.removeprefix("blocks.") for path in both.hollow)
+    assert both.below("blocks").empty == tuple(path.removeprefix("blocks.") for path in both.empty)
     with pytest.raises(SurgeryError, match="no rewritten graph runs a model whose branches went whole"):
         prune_whole(model, EXAMPLE, keep={"stem.1": [0, 1]}, form="graph")
     both.undo(model).load_state_dict(dense.state_dict())
@@ -104,7 +104,7 @@ def test_a_tensor_left_whole_in_a_rewritten_graph_keeps_its_floor() -> None:
     prune_whole(model, EXAMPLE, random_scores(model), ratio=0.3, form="graph")
     kill(model, "blocks.0.0.1")
     result = prune_whole(model, EXAMPLE)
-    assert result.plan.hollow == ()
+    assert result.plan.empty == ()
     assert model.blocks[0][0][0].weight.shape[0] == 1
 
 

@@ -12,7 +12,7 @@ from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, nn
 
 from lightning_prune.channels import PlanError, PruningPlan
-from lightning_prune.channels.surgery.empty import fill, hollow, is_hollow, may_be_hollow
+from lightning_prune.channels.surgery.empty import empty_layers, fill, is_empty_layer, may_be_empty
 from lightning_prune.plan.plan import Cut
 from tests.channels.models import Chain
 
@@ -38,7 +38,7 @@ def emptied(module: nn.Module, dim: int, bias: bool = True) -> nn.Module:
             p.data = p.data.narrow(dim, 0, 0)
     for b in outer[0].buffers():
         b.data = b.data[:0] if b.ndim else b.data
-    hollow(outer, ["0"])
+    empty_layers(outer, ["0"])
     return outer
 
 
@@ -94,7 +94,7 @@ def test_copies_pickles_and_the_way_back() -> None:
             assert torch.equal(other(x), module(x))
         assert module.state_dict().keys() == copy.deepcopy(module).state_dict().keys()
         fill(module, ["0"])
-        assert not is_hollow(module[0])
+        assert not is_empty_layer(module[0])
         assert type(module[0]) in (BatchNormAct2d, Conv2dSame)
 
 
@@ -112,11 +112,11 @@ class Standardised(nn.Conv2d):
         return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
 
 
-def test_only_known_layers_may_be_hollow() -> None:
+def test_only_known_layers_may_be_empty() -> None:
     fine = [nn.Linear(3, 4), nn.BatchNorm1d(3), nn.Conv2d(3, 4, 3), Conv2dSame(3, 4, 3), Standardised(3, 4, 3)]
-    assert all(may_be_hollow(m) for m in fine)
+    assert all(may_be_empty(m) for m in fine)
     wrong = [Odd(3, 4, 3), nn.ConvTranspose2d(3, 4, 3), nn.LayerNorm(3), nn.PReLU(3), nn.Embedding(3, 4)]
-    assert not any(may_be_hollow(m) for m in wrong)
+    assert not any(may_be_empty(m) for m in wrong)
 
 
 ROWS = {
@@ -127,9 +127,9 @@ ROWS = {
 }
 PATHS = ("features.0", "features.1", "features.3")
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "a layer that is not named": ({"hollow": PATHS[:2]}, r"would empty dim 1 of features\.3\.weight"),
-    "no such layer": ({"hollow": (*PATHS, "features.99")}, r"'features\.99', which Chain does not have"),
-    "a layer that keeps channels": ({"hollow": (*PATHS, "features.4")}, r"'features\.4' as a layer without"),
+    "a layer that is not named": ({"empty": PATHS[:2]}, r"would empty dim 1 of features\.3\.weight"),
+    "no such layer": ({"empty": (*PATHS, "features.99")}, r"'features\.99', which Chain does not have"),
+    "a layer that keeps channels": ({"empty": (*PATHS, "features.4")}, r"'features\.4' as a layer without"),
     "half a layer": (
         {"cuts": {k: v for k, v in ROWS.items() if k != "features.1.running_var"}},
         r"empties features\.1, and leaves channels of features\.1\.running_var",
@@ -147,23 +147,23 @@ def test_plans_that_empty_something_else_are_refused(name: str) -> None:
     change, message = BAD[name]
     model = Chain()
     with pytest.raises(PlanError, match=message):
-        PruningPlan(**{"cuts": ROWS, "hollow": PATHS, **change}).apply(model)
+        PruningPlan(**{"cuts": ROWS, "empty": PATHS, **change}).apply(model)
     assert model.features[0].weight.shape == (8, 3, 3, 3)
-    assert not any(is_hollow(m) for m in model.modules())
+    assert not any(is_empty_layer(m) for m in model.modules())
 
 
 def test_a_plan_of_a_layer_that_needs_channels_is_refused() -> None:
     model = nn.Sequential(nn.PReLU(4))
     with pytest.raises(PlanError, match=r"empty 0 \(PReLU\), which needs at least one channel"):
-        PruningPlan({"0.weight": Cut((4,), {0: ()})}, hollow=("0",)).apply(model)
+        PruningPlan({"0.weight": Cut((4,), {0: ()})}, empty=("0",)).apply(model)
 
 
 @pytest.mark.parametrize("paths", ["features.1", [1], ["a", "a"], None])
 def test_json_names_each_layer_once(paths: Any) -> None:
-    text = PruningPlan(ROWS, hollow=PATHS).to_json()
-    assert PruningPlan.from_json(text) == PruningPlan(ROWS, hollow=PATHS)
-    assert "hollow" not in PruningPlan({"a": Cut((4,), {0: (1,)})}).to_json()  # as plans always were
+    text = PruningPlan(ROWS, empty=PATHS).to_json()
+    assert PruningPlan.from_json(text) == PruningPlan(ROWS, empty=PATHS)
+    assert "empty" not in PruningPlan({"a": Cut((4,), {0: (1,)})}).to_json()  # as plans always were
     from json import dumps, loads
 
-    with pytest.raises(PlanError, match="hollow"):
-        PruningPlan.from_json(dumps({**loads(text), "hollow": paths}))
+    with pytest.raises(PlanError, match="empty"):
+        PruningPlan.from_json(dumps({**loads(text), "empty": paths}))
