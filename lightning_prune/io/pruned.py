@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.errors import ChannelError
-from lightning_prune.io.bitmask import bits, encode
+from lightning_prune.io.bitmask import bits, encode, plain_zeros
 from lightning_prune.io.compact import (
     apply_plans,
     check_dense_size,
@@ -59,7 +59,8 @@ def save_pruned(
 ) -> Path:
     """Saves a model as one safetensors file in which sparse tensors take the room of their non-zeros.
 
-    A compact model's pruning plan goes with it, so that the compact model comes back.
+    A compact model's pruning plan goes with it, so that the compact model comes back. Every bit does, but for the sign
+    of zeros: -0.0, which ``weight * mask`` makes, is saved as +0.
 
     Args:
         model: a timm model; or a module with ``.model`` and ``.hparams.model_name`` such as `TimmClassifier`, whose
@@ -136,7 +137,7 @@ def save_pruned(
 
 
 def load_pruned(path: str | Path, model: nn.Module | None = None, *, device: str | torch.device = "cpu") -> nn.Module:
-    """Loads what `save_pruned` wrote: the same model, bit for bit, in train mode like a new one.
+    """Loads what `save_pruned` wrote: the same model, bit for bit (zeros as +0), in train mode like a new one.
 
     Everything the file says is checked first: the header against the file's size, the content against its hash, the
     masks against the values, the name against timm's registry, the arguments against a list of what is allowed, and
@@ -229,7 +230,7 @@ def _tensors(path: Path, network: nn.Module) -> tuple[dict[str, Tensor], dict[st
             aliases[key] = seen[place]
         else:
             seen[place] = key
-            copy = tensor.detach().cpu().contiguous()
+            copy = plain_zeros(tensor.detach().cpu().contiguous())
             storage = copy.untyped_storage().data_ptr()
             # safetensors takes no two views of one storage
             state[key] = copy.clone() if storage in storages else copy
