@@ -23,6 +23,7 @@ from lightning_prune.channels.select.scales import ScaleFactors
 from lightning_prune.channels.select.selector import Choice, Chooser
 from lightning_prune.channels.surgery.empty import branch_names
 from lightning_prune.functional.thresholds import RULES, Rule, check_delta
+from lightning_prune.support.network import find_network
 
 _SURGERY = {"form", "groups", "attention", "allow_inexact"}
 _CHOICES = 8  # times in the phase, at least, that the channels are chosen anew
@@ -129,7 +130,7 @@ class ChannelPruningCallback(ChannelMethod, Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called with the model final: finds the network, takes a checkpoint's state over."""
-        network = removal.find_network(pl_module, self.network_name)
+        network = find_network(pl_module, self.network_name)
         norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine]
         if not norms:
             raise ValueError(
@@ -209,7 +210,7 @@ class ChannelPruningCallback(ChannelMethod, Callback):
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         """Trace the network on this batch's input and set the method up, anew or as a checkpoint left it."""
-        self.network = removal.find_network(pl_module, self.network_name)
+        self.network = find_network(pl_module, self.network_name)
         self.example = recalibrate.network_input(trainer, pl_module, self.network, batch, self.calibration_forward)
         options = {k: v for k, v in self.surgery.items() if k in ("groups", "attention", "allow_inexact")}
         graph = ChannelGraph.trace(self.network, self.example, **options)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -68,26 +68,3 @@ def reinitialise(network: nn.Module, trainer: Trainer, seed: int) -> None:
     for optimizer in trainer.optimizers:
         for param in [p for p in optimizer.state if p in mine]:
             del optimizer.state[param]
-
-
-def find_network(module: LightningModule, name: str | None) -> nn.Module:
-    """The network inside a LightningModule: the child that was named, or the innermost that holds all parameters.
-
-    Raises:
-        ValueError: there is no such child.
-    """
-    if name is not None:
-        try:
-            return module.get_submodule(name)
-        except AttributeError as error:
-            children = ", ".join(n for n, _ in module.named_children())
-            raise ValueError(
-                f"network={name!r} is not a module of {type(module).__name__}; it has {children}."
-            ) from error
-    node: nn.Module = module
-    while not any(True for _ in node.parameters(recurse=False)):
-        holders = [child for child in node.children() if any(True for _ in child.parameters())]
-        if len(holders) != 1 or isinstance(holders[0], (nn.ModuleList, nn.ModuleDict)):
-            break
-        node = holders[0]
-    return node
