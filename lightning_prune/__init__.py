@@ -2,6 +2,7 @@
 
 from lightning_prune.callbacks import (
     ChannelPruningCallback,
+    CompactCheckpoint,
     LTPCallback,
     MagnitudeCallback,
     MRTSCallback,
@@ -9,6 +10,7 @@ from lightning_prune.callbacks import (
     PruningCallback,
     Trail,
     TrailEntry,
+    take_shapes,
 )
 from lightning_prune.channels import (
     ChannelCost,
@@ -30,6 +32,7 @@ __all__ = [
     "ChannelError",
     "ChannelGraph",
     "ChannelPruningCallback",
+    "CompactCheckpoint",
     "CompressionRatio",
     "LTPCallback",
     "MRTSCallback",
@@ -51,4 +54,5 @@ __all__ = [
     "pruned_state_dict",
     "save_pruned",
     "sparsity_report",
+    "take_shapes",
 ]

@@ -2,6 +2,7 @@
 
 from lightning_prune.callbacks.base import PruningCallback
 from lightning_prune.callbacks.channels import ChannelPruningCallback
+from lightning_prune.callbacks.checkpoint import CompactCheckpoint, take_shapes
 from lightning_prune.callbacks.methods.ltp import LTPCallback
 from lightning_prune.callbacks.methods.magnitude import MagnitudeCallback
 from lightning_prune.callbacks.methods.mrts import MRTSCallback, NetworkSlimmingCallback
@@ -9,6 +10,7 @@ from lightning_prune.callbacks.trail import Trail, TrailEntry
 
 __all__ = [
     "ChannelPruningCallback",
+    "CompactCheckpoint",
     "LTPCallback",
     "MRTSCallback",
     "MagnitudeCallback",
@@ -16,4 +18,5 @@ __all__ = [
     "PruningCallback",
     "Trail",
     "TrailEntry",
+    "take_shapes",
 ]

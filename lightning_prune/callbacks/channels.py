@@ -14,9 +14,9 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.callbacks import channel_logs, recalibrate, removal
 from lightning_prune.callbacks.channel_method import ChannelMethod, budget_of
+from lightning_prune.callbacks.checkpoint import ShapeHooks, note_shapes
 from lightning_prune.callbacks.guard import check_alone, check_launcher, check_strategy
 from lightning_prune.callbacks.phases import Duration, training_length
-from lightning_prune.callbacks.shapes import ShapeHooks, note_shapes
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.select.latency import share_for_latency
 from lightning_prune.channels.select.scales import ScaleFactors
