@@ -23,9 +23,12 @@ from lightning_prune.channels import (
     prune_channels,
 )
 from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
+from lightning_prune.io.describe import own_version
 from lightning_prune.metrics import CompressionRatio, Sparsity
 from lightning_prune.report import SparsityReport, sparsity_report
 from lightning_prune.zoo.classifier import TimmClassifier
+
+__version__ = own_version()
 
 __all__ = [
     "ChannelCost",
@@ -49,6 +52,7 @@ __all__ = [
     "TraceError",
     "Trail",
     "TrailEntry",
+    "__version__",
     "load_pruned",
     "prune_channels",
     "pruned_state_dict",
