@@ -94,7 +94,7 @@ def save_pruned(
         checked = read_plans(plans, specs)
         try:
             name, arguments = checked_recipe(model, network, name, kwargs, specs, checked)
-        except RecipeError as error:
+        except (RecipeError, ChannelError) as error:
             if name is not None or kwargs or is_named(model) or not isinstance(model, LightningModule):
                 raise
             arguments = {}  # a user's own module, whose network was changed after timm built it

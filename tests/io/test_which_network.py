@@ -127,3 +127,8 @@ def test_a_network_that_was_changed_is_saved_without_its_name(tmp_path: Path) ->
     assert same_bits(named.state_dict(), module.backbone.state_dict())
     with pytest.raises(PrunedFileError, match="Pass kwargs="):
         save_pruned(module, path, kwargs={"num_classes": 8})
+    prune_channels(module, torch.randn(2, 3, 32, 32), scores=random_scores(module), ratio=0.3, verify=False)
+    with pytest.warns(UserWarning, match="without a timm name"):
+        save_pruned(module, path)
+    load_pruned(path, other)
+    assert same_bits(other.backbone.state_dict(), module.backbone.state_dict())
