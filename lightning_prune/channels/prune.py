@@ -15,21 +15,23 @@ from torch.optim import Optimizer
 from lightning_prune.channels.analysis.branches import Branches, Whole
 from lightning_prune.channels.analysis.constants import constants as find_constants
 from lightning_prune.channels.graph.graph import ChannelGraph
+from lightning_prune.channels.graph.keep import kept_mask
 from lightning_prune.channels.select.repair import (
     check_emptied,
     keep_by_macs,
     repair,
 )
 from lightning_prune.channels.select.targets import choose, dead_groups, listed
-from lightning_prune.channels.surgery.cut import apply_plan, check_optimizers, find_target, state_tensors
+from lightning_prune.channels.surgery.cut import apply_plan, check_optimizers, find_target
 from lightning_prune.channels.surgery.empty import branch_names, empty_paths
-from lightning_prune.channels.surgery.rewrite import graph_runner
-from lightning_prune.channels.surgery.widths import attribute_changes, equal_widths, kept_mask
-from lightning_prune.channels.verify.compare import Proof, check_same, run
+from lightning_prune.channels.surgery.widths import attribute_changes, equal_widths
+from lightning_prune.channels.verify.compare import Proof, check_same, graph_runner, run
 from lightning_prune.channels.verify.find_form import prove, runs_without
 from lightning_prune.errors import PlanError, SurgeryError
-from lightning_prune.plan.plan import Cut, PruningPlan
+from lightning_prune.plan.cut import Cut
+from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.support.modes import split_input
+from lightning_prune.support.tensors import state_tensors
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_prune.errors import ChannelError
+from lightning_prune.errors import ChannelError, RecipeError
 from lightning_prune.io.bitmask import bits, encode, plain_zeros
 from lightning_prune.io.compact import (
     apply_plans,
@@ -34,7 +34,7 @@ from lightning_prune.io.compact import (
 )
 from lightning_prune.io.describe import sparsity, versions
 from lightning_prune.io.rebuild import build, build_meta, checked_recipe, first_difference, largest_dim
-from lightning_prune.io.recipe import RecipeError, check_recipe, is_named, network_of
+from lightning_prune.io.recipe import check_recipe, is_named, network_of
 from lightning_prune.io.sparsefile import (
     COMPACT_FORMAT,
     DTYPE_NAMES,
@@ -43,7 +43,6 @@ from lightning_prune.io.sparsefile import (
     MAX_HEADER_BYTES,
     METADATA_KEY,
     VALUES,
-    PrunedFileError,
     canonical,
     digest,
     fail,
@@ -52,7 +51,7 @@ from lightning_prune.io.sparsefile import (
 )
 from lightning_prune.masks import is_attached
 
-__all__ = ["PrunedFileError", "load_pruned", "pruned_state_dict", "save_pruned"]
+__all__ = ["load_pruned", "pruned_state_dict", "save_pruned"]
 
 
 def save_pruned(

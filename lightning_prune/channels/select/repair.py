@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lightning_prune.channels.graph.cost import ChannelCost
 from lightning_prune.channels.graph.graph import ChannelGraph
+from lightning_prune.channels.graph.keep import kept_count
 from lightning_prune.channels.select.budget import meet_budget
-from lightning_prune.channels.surgery.widths import kept_count
 from lightning_prune.errors import PlanError
 
 

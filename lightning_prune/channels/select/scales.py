@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 
 import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.errors import ChannelError
+from lightning_prune.support.patterns import check_patterns, matches
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,8 @@ class ScaleFactors:
             params.append(weight)
             names.append(name)
             ids.append(vector)
-        for pattern in exclude:
-            if not any(_matches(name, pattern) for name in graph.norms):
-                raise ChannelError(
-                    f"exclude={pattern!r} matches no BatchNorm; their names are those of the modules, such as "
-                    f"{list(graph.norms[:3])}"
-                )
-        kept_out = [v for n, v in zip(names, ids, strict=True) if any(_matches(n, pattern) for pattern in exclude)]
+        check_patterns(exclude, [f"{name}.weight" for name in graph.norms], "exclude", "BatchNorm", ChannelError)
+        kept_out = [v for n, v in zip(names, ids, strict=True) if matches(f"{n}.weight", exclude)]
         if kept_out:
             stay = torch.cat(kept_out)
             ids = [v.masked_fill(torch.isin(v, stay), -1) for v in ids]
@@ -164,10 +159,6 @@ def _put(params: Sequence[Tensor], values: Tensor, lost: Tensor | None) -> None:
     if lost is not None and any(t.dtype != values.dtype for t in tensors):
         # A step below half a unit in the last place would be lost in bfloat16, every time anew.
         torch.sub(values, torch.cat(tensors), out=lost)
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatch(name, pattern) or fnmatch(name, f"*.{pattern}")
 
 
 def _layers(names: list[str], slots: tuple[Tensor, ...], size: int) -> tuple[Tensor, tuple[tuple[str, ...], ...]]:

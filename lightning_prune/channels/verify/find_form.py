@@ -7,22 +7,24 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_prune.channels.analysis.branches import Check
 from lightning_prune.channels.graph.graph import ChannelGraph
-from lightning_prune.channels.surgery.rewrite import build, graph_runner
+from lightning_prune.channels.surgery.rewrite import Programs, build
 from lightning_prune.channels.surgery.widths import equal_widths, expressible
-from lightning_prune.channels.verify.compare import Proof, check_eager, check_trains
+from lightning_prune.channels.verify.compare import Proof, check_eager, check_trains, graph_runner
 from lightning_prune.channels.verify.locate import locate, name_layer
 from lightning_prune.errors import PlanError, SurgeryError
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.plan.record import plans_of
+
+Check = Callable[[Tensor], str]
+"""Says why a model cannot run without some channel groups, bool of shape (groups,); "" if it can."""
 
 Planner = Callable[[list[tuple[Tensor, ...]], str], tuple[Tensor, PruningPlan]]
 
 
 def prove(
     model: nn.Module, graph: ChannelGraph, plan_for: Planner, example_input: Any, form: str, verify: bool
-) -> tuple[Tensor, PruningPlan, Proof | None, tuple[str, ...], Any]:
+) -> tuple[Tensor, PruningPlan, Proof | None, tuple[str, ...], Programs | None]:
     """Finds a form of the compact model that computes what the masked model computes."""
     failure = ""
     if form != "graph":
