@@ -17,3 +17,7 @@ class PlanError(ChannelError):
 
 class SurgeryError(ChannelError):
     """The sliced model does not compute what the masked model computes; the model was put back as it was."""
+
+
+class CalibrationError(RuntimeError):
+    """The module could not be run on a training batch; the network's own exception is the cause."""

@@ -35,7 +35,7 @@ class Probe(LTPCallback):
 
     def learn(self, stats, active):
         for i in active.nonzero().flatten().tolist():
-            name = self.targets[i].name
+            name = self.units.targets[i].name
             if name not in self.seen_tau_grad:
                 self.seen_tau_grad[name] = -(stats[i, TASK] + self.price * stats[i, BAND]).item()
                 self.used[name] = (self.slopes[i], self.shifts[i])
