@@ -171,13 +171,13 @@ def test_requests_by_lists_thresholds_and_scores() -> None:
     low = {n: s * 0.1 if n == norm else s + 0.2 for n, s in scores.items()}
     assert prune_whole(residual(), EXAMPLE, keep={norm: []}).plan.empty
     assert prune_whole(residual(), EXAMPLE, low, threshold=0.15).plan.empty
-    assert not prune_whole(residual(), EXAMPLE, low, threshold=0.15, whole_branches=False).plan.empty
+    assert not prune_whole(residual(), EXAMPLE, low, threshold=0.15, remove_branches=False).plan.empty
     # an order alone empties nothing; zeros do
     for request in ({"ratio": 0.3}, {"macs": 0.7}):
         assert not prune_whole(residual(), EXAMPLE, low, **request).plan.empty
         zero = {**low, norm: torch.zeros_like(low[norm])}
         assert branch_names(prune_whole(residual(), EXAMPLE, zero, **request).plan) == ("blocks.0",)
-    for switched in ({"whole_branches": False}, {"form": "graph"}):
+    for switched in ({"remove_branches": False}, {"form": "graph"}):
         with pytest.raises(PlanError, match="would empty the layer; keep at least one"):
             prune_whole(residual(), EXAMPLE, keep={norm: []}, **switched)
     with pytest.raises(PlanError, match="would empty"):
