@@ -1,7 +1,9 @@
 """Pruning callbacks for PyTorch Lightning that work on any timm model."""
 
 from lightning_prune.callbacks import (
+    ChannelPruning,
     ChannelPruningCallback,
+    FPGMCallback,
     LTPCallback,
     MagnitudeCallback,
     MRTSCallback,
@@ -9,6 +11,7 @@ from lightning_prune.callbacks import (
     PruningCallback,
     Trail,
     TrailEntry,
+    WeightPruning,
 )
 from lightning_prune.channels import (
     ChannelCost,
@@ -29,8 +32,10 @@ __all__ = [
     "ChannelCost",
     "ChannelError",
     "ChannelGraph",
+    "ChannelPruning",
     "ChannelPruningCallback",
     "CompressionRatio",
+    "FPGMCallback",
     "LTPCallback",
     "MRTSCallback",
     "MagnitudeCallback",
@@ -46,6 +51,7 @@ __all__ = [
     "TraceError",
     "Trail",
     "TrailEntry",
+    "WeightPruning",
     "load_pruned",
     "prune_channels",
     "pruned_state_dict",

@@ -128,7 +128,9 @@ class ChannelPruning(PruningCallback):
         for name, share in given or [("macs", 0.5)]:
             if not 0 < share < 1:
                 raise ValueError(f"target_{name}={share} is the share that may be left, in (0, 1), such as 0.5.")
-        name, share = given[0] if given else ("macs", 0.5)
+        if not given:
+            return "macs", 0.5
+        name, share = given[0]
         return ("macs" if name == "latency" else name), share
 
     def reset(self) -> None:

@@ -92,8 +92,10 @@ class ScalePruning(ChannelPruning):
         super().__init__(**options_of(ChannelPruning, locals()))
         if delta is not None:
             check_delta(delta, rule)
-            if given := [n for n in ("macs", "params", "channels", "latency") if locals()[f"target_{n}"] is not None]:
-                raise ValueError(f"target_{given[0]}={locals()[f'target_{given[0]}']}, delta={delta}: give one of them.")
+            shares = {"macs": target_macs, "params": target_params, "channels": target_channels}
+            for name, share in (shares | {"latency": target_latency}).items():
+                if share is not None:
+                    raise ValueError(f"target_{name}={share}, delta={delta}: give one of them.")
             self.budget = self._share = None
         self.delta, self.rule = (1e-3 if delta is None else delta), rule
         self.tau, self.mode, self.travel, self.lam, self.ceiling = tau, mode, travel, lam, ceiling

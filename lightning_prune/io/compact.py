@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.channels.graph.graph import check_options
 from lightning_prune.channels.surgery.cut import check_fits
+from lightning_prune.channels.trace.options import check_options
 from lightning_prune.errors import ChannelError
 from lightning_prune.io.recipe import RecipeError
 from lightning_prune.io.sparsefile import DTYPES
-from lightning_prune.plan.codec import plan_data, plan_from_data
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.plan.record import plans_of
 
@@ -71,7 +70,7 @@ def data_of_plans(plans: Mapping[str, PruningPlan]) -> dict[str, Any]:
         RecipeError: a plan is not plain JSON.
     """
     try:
-        text = json.dumps({path: plan_data(plan) for path, plan in plans.items()}, allow_nan=False)
+        text = json.dumps({path: plan.to_data() for path, plan in plans.items()}, allow_nan=False)
         data: dict[str, Any] = json.loads(text)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"a pruning plan is not plain JSON ({error})") from None
@@ -98,7 +97,7 @@ def read_plans(data: Any, specs: Specs) -> dict[str, PruningPlan]:
     allowed = 4096 + 2 * sum(n for shape, _ in specs.values() if math.prod(shape) for n in shape)
     if indices > allowed:
         raise RecipeError(f"its pruning plans keep {indices} indices, more than its tensors can have ({allowed})")
-    plans = {path: plan_from_data(plan) for path, plan in data.items()}
+    plans = {path: PruningPlan.from_data(plan) for path, plan in data.items()}
     for plan in plans.values():
         _check_settings(plan)
         _check_inputs(plan, _bytes(specs))

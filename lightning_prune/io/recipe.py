@@ -104,8 +104,6 @@ def check_recipe(name: Any, kwargs: Any, largest_dim: int) -> None:
     """
     import timm
 
-    import lightning_prune.zoo.models  # noqa: F401  registers this package's own
-
     if not isinstance(name, str) or len(name) > MAX_TEXT or not name.replace(".", "_").isidentifier():
         raise RecipeError("the model's name is not a timm name (a source such as hf-hub: or local-dir: is not allowed)")
     if not timm.is_model(name):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from lightning_prune.errors import PlanError
-from lightning_prune.plan.plan import Change, Cut, PruningPlan
+from lightning_prune.plan.cut import Change, Cut
 
 FORMAT = "lightning_prune.plan.plan"
 VERSION = 1
@@ -14,34 +15,34 @@ FORMS = ("eager", "graph")
 FIELDS = ("form", "inputs", "settings", "attributes", "index_lists", "tensors")
 
 
-def plan_data(plan: PruningPlan) -> dict[str, Any]:
-    """A plan as plain dicts, lists, numbers and strings. Equal index lists are stored once."""
+def to_data(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan's fields as plain dicts, lists, numbers and strings. Equal index lists are stored once."""
     lists: dict[tuple[int, ...], int] = {}
     tensors = {
         name: {
             "shape": list(cut.shape),
             "kept": {str(d): lists.setdefault(k, len(lists)) for d, k in cut.kept.items()},
         }
-        for name, cut in plan.cuts.items()
+        for name, cut in fields["cuts"].items()
     }
     data = {
         "format": FORMAT,
         "version": VERSION,
-        "form": plan.form,
-        "inputs": [[list(shape), dtype] for shape, dtype in plan.inputs],
-        "settings": plan.settings,
+        "form": fields["form"],
+        "inputs": [[list(shape), dtype] for shape, dtype in fields["inputs"]],
+        "settings": fields["settings"],
         "attributes": {
             module: {name: [change.before, change.after] for name, change in changes.items()}
-            for module, changes in plan.attributes.items()
+            for module, changes in fields["attributes"].items()
         },
         "index_lists": [list(indices) for indices in lists],
         "tensors": tensors,
     }
-    return data | ({"empty": list(plan.empty)} if plan.empty else {})
+    return data | ({"empty": list(fields["empty"])} if fields["empty"] else {})
 
 
-def parse_plan(text: str) -> PruningPlan:
-    """Reads a plan from JSON text.
+def parse(text: str) -> dict[str, Any]:
+    """Reads a plan's fields from JSON text.
 
     Raises:
         PlanError: the text is not a plan, or of a version that this library does not know.
@@ -50,11 +51,11 @@ def parse_plan(text: str) -> PruningPlan:
         data = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise PlanError(f"this is not a pruning plan: {type(error).__name__}: {error}") from error
-    return plan_from_data(data)
+    return from_data(data)
 
 
-def plan_from_data(data: Any) -> PruningPlan:
-    """Makes a plan of what `plan_data` returned, after it was JSON. Types are checked, down to the last index.
+def from_data(data: Any) -> dict[str, Any]:
+    """A plan's fields from what `to_data` returned, after it was JSON. Types are checked, down to the last index.
 
     Whether the plan fits a model is checked when it is applied.
 
@@ -71,20 +72,20 @@ def plan_from_data(data: Any) -> PruningPlan:
     if data["form"] not in FORMS:
         raise PlanError(f"the plan has form={data['form']!r:.100}: expected one of {FORMS}")
     lists = [_ints(entry, f"index list {i}") for i, entry in enumerate(_list(data["index_lists"], "index_lists"))]
-    return PruningPlan(
-        cuts={name: _cut(name, entry, lists) for name, entry in _object(data["tensors"], "tensors").items()},
-        attributes={
+    return {
+        "cuts": {name: _cut(name, entry, lists) for name, entry in _object(data["tensors"], "tensors").items()},
+        "attributes": {
             module: {
                 name: _change(f"{module}.{name}", pair)
                 for name, pair in _object(changes, f"the attributes of {module!r}").items()
             }
             for module, changes in _object(data["attributes"], "attributes").items()
         },
-        form=data["form"],
-        inputs=tuple(_input(i, entry) for i, entry in enumerate(_list(data["inputs"], "inputs"))),
-        settings=_object(data["settings"], "settings"),
-        empty=_paths(data.get("empty", [])),  # plans of before have none
-    )
+        "form": data["form"],
+        "inputs": tuple(_input(i, entry) for i, entry in enumerate(_list(data["inputs"], "inputs"))),
+        "settings": _object(data["settings"], "settings"),
+        "empty": _paths(data.get("empty", [])),  # plans of before have none
+    }
 
 
 def _no_constant(text: str) -> NoReturn:

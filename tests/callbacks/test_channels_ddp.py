@@ -52,7 +52,7 @@ def test_two_processes_remove_the_same_channels_and_stay_equal(method, informati
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"rank{n}.json").read_text()) for n in (0, 1))
     assert first == second
-    assert first["stage"] == "compact"
+    assert first["stage"] == "pruned"
     assert first["numbers"]["macs"] <= 0.5
     assert first["shapes"][0][0] < 8
 

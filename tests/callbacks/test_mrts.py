@@ -113,7 +113,7 @@ def modes(path, method):
         def on_train_batch_end(self, trainer, pl_module, *args):
             if callback.stage == "soft":
                 for i in (1, 4):
-                    sizes[i] = (pl_module.net[i].weight.detach().abs() / 1.0, callback.choice)
+                    sizes[i] = (pl_module.net[i].weight.detach().abs() / 1.0, callback.selection)
 
     trainer(path, [callback, Before()], max_epochs=6).fit(module, **loaders())
     return sizes, callback
@@ -211,7 +211,7 @@ def test_signs_are_kept_and_none_is_crossed(tmp_path):
 
     callback = MRTSCallback(warmup=0, sparsify=2, travel=5.0)
     trainer(tmp_path, [callback, Watch()]).fit(module, **loaders())
-    assert callback.stage == "compact"
+    assert callback.stage == "pruned"
 
 
 def test_two_settings_of_the_same_parts():

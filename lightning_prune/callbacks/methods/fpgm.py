@@ -22,8 +22,8 @@ class FPGMCallback(ChannelPruning):
     prunes every layer by the same share).
 
     Args:
-        target_macs: share of the multiply-accumulates that may be left, in (0, 1); met within 1 %. Half of them if nothing
-            else is given.
+        target_macs: share of the multiply-accumulates that may be left, in (0, 1); met within 1 %. Half of them
+            if nothing else is given.
         target_params: the same for parameters.
         target_channels: the same for channels, of those that may be removed.
         target_latency: the same for the CPU latency, measured. Give one target.

@@ -6,7 +6,7 @@ what reads it becomes constant, and what it read is of no use any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +16,7 @@ from lightning_prune.channels.analysis.reachability import Flow, Flows
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.surgery.empty import may_be_empty
 from lightning_prune.channels.surgery.install import PROGRAMS
-
-Check = Callable[[Tensor], str]
-"""Says why a model cannot run without some classes, bool of shape (classes,); "" if it can."""
+from lightning_prune.channels.verify.find_form import Check
 
 ONLY_PATH = "no other path leads from the network's input to its output"
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_prune.errors import PlanError
-from lightning_prune.plan.plan import Cut, PruningPlan
+from lightning_prune.plan.cut import Cut
+from lightning_prune.plan.plan import PruningPlan
 
 _BASE = "_lightning_prune_filled_class"
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -5,12 +5,11 @@ Copies and pickles run from the graphs too.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from lightning_prune.channels.surgery.rewrite import Programs
+from lightning_prune.channels.surgery.rewrite import Programs
 
 _CLASSES: dict[type, type] = {}
 _BASE = "_lightning_prune_eager_class"
