@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_prune.channels.analysis.reachability import Flow, Flows
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.surgery.empty import may_be_empty
-from lightning_prune.channels.surgery.install import PROGRAMS
+from lightning_prune.channels.surgery.install import is_rewritten
 from lightning_prune.channels.verify.find_form import Check
 
 ONLY_PATH = "no other path leads from the network's input to its output"
@@ -58,7 +58,7 @@ class Branches:
     @classmethod
     def of(cls, model: nn.Module, graph: ChannelGraph, form: str) -> Branches | None:
         """None where a rewritten graph runs the model, or shall: its code counts channels in ways that need some."""
-        rewritten = form == "graph" or any(PROGRAMS in vars(module) for module in model.modules())
+        rewritten = form == "graph" or is_rewritten(model)
         return None if rewritten else cls(model, graph)
 
     def asleep(self) -> frozenset[str]:
