@@ -23,7 +23,9 @@ from lightning_prune.channels import (
     TraceError,
     prune_channels,
 )
+from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
+from lightning_prune.masks import Gate, WeightUnits
 from lightning_prune.metrics import CompressionRatio, Sparsity
 from lightning_prune.report import SparsityReport, sparsity_report
 from lightning_prune.zoo.classifier import TimmClassifier
@@ -34,8 +36,10 @@ __all__ = [
     "ChannelGraph",
     "ChannelPruning",
     "ChannelPruningCallback",
+    "ChannelUnits",
     "CompressionRatio",
     "FPGMCallback",
+    "Gate",
     "LTPCallback",
     "MRTSCallback",
     "MagnitudeCallback",
@@ -52,6 +56,7 @@ __all__ = [
     "Trail",
     "TrailEntry",
     "WeightPruning",
+    "WeightUnits",
     "load_pruned",
     "prune_channels",
     "pruned_state_dict",

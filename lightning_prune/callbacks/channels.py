@@ -28,7 +28,7 @@ from lightning_prune.channels.select.selector import Selector
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.channels.surgery.empty import branch_names
 from lightning_prune.functional.thresholds import Rule
-from lightning_prune.masks import attach_gates, detach
+from lightning_prune.masks import detach
 from lightning_prune.support.latency import compare_latency
 from lightning_prune.support.network import find_network
 from lightning_prune.support.retrain import reinitialise
@@ -180,9 +180,6 @@ class ChannelPruning(PruningCallback):
             self.units, rule=self.rule, budget=self.budget, delta=self.delta, min_channels=self.min_keep,
             divisor=self.divisor, form=self.surgery.get("form", "auto"),
         )  # fmt: skip
-
-    def attach(self) -> None:
-        attach_gates(self.root, self._gates)
 
     def before_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.phases is not None

@@ -23,6 +23,7 @@ from lightning_prune.callbacks.phases import phases_of, training_length
 from lightning_prune.callbacks.step import Step
 from lightning_prune.callbacks.trainer import writes_logs_now
 from lightning_prune.errors import CalibrationError
+from lightning_prune.masks import attach
 
 
 class PruningCallback(PruningMethod, Callback):
@@ -186,7 +187,7 @@ class PruningCallback(PruningMethod, Callback):
         self.start(self.units)
         self._gates = dict(self.gates(self.units))
         self._gate_trainer = GateTrainer(self._gates, self.root, self.gate_optimizer)
-        self.attach()
+        attach(self.root, self._gates)
         self.stage = "soft"
 
     def _remove_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -242,7 +243,7 @@ class PruningCallback(PruningMethod, Callback):
                 self.prepare(trainer, pl_module)
                 self._restore(trainer, pl_module)
             elif self.stage == "soft" and set(self.root.parameters()) <= set(pl_module.parameters()):
-                self.attach()  # a fit of this very model that did not reach its removal
+                attach(self.root, self._gates)  # a fit of this very model that did not reach its removal
         self._expire()
 
     def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -133,9 +133,6 @@ class PruningMethod:
         """Set ``units`` and ``root`` for a phase that begins with ``batch``; None on resume."""
         raise NotImplementedError
 
-    def attach(self) -> None:
-        """Put the gates in place."""
-
     def before_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called before each batch of the sparsify phase."""
 

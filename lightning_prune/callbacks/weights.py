@@ -18,7 +18,7 @@ from lightning_prune.callbacks.trail import TrailWriter
 from lightning_prune.callbacks.trainer import log_to_loggers
 from lightning_prune.callbacks.zeros import check_zeros, keep_zeros, prune_everywhere
 from lightning_prune.functional import budget
-from lightning_prune.masks import attach, detach, find_targets
+from lightning_prune.masks import detach, find_targets
 from lightning_prune.masks.units import WeightUnits
 
 _ASKED_FOR = ("excluded", "not in include", "first or last layer")
@@ -125,10 +125,6 @@ class WeightPruning(PruningCallback):
     def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         self.root = pl_module
 
-    def attach(self) -> None:
-        gated = [(t, self._gates[t.name]) for t in self.units.targets if t.name in self._gates]
-        attach([t for t, _ in gated], [g for _, g in gated])
-
     def before_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Last layers first: their weights were the last that the optimizer wrote, the first ones are needed next.
         for target in reversed(self.units.targets if self._gates else ()):
@@ -138,7 +134,7 @@ class WeightPruning(PruningCallback):
         keep_zeros(t.param for t in self.units.targets if step.holds(t.param))
 
     def sites(self) -> Mapping[str, nn.Module]:
-        return {t.name: t.owners[0][0] for t in self.units.targets}
+        return {t.name: t.module for t in self.units.targets}
 
     def remove(self, trainer: Trainer, pl_module: LightningModule, early: bool) -> bool:
         masks = self.final_masks(self.scored(trainer, pl_module), early)

@@ -1,6 +1,6 @@
 """The mask on a layer's weight: which weights, the gates, and the class swap that puts them in place."""
 
-from lightning_prune.masks.attach import attach, attach_gates, detach, is_attached
+from lightning_prune.masks.attach import attach, detach, is_attached
 from lightning_prune.masks.gates import Gate, HardGate, MaskGate, SoftGate
 from lightning_prune.masks.targets import Skipped, Target, find_targets
 from lightning_prune.masks.units import WeightUnits
@@ -14,7 +14,6 @@ __all__ = [
     "Target",
     "WeightUnits",
     "attach",
-    "attach_gates",
     "detach",
     "find_targets",
     "is_attached",

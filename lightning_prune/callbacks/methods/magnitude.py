@@ -87,6 +87,9 @@ class MagnitudeCallback(ThresholdPruning):
     def score(self, units: WeightUnits) -> Tensor:
         return units.values().square()
 
+    def final_masks(self, score: Tensor, early: bool) -> list[Tensor]:
+        return super().final_masks(score, early and self.schedule == "cubic")  # one shot has no way to be half of
+
     def tensors(self) -> dict[str, Tensor]:
         return super().tensors() | {"tau": self._tau, "steps": self._steps}
 
