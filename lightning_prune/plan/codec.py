@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from lightning_prune.errors import PlanError
 from lightning_prune.plan.cut import Change, Cut
+from lightning_prune.support import schema
+from lightning_prune.support.schema import is_count, is_int, is_list, is_object
 
 FORMAT = "lightning_prune.plan.plan"
 VERSION = 1
@@ -48,8 +49,8 @@ def parse(text: str) -> dict[str, Any]:
         PlanError: the text is not a plan, or of a version that this library does not know.
     """
     try:
-        data = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        data = schema.parse(text)
+    except ValueError as error:
         raise PlanError(f"this is not a pruning plan: {type(error).__name__}: {error}") from error
     return from_data(data)
 
@@ -63,7 +64,7 @@ def from_data(data: Any) -> dict[str, Any]:
         PlanError: naming the first thing that is not as it has to be.
     """
     data = _object(data, "the plan")
-    if data.get("format") != FORMAT or not _is_int(data.get("version")) or data["version"] != VERSION:
+    if data.get("format") != FORMAT or not is_int(data.get("version")) or data["version"] != VERSION:
         found = {k: data.get(k) for k in ("format", "version")}
         raise PlanError(f"expected a plan with format={FORMAT!r} and version={VERSION}, found {found!r:.200}")
     missing = [name for name in FIELDS if name not in data]
@@ -88,29 +89,21 @@ def from_data(data: Any) -> dict[str, Any]:
     }
 
 
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _is_int(value: Any) -> bool:
-    return type(value) is int  # a bool is none here
-
-
 def _object(value: Any, what: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
+    if not is_object(value):
         raise PlanError(f"this is not a pruning plan: {what:.200} is not an object")
     return value
 
 
 def _list(value: Any, what: str) -> list[Any]:
-    if not isinstance(value, list):
+    if not is_list(value):
         raise PlanError(f"this is not a pruning plan: {what:.200} is not a list")
     return value
 
 
 def _ints(value: Any, what: str) -> tuple[int, ...]:
     for number in _list(value, what):
-        if not _is_int(number):
+        if not is_int(number):
             raise PlanError(f"{what:.200} of the plan holds {number!r:.100}: expected whole numbers only")
     return tuple(value)
 
@@ -128,7 +121,7 @@ def _cut(name: str, entry: Any, lists: list[tuple[int, ...]]) -> Cut:
     for dim, index in _object(entry.get("kept"), f"what is kept of {name!r}").items():
         if not dim.isdecimal() or len(dim) > 3:
             raise PlanError(f"the plan cuts dim {dim!r:.100} of {name!r:.200}: expected a whole number")
-        if not _is_int(index) or not 0 <= index < len(lists):
+        if not is_count(index, len(lists) - 1):
             raise PlanError(f"dim {dim} of {name!r:.200} refers to index list {index!r:.100}, of {len(lists)}")
         kept[int(dim)] = lists[index]
     return Cut(_ints(entry.get("shape"), f"the shape of {name!r}"), kept)
@@ -138,9 +131,9 @@ def _change(name: str, pair: Any) -> Change:
     pair = _list(pair, f"the change of {name}")
     if len(pair) != 2:
         raise PlanError(f"the change of {name:.200} has {len(pair)} values: expected before and after")
-    before, after = (v if _is_int(v) or not isinstance(v, list) else _ints(v, f"attribute {name}") for v in pair)
+    before, after = (v if is_int(v) or not isinstance(v, list) else _ints(v, f"attribute {name}") for v in pair)
     for value in (before, after):
-        if not _is_int(value) and not isinstance(value, tuple):
+        if not is_int(value) and not isinstance(value, tuple):
             raise PlanError(f"attribute {name:.200} of the plan is {value!r:.100}: expected whole numbers")
     return Change(before, after)
 

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_prune import LTPCallback, MagnitudeCallback
-from lightning_prune.callbacks.phases import PhaseError, Phases, Training, resolve_phases
-from lightning_prune.functional.budget import BudgetError
+from lightning_prune.callbacks.phases import Phases, Training, resolve_phases
+from lightning_prune.errors import BudgetError, PhaseError
 from lightning_prune.masks import find_targets
 from tests.toy import Toy, loaders, network, ours_left_on, trainer
 
