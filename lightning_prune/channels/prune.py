@@ -24,7 +24,7 @@ from lightning_prune.channels.surgery.empty import branch_names
 from lightning_prune.channels.surgery.make_plan import make_plan
 from lightning_prune.channels.verify.compare import Proof, check_same, graph_runner, run
 from lightning_prune.channels.verify.find_form import Found, Ties, find_form, runs_without
-from lightning_prune.errors import ChannelError, PlanError, SurgeryError
+from lightning_prune.errors import PlanError, SurgeryError, TargetError
 from lightning_prune.plan.plan import PruningPlan
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,8 @@ def prune_channels(
 
     Raises:
         TraceError: the model cannot be exported.
-        PlanError: the request does not fit the model, its target cannot be met, or it would remove nothing.
+        TargetError: the target cannot be met.
+        PlanError: the request does not fit the model, or it would remove nothing.
         SurgeryError: no form of the compact model computes the same; the model is as it was.
     """
     targets: dict[Any, float | None] = {"macs": macs, "params": params, "channels": channels}
@@ -198,7 +199,8 @@ def remove_channels(
         constants, form, verify, remove_branches, optimizers, averaged: see `prune_channels`.
 
     Raises:
-        PlanError: nothing would be removed, an optimizer does not fit, or a target was missed.
+        TargetError: the target cannot be met, and ``on_miss`` is "raise".
+        PlanError: nothing would be removed, or an optimizer does not fit.
         SurgeryError: no form of the compact network computes the same; the network is as it was.
     """
     graph, request = selector.units.graph, selection.request
@@ -224,11 +226,12 @@ def remove_channels(
 
     try:
         found = find_form(network, graph, plan_for, example_input, form, verify)
-    except ChannelError:
-        if on_miss == "raise" or request.target is None:
+        chosen, notes = found.choice, found.notes
+    except TargetError as error:
+        if on_miss == "raise":
             raise
         found = find_form(network, graph, partial(plan_for, strict=False), example_input, form, verify)
-    chosen, notes = found.choice, found.notes
+        chosen, notes = found.choice, (str(error), *found.notes)
     folds, more = _folds(network, example_input, selector, found, constants, verify)
     apply_plan(found.plan, network, optimizers, averaged, found.programs, folds)
     notes += more

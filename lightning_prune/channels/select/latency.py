@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_prune.channels.select.selector import Selector
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.channels.surgery.make_plan import make_plan
-from lightning_prune.errors import PlanError
+from lightning_prune.errors import PlanError, TargetError
 from lightning_prune.support.latency import compare_latency
 
 _STEPS = 7  # halvings of the share of MACs: within 1 %
@@ -41,7 +41,7 @@ def share_for_latency(
         share = 0.5 * (low + high)
         try:
             keep = selector.select(score, budget=("macs", share)).keep
-        except PlanError:  # floors hold more than that
+        except TargetError:  # floors hold more than that
             low = share
             continue
         small = copy.deepcopy(units.network)

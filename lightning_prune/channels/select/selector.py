@@ -17,7 +17,7 @@ from lightning_prune.channels.select.selection import MISS, Request, Resource, S
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.channels.surgery.widths import equal_widths
 from lightning_prune.channels.verify.find_form import Check
-from lightning_prune.errors import PlanError
+from lightning_prune.errors import PlanError, TargetError
 from lightning_prune.functional.thresholds import Rule, boundary, costs, gap
 
 Ties = Sequence[tuple[Tensor, ...]]
@@ -86,8 +86,8 @@ class Selector:
             budget: instead of the selector's own.
 
         Raises:
-            PlanError: the budget cannot be met (the message names the layers that hold it back), no group may go, or
-                the scores are no scores.
+            TargetError: the budget cannot be met; the message names the layers that hold it back.
+            PlanError: no group may go, or the scores are no scores.
         """
         units, target = self.units, budget or self.budget
         score = self._checked(score)
@@ -129,7 +129,7 @@ class Selector:
             strict: whether a target that cannot be met is an error; otherwise as little as possible stays.
 
         Raises:
-            PlanError: the budget cannot be met.
+            TargetError: the budget cannot be met.
         """
         graph_form = (form or self.form) == "graph"
         whole = Whole.none(self.units.size) if graph_form else whole or self.removable(request)
@@ -154,12 +154,12 @@ class Selector:
             keep = torch.ones(self.units.size, dtype=torch.bool)
             keep[order] = False
             keep = repaired(keep)
-            why = self._blame(keep, ties)
             if strict:
-                raise PlanError(
+                raise TargetError(
                     f"target_{resource}={share:g} cannot be met: {measure(keep) / total:.3f} stays even with every "
-                    f"layer at its floor. {why}"
+                    f"layer at its floor. {self._blame(keep)}"
                 ) from error
+            why = f"every layer is at its floor, with {len(ties)} ties that the network's own code needs"
             return self.describe(keep, request, whole, why)
         why = ""
         if measure(keep) / total < share * (1 - MISS):
@@ -221,16 +221,15 @@ class Selector:
                 out[mine] = costs(score[mine], self.rule)
         return out
 
-    def _blame(self, least: Tensor, ties: Ties) -> str:
+    def _blame(self, least: Tensor) -> str:
         """Which layers do not shrink further than ``least``, bool [groups], and what to do."""
         total = self._totals["macs"]
         rest = list(self.cost.macs_by_layer(least).items())[:5]
         layers = ", ".join(f"{name or 'the model'} {macs / total:.1%} of all MACs" for name, macs in rest)
-        frozen = "; ".join(f"{name}: {reason}" for name, reason in list(self.units.frozen.items())[:3])
+        frozen = "; ".join(f"{name}: {reason.split('; ')[0]}" for name, reason in list(self.units.frozen.items())[:3])
         return (
             f"What is left lies in {layers}. "
             + (f"Layers that stay whole: {frozen}. " if frozen else "")
-            + (f"The network's own code ties {len(ties)} more widths. " if ties else "")
             + "Raise the target, lower the floors (min_keep, min_channels) or divisor, or let more layers lose "
-            "channels (exclude fewer, score more)."
+            "channels (exclude fewer, score more)"
         )

@@ -176,11 +176,15 @@ def _of(ids: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _weights(network: nn.Module, graph: ChannelGraph) -> Iterator[tuple[str, nn.Parameter]]:
-    """Iterates over (name, parameter) of 2 or more dims with channels in dim 0, shared ones once."""
+    """Iterates over (name, parameter) of 2 or more dims with channels in dim 0, shared ones once.
+
+    A number for each channel in the shape of a weight (the gain of a standardised convolution) is none.
+    """
     parameters = dict(network.named_parameters(remove_duplicate=False))
     for name, dims in graph.axes.items():
-        if name in parameters and parameters[name].ndim >= 2 and 0 in dims:
-            yield name, parameters[name]
+        p = parameters.get(name)
+        if p is not None and p.ndim >= 2 and 0 in dims and (name.endswith("weight") or p.numel() > len(p)):
+            yield name, p
 
 
 def _outputs(graph: ChannelGraph, path: str, module: nn.Module) -> Tensor | None:

@@ -13,7 +13,7 @@ from lightning_prune.channels.surgery.rewrite import build
 from lightning_prune.channels.surgery.widths import expressible
 from lightning_prune.channels.verify.compare import Proof, check_eager, check_trains, graph_runner
 from lightning_prune.channels.verify.locate import locate, name_layer
-from lightning_prune.errors import ChannelError, PlanError, SurgeryError
+from lightning_prune.errors import ChannelError, PlanError, SurgeryError, TargetError
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.plan.record import plans_of
 from lightning_prune.support.faults import explain, reraise_ours
@@ -48,11 +48,10 @@ class Found(Generic[T]):
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why a form does not do. refused: whether no plan that its code needs removes enough."""
+    """Why a form does not do."""
 
     text: str
     error: Exception | None = None
-    refused: bool = False
 
 
 def find_form(
@@ -65,7 +64,8 @@ def find_form(
         verify: whether to compare at all.
 
     Raises:
-        PlanError: nothing that can be removed is left, or the budget is missed with the widths that the code needs.
+        TargetError: the target is missed with the ties that the code needs, and the rewritten graph does not do.
+        PlanError: nothing that can be removed is left.
         SurgeryError: no form computes the same.
     """
     failure = _Failure("form=graph was asked for")
@@ -75,7 +75,7 @@ def find_form(
             return found
         failure = found
     if form == "eager":
-        raise _error(failure, "The model is unchanged; form='graph' may be able to express it")
+        raise _error(failure, "The model is unchanged; form='graph' may be able to express it", PlanError)
     if any(earlier.empty for earlier in plans_of(model).values()):
         raise _error(
             failure,
@@ -96,8 +96,10 @@ def _eager(
         try:
             choice, plan = plan_for(ties, "eager")
         except PlanError as error:
-            text = f"{failure.text}; with the {len(ties)} ties that this code needs, " if failure else ""
-            return _Failure(f"{text}{error}", error, refused=True)
+            if failure is None:
+                return _Failure(str(error), error)
+            error.__cause__ = failure.error
+            return _Failure(f"{failure.text}; with the {len(ties)} ties that this code needs, {error}", error)
         if not verify:
             return Found(choice, plan, None)
         try:
@@ -128,18 +130,19 @@ def _rewritten(
         proof = check_eager(model, plan, example_input, graph_runner(programs)) if verify else None
     except Exception as error:
         reraise_ours(error)
-        more = _Failure(f"{failure.text}. The rewritten graph does not run: {explain(error)}", error, failure.refused)
-        raise _error(more, "The model is unchanged") from error
+        more = f"The rewritten graph does not run: {explain(error)}"
+        raise _error(failure, f"{more}. The model is unchanged") from error
     if proof is not None and not proof.equal and not graph.approximations:
-        text = f"{failure.text}. The rewritten graph does not compute what the masked model computes: {proof}"
-        raise _error(_Failure(text, failure.error, failure.refused), "The model is unchanged")
+        more = f"The rewritten graph does not compute what the masked model computes: {proof}"
+        raise _error(failure, f"{more}. The model is unchanged")
     note = f"the compact model runs as a rewritten graph: {failure.text}"
     return Found(choice, plan, proof and effective(proof), (note,), programs)
 
 
-def _error(failure: _Failure, then: str) -> ChannelError:
-    """The exception for a failure, with what torch raised as its cause."""
-    error = (PlanError if failure.refused else SurgeryError)(f"{failure.text}. {then}")
+def _error(failure: _Failure, then: str, refused: type[PlanError] = TargetError) -> ChannelError:
+    """The exception for a failure, with what was raised as its cause, which is also its kind if it is ``refused``."""
+    kind = type(failure.error) if isinstance(failure.error, refused) else SurgeryError
+    error = kind(f"{failure.text}. {then}")
     error.__cause__ = failure.error
     return error
 
