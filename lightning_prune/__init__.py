@@ -3,6 +3,7 @@
 from lightning_prune.callbacks import (
     ChannelPruning,
     ChannelPruningCallback,
+    CompactCheckpoint,
     FPGMCallback,
     LTPCallback,
     MagnitudeCallback,
@@ -12,6 +13,7 @@ from lightning_prune.callbacks import (
     Trail,
     TrailEntry,
     WeightPruning,
+    take_shapes,
 )
 from lightning_prune.channels import (
     ChannelCost,
@@ -25,10 +27,13 @@ from lightning_prune.channels import (
 )
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
+from lightning_prune.io.describe import own_version
 from lightning_prune.masks import Gate, WeightUnits
 from lightning_prune.metrics import CompressionRatio, Sparsity
 from lightning_prune.report import SparsityReport, sparsity_report
 from lightning_prune.zoo.classifier import TimmClassifier
+
+__version__ = own_version()
 
 __all__ = [
     "ChannelCost",
@@ -37,6 +42,7 @@ __all__ = [
     "ChannelPruning",
     "ChannelPruningCallback",
     "ChannelUnits",
+    "CompactCheckpoint",
     "CompressionRatio",
     "FPGMCallback",
     "Gate",
@@ -57,9 +63,11 @@ __all__ = [
     "TrailEntry",
     "WeightPruning",
     "WeightUnits",
+    "__version__",
     "load_pruned",
     "prune_channels",
     "pruned_state_dict",
     "save_pruned",
     "sparsity_report",
+    "take_shapes",
 ]

@@ -25,15 +25,15 @@ class LayerSparsity:
 
     @property
     def sparsity(self) -> float:
-        return self.zeros / self.numel if self.numel else 0.0  # a layer of a branch that went whole
+        return self.zeros / self.numel if self.numel else 0.0  # a layer of a removed branch
 
 
 @dataclass(frozen=True)
 class SparsityReport:
     """Zeros of a model's prunable weights, per layer and in all. ``print`` shows a table.
 
-    Of a compact model, everything counts the weights that are left; `removed` says how many of these layers' weights
-    went with their channels.
+    Of a compact model, everything but `dense_compression` counts the weights that are left; `removed` says how many of
+    these layers' weights went with their channels.
     """
 
     layers: tuple[LayerSparsity, ...]
@@ -58,8 +58,12 @@ class SparsityReport:
     @property
     def compression(self) -> float:
         """Prunable weights / non-zero ones; infinite if none is left."""
-        left = self.prunable - self.zeros
-        return self.prunable / left if left else float("inf")
+        return _ratio(self.prunable, self.prunable - self.zeros)
+
+    @property
+    def dense_compression(self) -> float:
+        """Prunable weights of the dense model / those that are left and not zero; infinite if none is."""
+        return _ratio(self.prunable + self.removed, self.prunable - self.zeros)
 
     def __str__(self) -> str:
         rows = [(x.name, "x".join(map(str, x.shape)), x.numel, x.zeros, x.sparsity) for x in self.layers]
@@ -69,10 +73,15 @@ class SparsityReport:
         lines = [f"{'weight':<{wide}}  {'shape':<{shape}}  {'weights':>12}  {'zeros':>12}  sparsity"]
         lines += [f"{n:<{wide}}  {s:<{shape}}  {k:>12,}  {z:>12,}  {share:>8.2%}" for n, s, k, z, share in rows]
         lines.insert(-1, "-" * len(lines[0]))
-        lines.append(f"compression {self.compression:.2f}x; {self.parameters:,} parameters in all")
+        dense = f" ({self.dense_compression:.2f}x against the dense model)" if self.removed else ""
+        lines.append(f"compression {self.compression:.2f}x{dense}; {self.parameters:,} parameters in all")
         if self.removed:
             lines.append(f"compact: {self.prunable:,} of {self.prunable + self.removed:,} prunable weights are left")
         return "\n".join(lines)
+
+
+def _ratio(weights: int, left: int) -> float:
+    return weights / left if left else float("inf")
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 import lightning_prune.metrics
-from lightning_prune import CompressionRatio, Sparsity, sparsity_report
+from lightning_prune import CompressionRatio, Sparsity, prune_channels, sparsity_report
 from lightning_prune.masks import HardGate, attach, detach, find_targets
 from tests.toy import network
 
@@ -42,6 +42,24 @@ def test_prints_as_a_table():
     assert "total (prunable)" in lines[-2] and "1,288" in lines[-2]  # noqa: PT018
     assert lines[-1].startswith("compression 1.81x")
     assert len({len(line) for line in lines[:-1]}) == 1
+
+
+def test_a_compact_model_is_compared_with_the_dense_one_too():
+    net = network()
+    prune_channels(net, torch.randn(2, 1, 8, 8), keep={"1.weight": range(4)}, verify=False)
+    report = sparsity_report(net)
+    assert report.zeros == 0
+    assert report.compression == 1
+    assert report.removed == 36 + 576
+    assert report.dense_compression == pytest.approx(1288 / 676)
+    lines = str(report).splitlines()
+    assert lines[-2].startswith("compression 1.00x (1.91x against the dense model); ")
+    assert lines[-1] == "compact: 676 of 1,288 prunable weights are left"
+    with torch.no_grad():
+        net[3].weight.view(-1)[:338] = 0
+    sparse = sparsity_report(net)
+    assert sparse.dense_compression == pytest.approx(1288 / 338)
+    assert sparsity_report(network()).dense_compression == 1
 
 
 def test_is_frozen():

@@ -1,6 +1,7 @@
 """Lightning callbacks: one life-cycle, two families, one file a method."""
 
 from lightning_prune.callbacks.channels import ChannelPruning
+from lightning_prune.callbacks.checkpoint import CompactCheckpoint, take_shapes
 from lightning_prune.callbacks.lifecycle import PruningCallback
 from lightning_prune.callbacks.methods.fpgm import FPGMCallback
 from lightning_prune.callbacks.methods.ltp import LTPCallback
@@ -16,6 +17,7 @@ ChannelPruningCallback = ChannelPruning  # the name before both families had one
 __all__ = [
     "ChannelPruning",
     "ChannelPruningCallback",
+    "CompactCheckpoint",
     "FPGMCallback",
     "LTPCallback",
     "MRTSCallback",
@@ -26,4 +28,5 @@ __all__ = [
     "Trail",
     "TrailEntry",
     "WeightPruning",
+    "take_shapes",
 ]

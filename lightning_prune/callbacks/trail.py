@@ -53,7 +53,7 @@ class TrailEntry:
 
 
 class Trail:
-    """The index of a trail, read back from its folder.
+    """The index of a trail, read back from its folder. ``print`` shows a table.
 
     Args:
         folder: where the checkpoints and ``index.json`` are.
@@ -90,6 +90,17 @@ class Trail:
         sign = 1 if mode == "max" else -1
         worst = float("-inf")
         return max(inside, key=lambda e: (worst if e.score is None else sign * e.score, -e.kept))
+
+    def __str__(self) -> str:
+        metric = next((e.metric for e in self.entries if e.metric), "score")
+        rows = [("crossed", "kept", "sparsity", "phase", "epoch", "step", metric, "checkpoint")]
+        for e in self.entries:
+            crossed, score = ", ".join(f"{v:g}" for v in e.crossed), "-" if e.score is None else f"{e.score:.4f}"
+            shares = f"{e.kept:.2%}", f"{e.sparsity:.2%}"
+            rows.append((crossed, *shares, e.phase, str(e.epoch), str(e.step), score, Path(e.path).name))
+        width = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(f"{cell:>{w}}" for cell, w in zip(row, width, strict=True)) for row in rows]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 @dataclass

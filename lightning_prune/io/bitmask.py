@@ -2,8 +2,9 @@
 
 Of a tensor of n elements, the mask is ``ceil(n / 8)`` bytes, where bit ``i % 8`` (least significant first) of byte
 ``i // 8`` is set if element i in row-major order is stored; the values are the stored elements in that order. What is
-not stored is +0, all bits zero: -0.0, NaN payloads and infinities are values, so that decoding gives back the bits
-that were encoded.
+not stored is +0, all bits zero. NaN payloads, infinities and denormals are values, so that decoding gives back the
+bits that were encoded. Files hold no -0.0, which ``weight * mask`` leaves in half of the zeros: `plain_zeros` makes it
++0 before a tensor is stored, dense or sparse.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["bits", "decode", "encode", "popcount"]
+__all__ = ["bits", "decode", "encode", "plain_zeros", "popcount"]
 
 ENTRY_BYTES = 120  # about what one more entry costs in the header of a file, so that small tensors stay dense
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -23,6 +24,15 @@ _POPCOUNT = torch.tensor([bin(byte).count("1") for byte in range(256)])
 def bits(tensor: Tensor) -> Tensor:
     """Views a contiguous tensor as integers of the same width, so that equality means equality of bits."""
     return tensor.view(_BITS[tensor.element_size()])
+
+
+def plain_zeros(tensor: Tensor) -> Tensor:
+    """Makes every -0.0 of a contiguous tensor +0 and leaves all other bits; the same object if there is none."""
+    if not tensor.is_floating_point():
+        return tensor
+    raw = bits(tensor)
+    negative = raw == (0x80 if raw.dtype == torch.uint8 else torch.iinfo(raw.dtype).min)  # the sign bit alone
+    return raw.masked_fill(negative, 0).view(tensor.dtype) if bool(negative.any()) else tensor
 
 
 def encode(tensor: Tensor) -> tuple[Tensor, Tensor] | None:

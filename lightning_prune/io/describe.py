@@ -7,25 +7,28 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 import safetensors
+import timm
 import torch
 from torch import nn
 
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.report import removed_weights, sparsity_report
 
-__all__ = ["sparsity", "versions"]
+__all__ = ["own_version", "sparsity", "versions"]
+
+
+def own_version() -> str:
+    """The version of this package, from its metadata; "unknown" where it runs from a source tree."""
+    try:
+        return version("lightning-prune")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def versions() -> dict[str, str]:
     """The versions of what wrote the file."""
-    import timm
-
-    try:
-        own = version("lightning-prune")
-    except PackageNotFoundError:  # run from a source tree
-        own = "unknown"
     return {
-        "lightning_prune": own,
+        "lightning_prune": own_version(),
         "torch": str(torch.__version__),
         "timm": timm.__version__,
         "safetensors": safetensors.__version__,

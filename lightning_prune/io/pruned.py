@@ -9,8 +9,8 @@ forward where a plan needs its graph rewritten. A file that is truncated, damage
 from __future__ import annotations
 
 import json
-import math
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from uuid import uuid4
 
 import safetensors.torch
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_prune.errors import ChannelError, RecipeError
-from lightning_prune.io.bitmask import bits, encode
+from lightning_prune.io.bitmask import bits, encode, plain_zeros
 from lightning_prune.io.compact import (
     apply_plans,
     check_dense_size,
@@ -32,8 +33,8 @@ from lightning_prune.io.compact import (
     read_plans,
 )
 from lightning_prune.io.describe import sparsity, versions
-from lightning_prune.io.rebuild import build, build_meta, first_difference
-from lightning_prune.io.recipe import check_recipe, network_of, plain_kwargs, recipe_of
+from lightning_prune.io.rebuild import build, build_meta, checked_recipe, first_difference, largest_dim
+from lightning_prune.io.recipe import check_recipe, is_named, network_of
 from lightning_prune.io.sparsefile import (
     COMPACT_FORMAT,
     DTYPE_NAMES,
@@ -58,11 +59,13 @@ def save_pruned(
 ) -> Path:
     """Saves a model as one safetensors file in which sparse tensors take the room of their non-zeros.
 
-    A compact model's pruning plan goes with it, so that the compact model comes back.
+    A compact model's pruning plan goes with it, so that the compact model comes back. Every bit does, but for the sign
+    of zeros: -0.0, which ``weight * mask`` makes, is saved as +0.
 
     Args:
-        model: a timm model; or a module with ``.model`` and ``.hparams.model_name`` such as `TimmClassifier`, whose
-            ``.model`` is saved; or any other module, whose tensors alone are saved.
+        model: a timm model; or a LightningModule whose parameters are all in one, under any name, which is saved
+            without what stands around it (and without its name, with a warning, if timm could not rebuild it); or any
+            other module, whose tensors alone are saved.
         path: the file to write. Folders above it are created; an existing file is replaced in one step.
         name: timm name to rebuild the model from. By default the model's own architecture and tag, or none.
         kwargs: keyword arguments of ``timm.create_model`` that the model was built with, plain JSON. They add to what
@@ -88,21 +91,14 @@ def save_pruned(
         own_plans = plans_below(model, network)
         plans = data_of_plans(own_plans)
         checked = read_plans(plans, specs)
-        own_name, own_kwargs = recipe_of(model, network)
-        if name is not None and name.split(".")[0] != (own_name or "").split(".")[0]:
-            own_kwargs = {}  # what the model tells is about another architecture
-        name = name or own_name
-        arguments = plain_kwargs({**own_kwargs, **(kwargs or {})})
-        if name is not None:
-            check_recipe(name, arguments, _largest_dim(specs))
-            meta = build_meta(name, arguments, len(specs))
-            difference = first_difference(meta, specs, cut_shapes(checked, meta))
-            if difference is not None:
-                raise RecipeError(f"a rebuilt {name!r} differs: {difference}")
-            if plans:
-                check_dense_size(meta, specs)
-        elif arguments:
-            raise RecipeError("kwargs were given but no name, and the model has none of its own")
+        try:
+            name, arguments = checked_recipe(model, network, name, kwargs, specs, checked)
+        except RecipeError as error:
+            if name is not None or kwargs or is_named(model) or not isinstance(model, LightningModule):
+                raise
+            arguments = {}  # a user's own module, whose network was changed after timm built it
+            remedy = "give kwargs= as for timm.create_model if there are any that build it, or load with model="
+            warnings.warn(f"{path} is saved without a timm name ({error}): {remedy}.", stacklevel=2)
     except (RecipeError, ChannelError) as error:
         fail(path, str(error), "Pass kwargs= as they were given to timm.create_model (and name= if it is another).")
 
@@ -135,7 +131,7 @@ def save_pruned(
 
 
 def load_pruned(path: str | Path, model: nn.Module | None = None, *, device: str | torch.device = "cpu") -> nn.Module:
-    """Loads what `save_pruned` wrote: the same model, bit for bit, in train mode like a new one.
+    """Loads what `save_pruned` wrote: the same model, bit for bit (zeros as +0), in train mode like a new one.
 
     Everything the file says is checked first: the header against the file's size, the content against its hash, the
     masks against the values, the name against timm's registry, the arguments against a list of what is allowed, and
@@ -166,7 +162,7 @@ def load_pruned(path: str | Path, model: nn.Module | None = None, *, device: str
         plans = read_plans(header.info.get("plans", {}), specs)
         meta = None
         if model is None:
-            check_recipe(name, kwargs, _largest_dim(specs))
+            check_recipe(name, kwargs, largest_dim(specs))
             meta = build_meta(name, kwargs, len(specs))
         network = network_of(model) if model is not None else meta
         assert network is not None
@@ -206,11 +202,6 @@ def pruned_state_dict(path: str | Path) -> dict[str, Tensor]:
     return read_tensors(path, read_header(path))
 
 
-def _largest_dim(specs: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> int:
-    """The greatest dimension of the tensors that have elements: one of an empty tensor proves nothing."""
-    return max((n for shape, _ in specs.values() if math.prod(shape) for n in shape), default=0)
-
-
 def _tensors(path: Path, network: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Splits a state_dict into tensors (CPU, contiguous) and keys that are the very tensor of an earlier key."""
     state: dict[str, Tensor] = {}
@@ -228,7 +219,7 @@ def _tensors(path: Path, network: nn.Module) -> tuple[dict[str, Tensor], dict[st
             aliases[key] = seen[place]
         else:
             seen[place] = key
-            copy = tensor.detach().cpu().contiguous()
+            copy = plain_zeros(tensor.detach().cpu().contiguous())
             storage = copy.untyped_storage().data_ptr()
             # safetensors takes no two views of one storage
             state[key] = copy.clone() if storage in storages else copy

@@ -7,6 +7,7 @@ before `build` allocates anything.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,8 +19,11 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from lightning_prune.errors import RecipeError
+from lightning_prune.io.compact import Specs, check_dense_size, cut_shapes
+from lightning_prune.io.recipe import check_recipe, plain_kwargs, recipe_of
+from lightning_prune.plan.plan import PruningPlan
 
-__all__ = ["build", "build_meta", "first_difference"]
+__all__ = ["build", "build_meta", "checked_recipe", "first_difference", "largest_dim"]
 
 
 @contextmanager
@@ -97,7 +101,7 @@ def build(meta: nn.Module, name: str, kwargs: dict[str, Any]) -> nn.Module:
 
 def first_difference(
     model: nn.Module,
-    tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    tensors: Specs,
     cuts: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
 ) -> str | None:
     """Compares a model's state_dict with the tensors it is to be filled with.
@@ -126,3 +130,39 @@ def first_difference(
             return f"tensor {key!r} is {tensor.dtype} in the model, but {dtype} was saved"
     extra = next((key for key in tensors if key not in state), None)
     return None if extra is None else f"tensor {extra!r} was saved, but the model has none of that name"
+
+
+def largest_dim(specs: Specs) -> int:
+    """The greatest dimension of the tensors that have elements: one of an empty tensor proves nothing."""
+    return max((n for shape, _ in specs.values() if math.prod(shape) for n in shape), default=0)
+
+
+def checked_recipe(
+    model: nn.Module,
+    network: nn.Module,
+    name: str | None,
+    kwargs: Mapping[str, Any] | None,
+    specs: Specs,
+    plans: Mapping[str, PruningPlan],
+) -> tuple[str | None, dict[str, Any]]:
+    """The timm name (or None) and arguments that rebuild a network, from what was given and what the model tells.
+
+    Raises:
+        RecipeError, ChannelError: they would not rebuild it.
+    """
+    own_name, own_kwargs = recipe_of(model, network)
+    if name is not None and name.split(".")[0] != (own_name or "").split(".")[0]:
+        own_kwargs = {}  # what the model tells is about another architecture
+    name = name or own_name
+    arguments = plain_kwargs({**own_kwargs, **(kwargs or {})})
+    if name is not None:
+        check_recipe(name, arguments, largest_dim(specs))
+        meta = build_meta(name, arguments, len(specs))
+        difference = first_difference(meta, specs, cut_shapes(plans, meta))
+        if difference is not None:
+            raise RecipeError(f"a rebuilt {name!r} differs: {difference}")
+        if plans:
+            check_dense_size(meta, specs)
+    elif arguments:
+        raise RecipeError("kwargs were given but no name, and the model has none of its own")
+    return name, arguments

@@ -11,12 +11,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_prune.errors import RecipeError
+from lightning_prune.support.network import holders
 from lightning_prune.support.schema import as_json, is_list, is_object, is_text
 
-__all__ = ["check_recipe", "network_of", "plain_kwargs", "recipe_of"]
+__all__ = ["check_recipe", "is_named", "network_of", "plain_kwargs", "recipe_of"]
 
 MAX_JSON_BYTES = 64 * 2**10
 MAX_ITEMS = 256  # of one list or object
@@ -115,11 +117,30 @@ def check_recipe(name: Any, kwargs: Any, largest_dim: int) -> None:
         raise RecipeError("the model's arguments are too long")
 
 
+def _timm_name(network: nn.Module) -> str:
+    """The architecture and tag that a network tells, or nothing."""
+    config = getattr(network, "pretrained_cfg", None)
+    config = config if isinstance(config, dict) else {}
+    # the tag decides nothing about the shapes, but the loaded model's mean and std come with it
+    return ".".join(part for part in (config.get("architecture"), config.get("tag")) if part)
+
+
+def is_named(model: nn.Module) -> bool:
+    """Whether it is a module such as `TimmClassifier`, which tells the timm name of its ``.model``."""
+    named = getattr(getattr(model, "hparams", None), "model_name", None) is not None
+    return named and isinstance(getattr(model, "model", None), nn.Module)
+
+
 def network_of(model: nn.Module) -> nn.Module:
-    """The module whose tensors are the file's: a classifier's ``.model``, and what torch.compile wrapped."""
-    inner = getattr(model, "model", None)
-    if isinstance(inner, nn.Module) and getattr(getattr(model, "hparams", None), "model_name", None) is not None:
-        model = inner
+    """The module whose tensors are the file's: the network of a LightningModule, and what torch.compile wrapped.
+
+    That is the ``.model`` of one with ``.hparams.model_name``; of any other LightningModule, the timm model on the way
+    down to the innermost child that holds all parameters. Without one, and for all other modules, it is the module.
+    """
+    if is_named(model):
+        model = model.get_submodule("model")
+    elif isinstance(model, LightningModule):
+        model = next((child for child in holders(model) if _timm_name(child)), model)
     original = getattr(model, "_orig_mod", model)
     return original if isinstance(original, nn.Module) else model
 
@@ -131,9 +152,7 @@ def recipe_of(model: nn.Module, network: nn.Module) -> tuple[str | None, dict[st
     hparams = getattr(model, "hparams", None) if model is not network else None
     config = getattr(network, "pretrained_cfg", None)
     config = config if isinstance(config, dict) else {}
-    # the tag decides nothing about the shapes, but the loaded model's mean and std come with it
-    name = ".".join(part for part in (config.get("architecture"), config.get("tag")) if part)
-    name = name or getattr(hparams, "model_name", "")
+    name = _timm_name(network) or getattr(hparams, "model_name", "")
     if not name:
         return None, {}
     arguments = dict(getattr(network, "_model_args", {}))

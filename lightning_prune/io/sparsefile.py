@@ -10,8 +10,8 @@ A compact model's file has format 2 and one more field, ``"plans": {"<module pat
 that lead from the dense model to it, with ``""`` for the model itself (see `lightning_prune.io.compact`).
 
 A dense tensor is the safetensors entry ``<key>``. A sparse one is two: ``<key>::mask`` and ``<key>::values``, as
-`lightning_prune.io.bitmask` packs them. The hash covers the rest of the JSON and the bytes of all entries; it finds
-damage, but a file made to do harm can carry a correct one.
+`lightning_prune.io.bitmask` packs them. Zeros are +0 in both: -0.0 is not kept, every other bit is. The hash covers the
+rest of the JSON and the bytes of all entries; it finds damage, but a file made to do harm can carry a correct one.
 
 Reading trusts nothing. `read_header` checks every length, offset, shape and count against the size of the file before
 any tensor is allocated. Nothing is ever unpickled.
@@ -240,7 +240,7 @@ def read_header(path: Path) -> Header:
 
 
 def read_tensors(path: Path, header: Header) -> dict[str, Tensor]:
-    """Reads every tensor, dense, bit for bit as it was saved; aliases are the same tensor object.
+    """Reads every tensor, dense, bit for bit as it is in the file; aliases are the same tensor object.
 
     Args:
         path: the file.

@@ -1,8 +1,23 @@
-"""Finding the network inside the module that a user trains or saves."""
+"""The network inside a LightningModule."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import nn
+
+__all__ = ["find_network", "holders"]
+
+
+def holders(module: nn.Module) -> Iterator[nn.Module]:
+    """The module, then its one child that holds all parameters, that child's, and so on down."""
+    while True:
+        yield module
+        children = [child for child in module.children() if any(True for _ in child.parameters())]
+        direct = any(True for _ in module.parameters(recurse=False))
+        if direct or len(children) != 1 or isinstance(children[0], (nn.ModuleList, nn.ModuleDict)):
+            return
+        module = children[0]
 
 
 def find_network(module: nn.Module, name: str | None = None) -> nn.Module:
@@ -11,18 +26,10 @@ def find_network(module: nn.Module, name: str | None = None) -> nn.Module:
     Raises:
         ValueError: there is no such child.
     """
-    if name is not None:
-        try:
-            return module.get_submodule(name)
-        except AttributeError as error:
-            children = ", ".join(n for n, _ in module.named_children())
-            raise ValueError(
-                f"network={name!r} is not a module of {type(module).__name__}; it has {children}."
-            ) from error
-    node = module
-    while not any(True for _ in node.parameters(recurse=False)):
-        holders = [child for child in node.children() if any(True for _ in child.parameters())]
-        if len(holders) != 1 or isinstance(holders[0], (nn.ModuleList, nn.ModuleDict)):
-            break
-        node = holders[0]
-    return node
+    if name is None:
+        return list(holders(module))[-1]
+    try:
+        return module.get_submodule(name)
+    except AttributeError as error:
+        children = ", ".join(n for n, _ in module.named_children())
+        raise ValueError(f"network={name!r} is not a module of {type(module).__name__}; it has {children}.") from error

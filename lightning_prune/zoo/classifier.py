@@ -14,7 +14,7 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_prune.callbacks.checkpoint import note_shapes, take_shapes
+from lightning_prune.callbacks.checkpoint import CompactCheckpoint
 from lightning_prune.functional.schedules import anneal
 from lightning_prune.zoo import models as _models  # registers the CIFAR networks with timm
 
@@ -24,10 +24,11 @@ _REGISTERED = _models.__name__
 Batch = tuple[Tensor, Tensor]
 
 
-class TimmClassifier(LightningModule):
+class TimmClassifier(CompactCheckpoint, LightningModule):
     """An image classifier with any timm backbone, picked by name.
 
-    Logs ``train/loss``, ``train/acc``, ``val/loss``, ``val/acc``, ``test/loss``, ``test/acc``.
+    Checkpoints of a compact one load with a Trainer or without (`CompactCheckpoint`). Logs ``train/loss``,
+    ``train/acc``, ``val/loss``, ``val/acc``, ``test/loss``, ``test/acc``.
 
     Args:
         model_name: a name of ``timm.list_models()``, or ours: resnet20_cifar, resnet56_cifar, vgg16_bn_cifar.
@@ -79,14 +80,6 @@ class TimmClassifier(LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, num_classes] of images [N, in_chans, H, W]."""
         return self.model(x)  # type: ignore[no-any-return]
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes which channels are left, if any were removed."""
-        note_shapes(self, checkpoint)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the channels that the checkpoint's weights have, with a Trainer or without."""
-        take_shapes(self, checkpoint)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._step(batch, "train")

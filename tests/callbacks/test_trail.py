@@ -68,6 +68,20 @@ def test_pick(tmp_path):
         Trail(tmp_path)
 
 
+def test_prints_as_a_table(tmp_path):
+    base = {"phase": "sparsify", "epoch": 3, "step": 40, "metric": "val_acc"}
+    rows = [("a.ckpt", [0.7, 0.5], 0.5, 0.93214), ("b.ckpt", [0.2], 0.2, None)]
+    index = [base | {"path": p, "crossed": c, "kept": k, "sparsity": 1 - k, "score": s} for p, c, k, s in rows]
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    lines = str(Trail(tmp_path)).splitlines()
+    assert lines[0].split() == ["crossed", "kept", "sparsity", "phase", "epoch", "step", "val_acc", "checkpoint"]
+    assert lines[2].split() == ["0.7,", "0.5", "50.00%", "50.00%", "sparsify", "3", "40", "0.9321", "a.ckpt"]
+    assert lines[3].split() == ["0.2", "20.00%", "80.00%", "sparsify", "3", "40", "-", "b.ckpt"]
+    assert len({len(line) for line in lines}) == 1
+    (tmp_path / "index.json").write_text("[]")
+    assert "checkpoint" in str(Trail(tmp_path))
+
+
 def test_a_resumed_run_goes_on_with_the_index(tmp_path):
     _, trail = run(tmp_path, [0.7, 0.1])
     first = trail.entries[0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_prune.io.bitmask import bits, decode, encode, popcount
+from lightning_prune.io.bitmask import bits, decode, encode, plain_zeros, popcount
 from lightning_prune.io.sparsefile import DTYPES
 
 
@@ -54,6 +54,27 @@ def test_only_zero_bits_are_left_out() -> None:
     assert packed is not None
     assert len(packed[1]) == len(patterns)
     assert bits(decode(*packed, tuple(tensor.shape))).equal(bits(tensor))
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+def test_plain_zeros_changes_the_sign_of_zeros_and_no_other_bit(dtype: torch.dtype) -> None:
+    width = dtype.itemsize
+    patterns = [0, 1 << (8 * width - 1), 1, (1 << (8 * width - 1)) + 1, (1 << 8 * width) - 1, 0x7C, 0x7F]
+    patterns = [0, 1] if dtype == torch.bool else patterns
+    raw = torch.tensor(list(b"".join(p.to_bytes(width, "little") for p in patterns)), dtype=torch.uint8)
+    found = bits(plain_zeros(raw.view(dtype)))
+    expected = bits(raw.view(dtype)).clone()
+    if dtype.is_floating_point:
+        expected[1] = 0
+    assert found.equal(expected)
+
+
+def test_plain_zeros_copies_only_what_it_changes() -> None:
+    tensor = torch.tensor([0.0, -1.0])
+    assert plain_zeros(tensor) is tensor
+    tensor[0] = -0.0
+    assert plain_zeros(tensor) is not tensor
+    assert tensor.signbit().all()
 
 
 @pytest.mark.parametrize(

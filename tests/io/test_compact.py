@@ -21,7 +21,7 @@ from lightning_prune.io.bitmask import bits
 from lightning_prune.io.sparsefile import read_header
 from lightning_prune.plan.record import plan_of, plans_of
 from tests.channels.models import Branches, random_scores, randomise
-from tests.io.test_io import classifier, same_bits, thin
+from tests.io.models import classifier, same_bits, thin
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
