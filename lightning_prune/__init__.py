@@ -1,8 +1,10 @@
 """Pruning callbacks for PyTorch Lightning that work on any timm model."""
 
 from lightning_prune.callbacks import (
+    ChannelPruning,
     ChannelPruningCallback,
     CompactCheckpoint,
+    FPGMCallback,
     LTPCallback,
     MagnitudeCallback,
     MRTSCallback,
@@ -10,6 +12,7 @@ from lightning_prune.callbacks import (
     PruningCallback,
     Trail,
     TrailEntry,
+    WeightPruning,
     take_shapes,
 )
 from lightning_prune.channels import (
@@ -22,8 +25,10 @@ from lightning_prune.channels import (
     TraceError,
     prune_channels,
 )
+from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
 from lightning_prune.io.describe import own_version
+from lightning_prune.masks import Gate, WeightUnits
 from lightning_prune.metrics import CompressionRatio, Sparsity
 from lightning_prune.report import SparsityReport, sparsity_report
 from lightning_prune.zoo.classifier import TimmClassifier
@@ -34,9 +39,13 @@ __all__ = [
     "ChannelCost",
     "ChannelError",
     "ChannelGraph",
+    "ChannelPruning",
     "ChannelPruningCallback",
+    "ChannelUnits",
     "CompactCheckpoint",
     "CompressionRatio",
+    "FPGMCallback",
+    "Gate",
     "LTPCallback",
     "MRTSCallback",
     "MagnitudeCallback",
@@ -52,6 +61,8 @@ __all__ = [
     "TraceError",
     "Trail",
     "TrailEntry",
+    "WeightPruning",
+    "WeightUnits",
     "__version__",
     "load_pruned",
     "prune_channels",

@@ -15,8 +15,16 @@ class PlanError(ChannelError):
     """A plan (or the request it is made from) does not fit the model."""
 
 
+class TargetError(PlanError):
+    """A target (a share of MACs, parameters or channels) cannot be met; nothing was changed."""
+
+
 class SurgeryError(ChannelError):
     """The sliced model does not compute what the masked model computes; the model was put back as it was."""
+
+
+class CalibrationError(RuntimeError):
+    """The module could not be run on a training batch; the network's own exception is the cause."""
 
 
 class BudgetError(ValueError):

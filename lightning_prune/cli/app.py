@@ -23,7 +23,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_prune.callbacks import ChannelPruningCallback, PruningCallback
+from lightning_prune.callbacks import PruningCallback
 from lightning_prune.cli.table import BeforeAfter
 from lightning_prune.io import save_pruned
 from lightning_prune.zoo.classifier import TimmClassifier
@@ -31,20 +31,18 @@ from lightning_prune.zoo.data.module import ImageDataModule
 
 __all__ = ["main"]
 PRUNED_FILE = "pruned.safetensors"
-METHODS = (PruningCallback, ChannelPruningCallback)
 PRESET = {"class_path": "lightning_prune.LTPCallback", "init_args": {"warmup": 0.4, "sparsify": 0.4}}
 
 
 class PruneCLI(LightningCLI):
     """LightningCLI with a pruning callback under ``--prune``, a validation of the start, and a report at the end."""
 
-    pruning: PruningCallback | ChannelPruningCallback
+    pruning: PruningCallback
     summary: BeforeAfter
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        # as add_lightning_class_args does, which takes no two base classes
         parser.callback_keys.append("prune")
-        parser.add_subclass_arguments(METHODS, "prune", fail_untyped=False)
+        parser.add_subclass_arguments(PruningCallback, "prune", fail_untyped=False)
         parser.set_defaults({
             "prune": PRESET,
             "data": {"class_path": "lightning_prune.zoo.data.DigitsDataModule", "init_args": {"batch_size": 64}},
@@ -64,7 +62,7 @@ class PruneCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        self.pruning = next(c for c in callbacks if isinstance(c, METHODS))
+        self.pruning = next(c for c in callbacks if isinstance(c, PruningCallback))
         self.summary = BeforeAfter(self.pruning)
         callbacks.insert(callbacks.index(self.pruning) + 1, self.summary)
         return trainer

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_prune.callbacks import ChannelPruningCallback, PruningCallback
+from lightning_prune.callbacks import ChannelPruning, PruningCallback
 from lightning_prune.io.recipe import network_of
 from lightning_prune.report import sparsity_report
 
@@ -23,7 +23,7 @@ class BeforeAfter(Callback):
         metric: validation metric to compare.
     """
 
-    def __init__(self, pruning: PruningCallback | ChannelPruningCallback, metric: str = "val/acc") -> None:
+    def __init__(self, pruning: PruningCallback, metric: str = "val/acc") -> None:
         self.pruning, self.metric = pruning, metric
         self.before: float | None = None
         self.after: float | None = None
@@ -33,7 +33,7 @@ class BeforeAfter(Callback):
     @property
     def pruned(self) -> bool:
         """Whether the removal is behind the network."""
-        return self.pruning.stage in ("pruned", "compact")
+        return self.pruning.stage == "pruned"
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures the dense network, unless a checkpoint tells."""
@@ -79,12 +79,9 @@ class BeforeAfter(Callback):
             ("compression", "1.00x", f"{left:.2f}x"),
             ("file", f"{self.dense_bytes / 2**20:.2f} MiB", f"{pruned_bytes / 2**20:.2f} MiB"),
         ]
-        if isinstance(self.pruning, ChannelPruningCallback):
-            numbers = self.pruning.numbers
-            channels = numbers["channels"]
-            if self.pruning.stage == "compact":  # there it is the share that is gone
-                channels = 1 - channels
-            rows[3:4] = [("channels", "100.00%", _percent(channels)), ("MACs", "100.00%", _percent(numbers["macs"]))]
+        if isinstance(self.pruning, ChannelPruning):
+            names = {"channels": "removable channels", "macs": "MACs"}
+            rows[3:4] = [(said, "100.00%", _percent(self.pruning.numbers[n])) for n, said in names.items()]
         width = [max(len(r[i]) for r in rows) for i in range(3)]
         lines = [f"{a:<{width[0]}}  {b:>{width[1]}}  {c:>{width[2]}}" for a, b, c in rows]
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -1,28 +1,36 @@
 """Putting gates on a module and taking them off, without registering anything in it.
 
-The class of each gated layer is swapped for one whose weight is a property. Parameters, their order, ``state_dict``
-keys, optimizer groups, averaged copies and DDP buckets stay those of the dense model, and every reader of ``.weight``
-sees the masked weight (``F.linear(x, self.qkv.weight)`` too). Copies and pickles have no gates.
+The class of each gated layer is swapped for one whose weight is a property, or whose forward ends in a gate.
+Parameters, their order, ``state_dict`` keys, optimizer groups, averaged copies and DDP buckets stay those of the dense
+model, and every reader of ``.weight`` sees the masked weight (``F.linear(x, self.qkv.weight)`` too). Copies and pickles
+have no gates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from lightning_prune.masks.gates import Gate
-from lightning_prune.masks.targets import Target
 from lightning_prune.support.class_swap import data_key, is_swapped, recipe, restore, swap
 
 _RECIPE = "gates"
 _GATES = data_key(_RECIPE)
+_OUTPUT = ""  # stands beside the names of a module's parameters
 
 
 @recipe(_RECIPE, copied=False)
 def _gated(base: type[nn.Module], *names: str) -> dict[str, Any]:
-    return {name: _masked_property(name) for name in names}
+    members: dict[str, Any] = {name: _masked_property(name) for name in names if name != _OUTPUT}
+    if _OUTPUT in names:
+
+        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return self.__dict__[_GATES][_OUTPUT](base.forward(self, *args, **kwargs))
+
+        members["forward"] = forward
+    return members
 
 
 def _masked_property(name: str) -> property:
@@ -34,12 +42,29 @@ def _masked_property(name: str) -> property:
     return property(masked)
 
 
-def attach(targets: Iterable[Target], gates: Iterable[Gate]) -> None:
-    """Put one gate on each target, at every place that holds its parameter. Attaching anew replaces the old gates."""
+def attach(root: nn.Module, gates: Mapping[str, Gate]) -> None:
+    """Put gates on a module, in place of those that are on it.
+
+    Args:
+        root: the module.
+        gates: by the name of a parameter below ``root``, which is gated wherever it is held (ties), or by the path of a
+            module, whose output (a tensor) is gated.
+
+    Raises:
+        ValueError: a name is neither.
+    """
+    parameters = dict(root.named_parameters(remove_duplicate=False))
+    by_param = {parameters[name]: gate for name, gate in gates.items() if name in parameters}
     wanted: dict[nn.Module, dict[str, Gate]] = {}
-    for target, gate in zip(targets, gates, strict=True):
-        for module, name in target.owners:
-            wanted.setdefault(module, {})[name] = gate
+    for path, module in root.named_modules():
+        for attribute, param in module._parameters.items():
+            if param is not None and param in by_param:
+                wanted.setdefault(module, {})[attribute] = by_param[param]
+        if path in gates:
+            wanted.setdefault(module, {})[_OUTPUT] = gates[path]
+    for name in gates:
+        if name not in parameters and name not in {path for path, _ in root.named_modules()}:
+            raise ValueError(f"a gate is for {name!r}, which is no parameter and no module of {type(root).__name__}.")
     for module, by_name in wanted.items():
         swap(module, _RECIPE, *sorted(by_name), data=by_name)
 

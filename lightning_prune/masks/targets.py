@@ -19,11 +19,11 @@ _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_pro
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """One prunable weight: its name, the parameter, and every (module, attribute) that holds it (ties: several)."""
+    """One prunable weight: its name, the parameter, and a module that holds it (a tied one is held by several)."""
 
     name: str
     param: nn.Parameter
-    owners: tuple[tuple[nn.Module, str], ...]
+    module: nn.Module
 
     @property
     def numel(self) -> int:
@@ -146,12 +146,6 @@ def find_targets(
     found = _checked_weights(root, include, exclude)
     names = [name for name, _, _ in found]
     first, last = _first_and_last(root, names)
-    owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
-    for module in root.modules():
-        for attribute, param in module._parameters.items():
-            if param is not None:
-                owners.setdefault(param, []).append((module, attribute))
-
     targets: dict[nn.Parameter, Target] = {}
     skipped: list[Skipped] = []
     for name, module, attribute in found:
@@ -168,7 +162,7 @@ def find_targets(
             continue
         param = module._parameters[attribute]
         assert param is not None
-        targets.setdefault(param, Target(name, param, tuple(owners[param])))
+        targets.setdefault(param, Target(name, param, module))
     if not targets:
         why = "; ".join(f"{name}: {reason}" for name, reason in skipped[:5])
         raise ValueError(

@@ -162,10 +162,10 @@ def test_a_module_that_cannot_be_called_is_pruned_with_a_warning(tmp_path):
 
 def test_a_cliff_at_the_prune_is_warned_of(tmp_path):
     class Cliff(LTPCallback):
-        def scores(self, weights):
-            return [-s for s in super().scores(weights)]  # keeps the weights that the soft network had dropped
+        def score(self, units):
+            return -super().score(units)  # keeps the weights that the soft network had dropped
 
-    with pytest.warns(UserWarning, match=r"The hard prune cost .* of accuracy on 20 training batches"):
+    with pytest.warns(UserWarning, match=r"The removal cost .* of accuracy on 20 training batches"):
         trainer(tmp_path, [Cliff(sparsify=5)], max_epochs=7).fit(Toy(), **loaders())
 
 

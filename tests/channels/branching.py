@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lightning_prune.channels import prune_channels
 from tests.channels.models import conv_bn, randomise
 
-prune_whole = partial(prune_channels, whole_branches=True)
+prune_whole = partial(prune_channels, remove_branches=True)
 
 EXAMPLE = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 LARGER = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

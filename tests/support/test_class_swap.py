@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.masks import HardGate, Target, attach, detach, is_attached
+from lightning_prune.masks import HardGate, attach, detach, is_attached
 from lightning_prune.support.class_swap import data_key, is_swapped, original_class, recipe, restore, swap
 
 X = torch.ones(1, 2)
@@ -89,7 +89,7 @@ def test_a_fresh_process_finds_the_recipe(tmp_path) -> None:
 def test_gates_come_off_a_layer_that_is_swapped_otherwise_too() -> None:
     layer = nn.Linear(2, 2)
     swap(layer, "test twice", 2.0)
-    attach([Target("weight", layer.weight, ((layer, "weight"),))], [HardGate(torch.tensor(1e9))])
+    attach(layer, {"weight": HardGate(torch.tensor(1e9))})
     assert is_attached(layer)
     assert int(torch.count_nonzero(layer.weight)) == 0
     assert not is_attached(copy.deepcopy(layer))

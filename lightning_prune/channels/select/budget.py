@@ -1,4 +1,4 @@
-"""Meeting a budget: how many of the ordered classes go, so that the model costs what was asked."""
+"""Meeting a budget: how many of the ordered groups go, so that the model costs what was asked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_prune.errors import PlanError
 
-_SEARCH = 200  # classes that are tried one by one to come closer to the budget
+_SEARCH = 200  # groups that are tried one by one to come closer to the budget
 
 
 def meet_budget(
@@ -20,17 +20,17 @@ def meet_budget(
     repaired: Callable[[Tensor], Tensor],
     tolerance: float = 0.005,
 ) -> Tensor:
-    """Removes classes in order until the repaired model costs at most ``budget``, then comes as close as it can.
+    """Removes groups in order until the repaired model costs at most ``budget``, then comes as close as it can.
 
-    One more class can cost more than the tolerance: single classes further back are restored while they fit.
+    One more group can cost more than the tolerance: single groups further back are restored while they fit.
 
     Args:
-        order: classes, the first to go first, int64.
-        size: number of classes in all.
-        cost: of a choice (bool [size], True where kept), as a share of the whole; it must not rise when a class goes.
+        order: groups, the first to go first, int64.
+        size: number of groups in all.
+        cost: of a selection (bool [size], True where kept), as a share of the whole; it may not rise when one goes.
         budget: the share that may stay.
         repaired: restores what floors, alignment and equal splits ask for.
-        tolerance: share of the budget that may stay unused before single classes are tried.
+        tolerance: share of the budget that may stay unused before single groups are tried.
 
     Returns:
         bool [size], repaired.
@@ -49,7 +49,7 @@ def meet_budget(
         return keep(0)
     best = keep(high)
     if cost(best) > budget:
-        raise PlanError(f"{cost(best):.3f} stays even with every class removed that may go")
+        raise PlanError(f"{cost(best):.3f} stays even with every group removed that may go")
     while high - low > 1:
         middle = (low + high) // 2
         mask = keep(middle)

@@ -5,26 +5,28 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_prune.channels.select.selector import Chooser
-from lightning_prune.errors import PlanError
+from lightning_prune.channels.select.selector import Selector
+from lightning_prune.channels.select.units import ChannelUnits
+from lightning_prune.channels.surgery.make_plan import make_plan
+from lightning_prune.errors import PlanError, TargetError
 from lightning_prune.support.latency import compare_latency
 
 _STEPS = 7  # halvings of the share of MACs: within 1 %
 
 
 def share_for_latency(
-    network: nn.Module, chooser: Chooser, sizes: Tensor, example_input: Any, target: float, batch: int
+    units: ChannelUnits, selector: Selector, score: Tensor, example_input: Any, target: float, batch: int
 ) -> float:
     """The largest share of MACs whose compact model takes at most ``target`` of the dense latency on the CPU.
 
     Each guess is cut from a copy and timed beside the dense network; floors and alignment count.
 
     Args:
-        network: the dense network; not changed.
-        chooser: of its channels.
-        sizes: of the classes, as for `Chooser.choose`.
+        units: of the dense network, which is not changed.
+        selector: of its channels.
+        score: of the groups, as for `Selector.select`.
         example_input: as the graph was traced with.
         target: share of the dense latency, in (0, 1).
         batch: samples in a timed pass.
@@ -32,27 +34,23 @@ def share_for_latency(
     Raises:
         PlanError: even the smallest model is not as fast.
     """
-    dense = copy.deepcopy(network).cpu()
-    best, ratio, budget = None, 1.0, chooser.budget
+    dense = copy.deepcopy(units.network).cpu()
+    best, ratio = None, 1.0
     low, high = 0.0, 1.0
-    try:
-        for _ in range(_STEPS):
-            share = 0.5 * (low + high)
-            chooser.budget = ("macs", share)
-            try:
-                keep = chooser.choose(sizes).keep
-            except PlanError:  # floors hold more than that
-                low = share
-                continue
-            small = copy.deepcopy(network)
-            chooser.cut(small, example_input, keep, verify=False)
-            ratio = compare_latency(dense, small.cpu(), example_input, batch).ratio
-            if ratio <= target:
-                low, best = share, share
-            else:
-                high = share
-    finally:
-        chooser.budget = budget
+    for _ in range(_STEPS):
+        share = 0.5 * (low + high)
+        try:
+            keep = selector.select(score, budget=("macs", share)).keep
+        except TargetError:  # floors hold more than that
+            low = share
+            continue
+        small = copy.deepcopy(units.network)
+        make_plan(small, units.graph, keep, example_input, "eager").apply(small)
+        ratio = compare_latency(dense, small.cpu(), example_input, batch).ratio
+        if ratio <= target:
+            low, best = share, share
+        else:
+            high = share
     if best is None:
         raise PlanError(
             f"target_latency={target} cannot be met: at the fewest channels that min_keep allows the compact model "

@@ -1,10 +1,10 @@
-"""The BatchNorm scale factors of a model as one vector, and the channel classes that they decide about.
+"""The BatchNorm scale factors of a model as one vector, and the channel groups that they decide about.
 
-A class of tied channels may hold several scale factors: those of all norms on a residual stream, or of a conv, the
-depthwise conv behind it and so on. They decide together: the *size* of a class is the root mean square of its factors,
-and what changes the size scales its factors alike. A class with one factor is that factor.
+A channel group may hold several scale factors: those of all norms on a residual stream, or of a conv, the depthwise
+conv behind it and so on. They decide together: the *importance* of a group is the root mean square of its factors, and
+what changes it scales its factors alike. The importance of a group with one factor is that factor.
 
-Classes that hold factors of the same norms form a *layer*: the unit that gets one threshold.
+Groups that hold factors of the same norms form a *layer*: the unit that gets one threshold.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.errors import ChannelError
-from lightning_prune.support.patterns import check_patterns, matches
 
 
 @dataclass(frozen=True)
@@ -26,18 +25,18 @@ class ScaleFactors:
 
     Attributes:
         params: the norms' weights that have removable channels.
-        shifts: their biases.
+        betas: their biases.
         names: their norms.
-        groups: graph group of each group here, int64 [classes].
-        slot: class of each factor, int64 [factors]; `len(classes)` for those that are frozen.
-        members: factors of each class, int64 [classes].
-        layer: layer of each class, int64 [classes].
+        groups: the graph's number of each group, int64 [groups].
+        slot: group of each factor, int64 [factors]; `len(groups)` for those that stay.
+        members: number of factors in each group, int64 [groups].
+        layer: layer of each group, int64 [groups].
         layers: the norms that each layer stands on.
-        frozen: norms without a removable channel, with the graph's reason.
+        frozen: norms without a removable channel, with the reason.
     """
 
     params: tuple[nn.Parameter, ...]
-    shifts: tuple[nn.Parameter, ...]
+    betas: tuple[nn.Parameter, ...]
     names: tuple[str, ...]
     groups: Tensor
     slot: Tensor
@@ -47,13 +46,13 @@ class ScaleFactors:
     frozen: dict[str, str]
 
     @classmethod
-    def of(cls, model: nn.Module, graph: ChannelGraph, exclude: Sequence[str] = ()) -> ScaleFactors:
+    def of(cls, model: nn.Module, graph: ChannelGraph, stay: Sequence[tuple[Tensor, str]] = ()) -> ScaleFactors:
         """Collects them; index tensors are on the CPU, see `to`.
 
         Args:
             model: what the graph was traced from.
             graph: its channel graph.
-            exclude: fnmatch patterns on names of norms, whole or from any dot on; their classes stay.
+            stay: (groups that stay, int64, what is negative is left out; why).
 
         Raises:
             ChannelError: no norm has a scale factor on a removable channel.
@@ -76,12 +75,12 @@ class ScaleFactors:
             params.append(weight)
             names.append(name)
             ids.append(vector)
-        check_patterns(exclude, [f"{name}.weight" for name in graph.norms], "exclude", "BatchNorm", ChannelError)
-        kept_out = [v for n, v in zip(names, ids, strict=True) if matches(f"{n}.weight", exclude)]
-        if kept_out:
-            stay = torch.cat(kept_out)
-            ids = [v.masked_fill(torch.isin(v, stay), -1) for v in ids]
-            frozen |= {n: "excluded" for n, v in zip(names, ids, strict=True) if not bool((v >= 0).any())}
+        if stay:
+            held = torch.cat([where[where >= 0] for where, _ in stay])
+            before, ids = ids, [v.masked_fill(torch.isin(v, held), -1) for v in ids]
+            for name, old, new in zip(names, before, ids, strict=True):
+                if not bool((new >= 0).any()):
+                    frozen[name] = next(why for where, why in stay if bool(torch.isin(old[old >= 0], where).any()))
             left = [i for i, v in enumerate(ids) if bool((v >= 0).any())]
             params, names, ids = [params[i] for i in left], [names[i] for i in left], [ids[i] for i in left]
         if not params:
@@ -91,12 +90,12 @@ class ScaleFactors:
                 + "".join(f"; {name}: {reason}" for name, reason in list(frozen.items())[:3])
             )
         flat = torch.cat(ids)
-        classes = flat[flat >= 0].unique()
-        slot = torch.searchsorted(classes, flat.clamp_min(0)).masked_fill(flat < 0, len(classes))
-        members = torch.bincount(slot, minlength=len(classes) + 1)[:-1]
-        layer, layers = _layers(names, slot.split([len(v) for v in ids]), len(classes))
-        shifts = tuple(model.get_parameter(f"{name}.bias") for name in names)
-        return cls(tuple(params), shifts, tuple(names), classes, slot, members, layer, layers, frozen)
+        groups = flat[flat >= 0].unique()
+        slot = torch.searchsorted(groups, flat.clamp_min(0)).masked_fill(flat < 0, len(groups))
+        members = torch.bincount(slot, minlength=len(groups) + 1)[:-1]
+        layer, layers = layers_of(names, slot.split([len(v) for v in ids]), len(groups))
+        betas = tuple(model.get_parameter(f"{name}.bias") for name in names)
+        return cls(tuple(params), betas, tuple(names), groups, slot, members, layer, layers, frozen)
 
     def to(self, device: torch.device) -> ScaleFactors:
         """The same with index tensors on a device."""
@@ -118,26 +117,26 @@ class ScaleFactors:
         sizes = torch.tensor([p.numel() for p in self.params], device=device)
         return torch.tensor(values, device=device).repeat_interleave(sizes, output_size=len(self.slot))
 
-    def read_shifts(self) -> Tensor:
+    def read_betas(self) -> Tensor:
         """The norms' biases, in the order of the factors [factors]; a copy."""
-        flat = torch.cat([b.detach() for b in self.shifts])
+        flat = torch.cat([b.detach() for b in self.betas])
         return flat if flat.dtype == torch.float64 else flat.float()
 
-    def write_shifts(self, shifts: Tensor, lost: Tensor | None = None) -> None:
+    def write_betas(self, betas: Tensor, lost: Tensor | None = None) -> None:
         """Puts biases [factors] into the norms, in place; what their dtype rounds off goes to ``lost`` [factors]."""
-        _put(self.shifts, shifts, lost)
+        _put(self.betas, betas, lost)
 
-    def sizes(self, factors: Tensor) -> Tensor:
-        """Root mean square of each class, [classes]."""
+    def importance(self, factors: Tensor) -> Tensor:
+        """Root mean square of each group's factors, [groups]."""
         total = torch.zeros(len(self.groups) + 1, dtype=factors.dtype, device=factors.device)
         return (total.index_add_(0, self.slot, factors * factors)[:-1] / self.members).sqrt()
 
     def spread(self, values: Tensor, frozen: float) -> Tensor:
-        """A value of each class [classes] for each of its factors [factors]; ``frozen`` for frozen ones."""
+        """A value of each group [groups] for each of its factors [factors]; ``frozen`` for frozen ones."""
         return torch.cat([values, values.new_full((1,), frozen)])[self.slot]
 
     def by_layer(self, values: Tensor) -> list[Tensor]:
-        """Values of classes [classes], split by layer."""
+        """Values of groups [groups], split by layer."""
         return [values[self.layer == i] for i in range(len(self.layers))]
 
     def join(self, parts: list[Tensor]) -> Tensor:
@@ -146,11 +145,6 @@ class ScaleFactors:
         for i, part in enumerate(parts):
             out[self.layer == i] = part
         return out
-
-    def layer_name(self, index: int) -> str:
-        """Its first norm, and how many more there are."""
-        first, *rest = self.layers[index]
-        return f"{first} (+{len(rest)})" if rest else first
 
 
 def _put(params: Sequence[Tensor], values: Tensor, lost: Tensor | None) -> None:
@@ -161,12 +155,21 @@ def _put(params: Sequence[Tensor], values: Tensor, lost: Tensor | None) -> None:
         torch.sub(values, torch.cat(tensors), out=lost)
 
 
-def _layers(names: list[str], slots: tuple[Tensor, ...], size: int) -> tuple[Tensor, tuple[tuple[str, ...], ...]]:
-    """Classes whose factors lie in the same norms form a layer. Returns (layer of each class, norms of each layer)."""
-    held: list[list[int]] = [[] for _ in range(size)]
-    for i, slot in enumerate(slots):
-        for c in slot[slot < size].unique().tolist():
-            held[c].append(i)
+def layers_of(names: Sequence[str], held: Sequence[Tensor], size: int) -> tuple[Tensor, tuple[tuple[str, ...], ...]]:
+    """Groups that have channels in the same tensors form a layer.
+
+    Args:
+        names: of the tensors.
+        held: the groups of each tensor's channels, int64; what is not in [0, size) is left out.
+        size: number of groups.
+
+    Returns:
+        (layer of each group, int64 [size], -1 for groups that no tensor has; names of each layer's tensors)
+    """
+    where: list[list[int]] = [[] for _ in range(size)]
+    for i, ids in enumerate(held):
+        for group in ids[(ids >= 0) & (ids < size)].unique().tolist():
+            where[group].append(i)
     index: dict[tuple[int, ...], int] = {}
-    layer = torch.tensor([index.setdefault(tuple(norms), len(index)) for norms in held], dtype=torch.int64)
-    return layer, tuple(tuple(names[i] for i in norms) for norms in index)
+    found = [index.setdefault(tuple(tensors), len(index)) if tensors else -1 for tensors in where]
+    return torch.tensor(found, dtype=torch.int64), tuple(tuple(names[i] for i in tensors) for tensors in index)

@@ -1,193 +1,235 @@
-"""From the sizes of scale factors to the channels that stay: a rule's order, cut where the budget or δ says."""
+"""From scores of channel groups to a `Selection`: an order, cut where the budget or δ says, then repaired."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_prune.channels.analysis.branches import Branches
+from lightning_prune.channels.analysis.branches import Branches, Whole
 from lightning_prune.channels.graph.cost import ChannelCost
-from lightning_prune.channels.graph.graph import ChannelGraph
-from lightning_prune.channels.prune import Pruned, prune_channels
 from lightning_prune.channels.select.budget import meet_budget
-from lightning_prune.channels.select.repair import repair
-from lightning_prune.channels.select.scales import ScaleFactors
+from lightning_prune.channels.select.repair import check_limits, repair
+from lightning_prune.channels.select.selection import MISS, Request, Resource, Selection
+from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.channels.surgery.widths import equal_widths
-from lightning_prune.errors import PlanError
+from lightning_prune.channels.verify.find_form import Check
+from lightning_prune.errors import PlanError, TargetError
 from lightning_prune.functional.thresholds import Rule, boundary, costs, gap
 
-Resource = Literal["macs", "params", "channels"]
+Ties = Sequence[tuple[Tensor, ...]]
+"""Vectors of groups whose kept counts must be equal."""
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Which channels stay.
-
-    Attributes:
-        keep: of the graph's classes, bool [graph.size].
-        thresholds: of each layer, on the sizes of its classes, float64 [layers].
-        kept: (kept, all) classes of each layer.
-        macs, params: share that is left, in (0, 1].
-        channels: share of the BatchNorm channels that goes.
-        gap: mean polarisation gap of the layers that lose channels (`functional.thresholds.gap`); NaN if none does.
-    """
-
-    keep: Tensor
-    thresholds: Tensor
-    kept: tuple[tuple[int, int], ...]
-    macs: float
-    params: float
-    channels: float
-    gap: float
-
-    def numbers(self) -> dict[str, float]:
-        """The totals, by metric name."""
-        return {"macs": self.macs, "params": self.params, "channels": self.channels, "gap": self.gap}
-
-
-class Chooser:
-    """Chooses channels of one model again and again, as its scale factors move; nothing is traced anew.
+class Selector:
+    """Selects channel groups of one network again and again; nothing is traced anew, and nothing here changes.
 
     Args:
-        model: the network.
-        graph: its channel graph.
-        factors: its scale factors.
-        rule: in which order channels go, see `functional.thresholds.costs`.
-        budget: (resource, share that may stay; of "channels" those that may go count), or None: ``delta`` decides.
-        delta: the rule's parameter where there is no budget.
+        units: the network's channel groups.
+        rule: in which order the groups of a layer go, see `functional.thresholds.costs`; None: the scores themselves,
+            over all layers.
+        budget: (resource, share that may be left; of "channels" those that may go count), or None: ``delta`` decides.
+        delta: where there is no budget: the rule's parameter, or without a rule the score that stays.
         min_channels: least channels of a layer, as a share (float) or a count (int).
         divisor: channel counts become multiples of it.
         form: "graph" where the compact model may run as a rewritten graph at once, so unequal splits are allowed.
-
-    A branch whose scale factors are all exactly zero goes whole, whatever floors and budget say.
+        remove_branches: whether layers that are proven to do nothing lose all of their channels where another path
+            leads around them, whatever floors and budget say.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        graph: ChannelGraph,
-        factors: ScaleFactors,
-        rule: Rule,
+        units: ChannelUnits,
+        *,
+        rule: Rule | None,
         budget: tuple[Resource, float] | None,
         delta: float,
         min_channels: int | float,
         divisor: int,
         form: str = "auto",
+        remove_branches: bool = True,
     ) -> None:
-        self.graph, self.factors, self.rule = graph, factors, rule
-        self._here = factors.to(torch.device("cpu"))  # choices are made on the CPU, wherever the factors are
-        self.budget, self.delta = budget, delta
-        self.cost = ChannelCost.of(graph)
+        check_limits(min_channels, divisor)
+        self.units, self.rule, self.budget, self.delta, self.form = units, rule, budget, delta, form
+        self.min_channels, self.divisor = min_channels, divisor
+        self.cost = ChannelCost.of(units.graph)
+        self.branches = Branches.of(units.network, units.graph, form) if remove_branches else None
+        self._members = units.members()
         self._measures: dict[Resource, Callable[[Tensor], float]] = {
             "macs": self.cost.macs,
             "params": self.cost.params,
             "channels": lambda keep: float(self._members[keep].sum()),
         }
-        self._limits: dict[str, Any] = {"divisor": divisor, "min_channels": min_channels}
-        self._equal = [] if form == "graph" else equal_widths(model, graph)
-        members = torch.zeros(graph.size)
-        members[self._here.groups] = self._here.members.float()
-        self._members, self._norm_channels = members, graph.norm_channels()[0]
-        self._branches = Branches.of(model, graph, form)
-        decided = [ids for name in graph.norms if (ids := graph.scale_ids(name)) is not None]
-        self._stay = torch.zeros(graph.size, dtype=torch.bool)
-        self._stay[torch.cat([ids[ids >= 0] for ids in decided])] = True
-        self._stay[self._here.groups] = False  # what is left are the classes of norms that were excluded
-        self._sizes = torch.empty(0)
+        everything = torch.ones(units.size, dtype=torch.bool)
+        self._totals = {name: max(measure(everything), 1) for name, measure in self._measures.items()}
+        self._equal = equal_widths(units.network, units.graph)
 
-    def choose(self, sizes: Tensor, *, last: bool = False) -> Choice:
-        """The choice for the present sizes of the classes, float [classes].
+    def select(
+        self,
+        score: Tensor,
+        *,
+        removal: bool = False,
+        extra_ties: Ties = (),
+        budget: tuple[Resource, float] | None = None,
+    ) -> Selection:
+        """The selection for the present scores.
 
         Args:
-            last: whether the channels go now. A norm that is zero throughout has then had its time to wake, and what
-                only feeds it goes too.
+            score: importance of each group, float [groups]; the lowest go first. Groups that stay, and groups of
+                score +inf, are not asked.
+            removal: whether the channels go now. A norm that is zero throughout has then had its time to be trained,
+                and what only feeds it goes too.
+            extra_ties: groups whose kept counts must be equal, beside those that the network's code shows.
+            budget: instead of the selector's own.
 
         Raises:
-            PlanError: the budget cannot be met; the message names the layers that hold it back.
+            TargetError: the budget cannot be met; the message names the layers that hold it back.
+            PlanError: no group may go, or the scores are no scores.
         """
-        sizes = self._sizes = sizes.detach().double().cpu()
-        factors, empty = self._here, self._whole(sizes, last)
-        ordered = factors.join([costs(part, self.rule) for part in factors.by_layer(sizes)])
-        classes = factors.groups
-        score = torch.full((self.graph.size,), math.inf, dtype=torch.float64)
-        score[classes] = ordered
+        units, target = self.units, budget or self.budget
+        score = self._checked(score)
+        keep = torch.ones(units.size, dtype=torch.bool)
+        if target is None:
+            keep = self._order(score) >= (self.delta if self.rule is None else math.log(self.delta))
+        shut = self.branches.asleep() if removal and self.branches is not None else frozenset[str]()
+        request = Request(score, keep, units.proven_zero(), units.held, target, shut)
+        return self.meet(request, ties=extra_ties)
 
-        def repaired(keep: Tensor) -> Tensor:
-            return repair(self.graph, keep & ~empty, score, equal=self._equal, empty=empty, **self._limits)
-
-        if self.budget is None:
-            keep = torch.ones(self.graph.size, dtype=torch.bool)
-            keep[classes[ordered < math.log(self.delta)]] = False
-            return self.describe(repaired(keep))
-        resource, share = self.budget
-        measure = self._measures[resource]
-        total = measure(torch.ones(self.graph.size, dtype=torch.bool))
-        order = classes[ordered.argsort(stable=True)]
-        try:
-            keep = meet_budget(order, self.graph.size, lambda k: measure(k) / total, share, repaired)
-        except PlanError as error:
-            raise PlanError(self._blame(repaired, resource, share)) from error
-        return self.describe(keep)
-
-    def cut(self, model: nn.Module, example_input: Any, keep: Tensor, **options: Any) -> Pruned:
-        """Removes all but the classes in ``keep`` from a model, in place; see `prune_channels` for the options.
+    def removable(self, request: Request, check: Check = lambda empty: "") -> Whole:
+        """The branches that a request removes.
 
         Args:
-            model: the network, or a copy of it.
-            example_input: as the graph was traced with.
-            keep: a `Choice`'s.
+            check: says why the network's code cannot run without some groups; "" if it can.
         """
-        masks = {}
-        for name in self.graph.norms:  # those that were excluded, too: what is listed stays
-            ids = self.graph.scale_ids(name)
-            if ids is not None:
-                masks[f"{name}.weight"] = (ids < 0) | keep[ids.clamp_min(0)]
-        request: dict[str, Any] = {"keep": masks, "graph": self.graph, "whole_branches": True}
-        return prune_channels(model, example_input, **request, **self._limits, **options)
-
-    def _whole(self, sizes: Tensor, last: bool) -> Tensor:
-        """The classes of the branches that go whole: bool of shape (all classes,)."""
-        gone = torch.zeros(self.graph.size, dtype=torch.bool)
-        if self._branches is None:
-            return gone
-        gone[self._here.groups[sizes == 0]] = True
-        asleep = self._branches.asleep() if last else frozenset[str]()
-        gone |= self._branches.useless(asleep)
-        return self._branches.whole(gone, stay=self._stay, constants=True, asleep=asleep).empty
-
-    def describe(self, keep: Tensor) -> Choice:
-        """What a choice comes to, at the sizes that the last one was made by. keep: bool of shape (all classes,)."""
-        layers = self._here.by_layer(keep[self._here.groups])
-        values = self._here.by_layer(self._sizes)
-        gaps = [g for g in map(gap, values, layers) if not math.isnan(g)]
-        return Choice(
-            keep=keep,
-            thresholds=torch.tensor([boundary(v, k) for v, k in zip(values, layers, strict=True)], dtype=torch.float64),
-            kept=tuple((int(k.sum()), len(k)) for k in layers),
-            macs=self.cost.macs(keep) / max(self.cost.macs(), 1),
-            params=self.cost.params(keep) / max(self.cost.params(), 1),
-            channels=float(self._members[~keep].sum()) / max(self._norm_channels, 1),
-            gap=sum(gaps) / len(gaps) if gaps else math.nan,
+        if self.branches is None:
+            return Whole.none(self.units.size)
+        dead = request.dead | self.branches.useless(request.shut)
+        return self.branches.whole(
+            dead, stay=request.stay, constants=not request.lossless, asleep=request.shut, check=check
         )
 
-    def _blame(self, repaired: Callable[[Tensor], Tensor], resource: Resource, share: float) -> str:
-        """Says how far the model can shrink, and which layers do not shrink further."""
-        keep = torch.ones(self.graph.size, dtype=torch.bool)
-        keep[self._here.groups] = False
-        least = repaired(keep)
-        measure, everything = self._measures[resource], torch.ones_like(keep)
-        total = self.cost.macs()
+    def meet(
+        self,
+        request: Request,
+        whole: Whole | None = None,
+        *,
+        ties: Ties = (),
+        form: str | None = None,
+        strict: bool = True,
+    ) -> Selection:
+        """The selection that does what is asked, as nearly as floors, alignment and ties allow.
+
+        Args:
+            whole: the branches that go; by default `removable` ones, none in a rewritten graph.
+            ties: groups whose kept counts must be equal, beside those that the network's code shows.
+            form: as the selector's own; a rewritten graph has neither ties nor layers without channels.
+            strict: whether a target that cannot be met is an error; otherwise as little as possible stays.
+
+        Raises:
+            TargetError: the budget cannot be met.
+        """
+        graph_form = (form or self.form) == "graph"
+        whole = Whole.none(self.units.size) if graph_form else whole or self.removable(request)
+        empty, ordered = whole.empty, self._order(request.score)
+        limits: dict[str, Any] = {
+            "divisor": self.divisor, "min_channels": self.min_channels, "empty": empty,
+            "equal": [*ties] if graph_form else [*self._equal, *ties],
+        }  # fmt: skip
+
+        def repaired(keep: Tensor) -> Tensor:
+            return repair(self.units.graph, (keep | request.stay) & ~empty, ordered, **limits)
+
+        if request.target is None:
+            return self.describe(repaired(request.keep), request, whole)
+        resource, share = request.target
+        measure, total = self._measures[resource], self._totals[resource]
+        order = ordered.argsort(stable=True)
+        order = order[(ordered[order] < math.inf) & ~request.stay[order]]
+        try:
+            keep = meet_budget(order, self.units.size, lambda k: measure(k) / total, share, repaired)
+        except PlanError as error:
+            keep = torch.ones(self.units.size, dtype=torch.bool)
+            keep[order] = False
+            keep = repaired(keep)
+            if strict:
+                raise TargetError(
+                    f"target_{resource}={share:g} cannot be met: {measure(keep) / total:.3f} stays even with every "
+                    f"layer at its floor. {self._blame(keep)}"
+                ) from error
+            why = f"every layer is at its floor, with {len(ties)} ties that the network's own code needs"
+            return self.describe(keep, request, whole, why)
+        why = ""
+        if measure(keep) / total < share * (1 - MISS):
+            alone = measure(repaired(torch.ones_like(keep))) / total
+            why = (
+                f"the branches that are removed leave {alone:.3f} by themselves" if alone <= share
+                else f"the next channels to stay would go over it (divisor={self.divisor}, tied channels)"
+            )  # fmt: skip
+        return self.describe(keep, request, whole, why)
+
+    def describe(self, keep: Tensor, request: Request, whole: Whole | None = None, reason: str = "") -> Selection:
+        """What keeping some groups, bool [groups], comes to."""
+        values, layers = self.units.by_layer(request.score), self.units.by_layer(keep)
+        known = [v < math.inf for v in values]
+        pairs = [(v[k], mine[k]) for v, mine, k in zip(values, layers, known, strict=True)]
+        gaps = [g for v, k in pairs if not math.isnan(g := gap(v, k))]
+        share = {name: measure(keep) / self._totals[name] for name, measure in self._measures.items()}
+        whole = whole or Whole.none(len(keep))
+        return Selection(
+            keep=keep,
+            score=request.score,
+            thresholds=torch.tensor([boundary(v, k) for v, k in pairs], dtype=torch.float64),
+            kept=tuple((int(k.sum()), len(k)) for k in layers),
+            gap=sum(gaps) / len(gaps) if gaps else math.nan,
+            target=request.target,
+            request=request,
+            empty=whole.empty,
+            refused=whole.refused,
+            reason=reason,
+            **share,
+        )
+
+    def _checked(self, score: Tensor) -> Tensor:
+        """Scores as float64 on the CPU, +inf for what stays."""
+        free = self.units.free
+        if score.shape != free.shape:
+            raise PlanError(f"score has shape {tuple(score.shape)}, expected {tuple(free.shape)}, one a channel group")
+        if not bool(free.any()):
+            why = "; ".join(f"{name}: {reason}" for name, reason in list(self.units.frozen.items())[:3])
+            raise PlanError(f"no channel of {type(self.units.network).__name__} may be removed: {why}")
+        score = score.detach().double().cpu().masked_fill(~free, math.inf)
+        if bool(score.isnan().any()):
+            raise PlanError(
+                f"{int(score.isnan().sum())} of {int(free.sum())} scores are NaN; expected numbers. If the network's "
+                "weights are NaN too, the training has diverged: lower the learning rate"
+            )
+        if self.rule is not None and bool((score < 0).any()):
+            raise PlanError(f"rule={self.rule!r} needs scores from 0 on, found {float(score.min()):.3g}; use rule=None")
+        return score
+
+    def _order(self, score: Tensor) -> Tensor:
+        """What groups go by, the lowest first, float64 [groups]; +inf where there is no score."""
+        if self.rule is None:
+            return score
+        out = torch.full_like(score, math.inf)
+        for i in range(len(self.units.layers)):
+            mine = (self.units.layer == i) & (score < math.inf)
+            if bool(mine.any()):
+                out[mine] = costs(score[mine], self.rule)
+        return out
+
+    def _blame(self, least: Tensor) -> str:
+        """Which layers do not shrink further than ``least``, bool [groups], and what to do."""
+        total = self._totals["macs"]
         rest = list(self.cost.macs_by_layer(least).items())[:5]
         layers = ", ".join(f"{name or 'the model'} {macs / total:.1%} of all MACs" for name, macs in rest)
-        frozen = "; ".join(f"{name}: {reason}" for name, reason in list(self.factors.frozen.items())[:3])
+        frozen = "; ".join(f"{name}: {reason.split('; ')[0]}" for name, reason in list(self.units.frozen.items())[:3])
         return (
-            f"target_{resource}={share} cannot be met: {measure(least) / measure(everything):.3f} stays with every "
-            f"layer at its floor. What is left lies in {layers}. "
-            + (f"Frozen norms: {frozen}. " if frozen else "")
-            + "Raise the target, lower min_keep or divisor, or exclude fewer layers."
+            f"What is left lies in {layers}. "
+            + (f"Layers that stay whole: {frozen}. " if frozen else "")
+            + "Raise the target, lower the floors (min_keep, min_channels) or divisor, or let more layers lose "
+            "channels (exclude fewer, score more)"
         )

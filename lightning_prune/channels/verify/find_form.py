@@ -3,91 +3,161 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
 from lightning_prune.channels.graph.graph import ChannelGraph
-from lightning_prune.channels.surgery.rewrite import Programs, build
-from lightning_prune.channels.surgery.widths import equal_widths, expressible
+from lightning_prune.channels.surgery.rewrite import build
+from lightning_prune.channels.surgery.widths import expressible
 from lightning_prune.channels.verify.compare import Proof, check_eager, check_trains, graph_runner
 from lightning_prune.channels.verify.locate import locate, name_layer
-from lightning_prune.errors import PlanError, SurgeryError
+from lightning_prune.errors import ChannelError, PlanError, SurgeryError, TargetError
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.plan.record import plans_of
+from lightning_prune.support.faults import explain, reraise_ours
 
 Check = Callable[[Tensor], str]
 """Says why a model cannot run without some channel groups, bool of shape (groups,); "" if it can."""
 
-Planner = Callable[[list[tuple[Tensor, ...]], str], tuple[Tensor, PruningPlan]]
+T = TypeVar("T")
+Ties = list[tuple[Tensor, ...]]
+Planner = Callable[[Ties, str], tuple[T, PruningPlan]]
+"""Given widths that must be equal and a form, (what was selected, its plan); PlanError if there is no such plan."""
 
 
-def prove(
-    model: nn.Module, graph: ChannelGraph, plan_for: Planner, example_input: Any, form: str, verify: bool
-) -> tuple[Tensor, PruningPlan, Proof | None, tuple[str, ...], Programs | None]:
-    """Finds a form of the compact model that computes what the masked model computes."""
-    failure = ""
+@dataclass(frozen=True)
+class Found(Generic[T]):
+    """A form that works.
+
+    Attributes:
+        choice: what was selected for it.
+        plan: its plan.
+        proof: the check of masked against sliced, or None if it was switched off.
+        notes: what the user should know.
+        programs: the rewritten graphs, in the form "graph".
+    """
+
+    choice: T
+    plan: PruningPlan
+    proof: Proof | None
+    notes: tuple[str, ...] = ()
+    programs: Any = None
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a form does not do."""
+
+    text: str
+    error: Exception | None = None
+
+
+def find_form(
+    model: nn.Module, graph: ChannelGraph, plan_for: Planner[T], example_input: Any, form: str, verify: bool
+) -> Found[T]:
+    """Finds a form of the compact model that computes what the masked model computes.
+
+    Args:
+        form: "eager" for the model's own code, "graph" for its rewritten graph, "auto" for the first that works.
+        verify: whether to compare at all.
+
+    Raises:
+        TargetError: the target is missed with the ties that the code needs, and the rewritten graph does not do.
+        PlanError: nothing that can be removed is left.
+        SurgeryError: no form computes the same.
+    """
+    failure = _Failure("form=graph was asked for")
     if form != "graph":
-        equal = equal_widths(model, graph)
-        tried: set[tuple[type[nn.Module], bool]] = set()
-        proof: Proof | None = None
-        while True:
-            try:
-                chosen, plan = plan_for(equal, "eager")
-            except PlanError as error:  # the nearest plan that this code can express removes nothing
-                failure = failure or str(error)
-                break
-            if not verify:
-                return chosen, plan, None, (), None
-            try:
-                proof = check_eager(model, plan, example_input)
-                if proof.equal or graph.approximations:
-                    break
-                path = locate(model, plan, example_input)
-                failure = f"the model's own code differs first at {name_layer(model, path)}: {proof}"
-            except Exception as error:
-                path = locate(model, plan, example_input)
-                failure = f"the model's own code fails at {name_layer(model, path)}: {type(error).__name__}: {error}"
-            # The nearest plan that this code can express: equal widths first, then whole ones.
-            more = [] if path is None else _nearer(graph, model, path, tried)
-            proof = None
-            if not more:
-                break
-            equal = equal + more
-        if proof is not None:
-            return chosen, plan, with_teeth(proof), (), None
+        found = _eager(model, graph, plan_for, example_input, verify)
+        if isinstance(found, Found):
+            return found
+        failure = found
     if form == "eager":
-        plan_for(equal, "eager")  # raises if the reason is that nothing is left to remove
-        raise SurgeryError(f"{failure}. The model is unchanged; form='graph' may be able to express it")
+        raise _error(failure, "The model is unchanged; form='graph' may be able to express it", PlanError)
     if any(earlier.empty for earlier in plans_of(model).values()):
-        raise SurgeryError(
-            f"{failure or 'form=graph was asked for'}; and no rewritten graph runs a model whose branches went whole. "
-            "The model is unchanged; undo its plan first, with plan_of(model).undo(model)"
+        raise _error(
+            failure,
+            "No rewritten graph runs a model whose branches were removed. The model is unchanged; undo its plan first, "
+            "with plan_of(model).undo(model)",
         )
-    chosen, plan = plan_for([], "graph")
+    return _rewritten(model, graph, plan_for, example_input, verify, failure)
+
+
+def _eager(
+    model: nn.Module, graph: ChannelGraph, plan_for: Planner[T], example_input: Any, verify: bool
+) -> Found[T] | _Failure:
+    """The model's own code; where it fails, with the nearest plan that it can express."""
+    ties: Ties = []
+    tried: set[tuple[type[nn.Module], bool]] = set()
+    failure: _Failure | None = None
+    while True:
+        try:
+            choice, plan = plan_for(ties, "eager")
+        except PlanError as error:
+            if failure is None:
+                return _Failure(str(error), error)
+            error.__cause__ = failure.error
+            return _Failure(f"{failure.text}; with the {len(ties)} ties that this code needs, {error}", error)
+        if not verify:
+            return Found(choice, plan, None)
+        try:
+            proof = check_eager(model, plan, example_input)
+        except Exception as error:
+            reraise_ours(error)
+            path = locate(model, plan, example_input)
+            failure = _Failure(f"the model's own code fails at {name_layer(model, path)}: {explain(error)}", error)
+        else:
+            if proof.equal or graph.approximations:
+                return Found(choice, plan, effective(proof))
+            path = locate(model, plan, example_input)
+            failure = _Failure(f"the model's own code differs first at {name_layer(model, path)}: {proof}")
+        # Equal widths first, then whole ones.
+        more = [] if path is None else _nearer(graph, model, path, tried)
+        if not more:
+            return failure
+        ties = ties + more
+
+
+def _rewritten(
+    model: nn.Module, graph: ChannelGraph, plan_for: Planner[T], example_input: Any, verify: bool, failure: _Failure
+) -> Found[T]:
+    """The rewritten graph."""
+    choice, plan = plan_for([], "graph")
     try:
         programs = build(model, example_input, plan, graph.options)
-        graph_proof = check_eager(model, plan, example_input, graph_runner(programs)) if verify else None
+        proof = check_eager(model, plan, example_input, graph_runner(programs)) if verify else None
     except Exception as error:
-        raise SurgeryError(f"the rewritten graph does not run: {type(error).__name__}: {error}. {failure}. "
-                           "The model is unchanged") from error  # fmt: skip
-    if graph_proof is not None and not graph_proof.equal and not graph.approximations:
-        raise SurgeryError(
-            f"the rewritten graph does not compute what the masked model computes: {graph_proof}. "
-            f"{failure}. The model is unchanged"
-        )
-    note = f"the compact model runs as a rewritten graph: {failure or 'form=graph was asked for'}"
-    return chosen, plan, graph_proof and with_teeth(graph_proof), (note,), programs
+        reraise_ours(error)
+        more = f"The rewritten graph does not run: {explain(error)}"
+        raise _error(failure, f"{more}. The model is unchanged") from error
+    if proof is not None and not proof.equal and not graph.approximations:
+        more = f"The rewritten graph does not compute what the masked model computes: {proof}"
+        raise _error(failure, f"{more}. The model is unchanged")
+    note = f"the compact model runs as a rewritten graph: {failure.text}"
+    return Found(choice, plan, proof and effective(proof), (note,), programs)
+
+
+def _error(failure: _Failure, then: str, refused: type[PlanError] = TargetError) -> ChannelError:
+    """The exception for a failure, with what was raised as its cause, which is also its kind if it is ``refused``."""
+    kind = type(failure.error) if isinstance(failure.error, refused) else SurgeryError
+    error = kind(f"{failure.text}. {then}")
+    error.__cause__ = failure.error
+    return error
 
 
 def runs_without(
     model: nn.Module, graph: ChannelGraph, plan_for: Callable[[Tensor], PruningPlan], example_input: Any, train: bool
-) -> Check:
-    """A check of whether a model's own code runs without some classes, in eval mode and perhaps in train mode.
+) -> Callable[[Tensor], str]:
+    """A check of whether a model's own code runs without some groups, in eval mode and perhaps in train mode.
 
     Args:
-        plan_for: makes the plan of the classes to keep.
+        plan_for: makes the plan of the groups to keep.
         train: whether to run it in train mode, in which norms may wait for other processes.
+
+    Returns:
+        a function of bool [groups] that says why the model cannot run without them; "" if it can.
     """
 
     def check(empty: Tensor) -> str:
@@ -97,17 +167,15 @@ def runs_without(
             if train:
                 check_trains(model, plan, example_input)
         except Exception as error:
+            reraise_ours(error)
             place = name_layer(model, locate(model, plan, example_input))
-            first = (str(error).strip().splitlines() or [""])[0]
-            return f"without channels the model's own code fails at {place}: {type(error).__name__}: {first}"
+            return f"without channels the model's own code fails at {place}: {explain(error)}"
         return "" if proof.equal or graph.approximations else f"the model's own code computes something else: {proof}"
 
     return check
 
 
-def _nearer(
-    graph: ChannelGraph, model: nn.Module, path: str, tried: set[tuple[type[nn.Module], bool]]
-) -> list[tuple[Tensor, ...]]:
+def _nearer(graph: ChannelGraph, model: nn.Module, path: str, tried: set[tuple[type[nn.Module], bool]]) -> Ties:
     """The next thing to try for the class of module that failed; empty when there is nothing left."""
     kind = type(model.get_submodule(path))
     for whole in (False, True):
@@ -118,7 +186,8 @@ def _nearer(
     return []
 
 
-def with_teeth(proof: Proof) -> Proof:
+def effective(proof: Proof) -> Proof:
+    """The proof, if masking the removed channels changed anything; SurgeryError otherwise."""
     if proof.effect <= 10 * proof.tolerance and not proof.effect > 10 * proof.difference:
         raise SurgeryError(
             f"the check proves nothing: masking the removed channels changes the output by {proof.effect:.1e} only. "

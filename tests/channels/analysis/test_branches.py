@@ -170,14 +170,15 @@ def test_requests_by_lists_thresholds_and_scores() -> None:
     scores = random_scores(residual())
     low = {n: s * 0.1 if n == norm else s + 0.2 for n, s in scores.items()}
     assert prune_whole(residual(), EXAMPLE, keep={norm: []}).plan.empty
-    assert prune_whole(residual(), EXAMPLE, low, threshold=0.15).plan.empty
-    assert not prune_whole(residual(), EXAMPLE, low, threshold=0.15, whole_branches=False).plan.empty
-    # an order alone empties nothing; zeros do
-    for request in ({"ratio": 0.3}, {"macs": 0.7}):
-        assert not prune_whole(residual(), EXAMPLE, low, **request).plan.empty
-        zero = {**low, norm: torch.zeros_like(low[norm])}
-        assert branch_names(prune_whole(residual(), EXAMPLE, zero, **request).plan) == ("blocks.0",)
-    for switched in ({"whole_branches": False}, {"form": "graph"}):
+    # scores empty nothing, not even zeros: scale factors of zero do
+    for request in ({"ratio": 0.3}, {"macs": 0.7}, {"threshold": 0.15}):
+        for given in (low, {**low, norm: torch.zeros_like(low[norm])}):
+            result = prune_whole(residual(), EXAMPLE, given, **request)
+            assert not result.plan.empty
+            assert result.model.blocks[0][0][0].out_channels >= 1
+        assert branch_names(prune_whole(residual(norm), EXAMPLE, scores, **request).plan) == ("blocks.0",)
+        assert not prune_whole(residual(norm), EXAMPLE, scores, **request, remove_branches=False).plan.empty
+    for switched in ({"remove_branches": False}, {"form": "graph"}):
         with pytest.raises(PlanError, match="would empty the layer; keep at least one"):
             prune_whole(residual(), EXAMPLE, keep={norm: []}, **switched)
     with pytest.raises(PlanError, match="would empty"):

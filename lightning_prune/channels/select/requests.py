@@ -1,0 +1,205 @@
+"""From keep lists and scores, by the names of tensors or modules, to what is asked of each channel group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_prune.channels.analysis.branches import Branches
+from lightning_prune.channels.analysis.constants import Constants
+from lightning_prune.channels.graph.graph import ChannelGraph
+from lightning_prune.channels.graph.keep import kept_count
+from lightning_prune.channels.select.selection import Request, Resource, Selection
+from lightning_prune.errors import PlanError
+
+REDUCE = {"mean": "mean", "max": "amax", "min": "amin", "sum": "sum"}
+
+
+def resolve(graph: ChannelGraph, name: str) -> tuple[str, Tensor]:
+    """Returns (tensor name, groups of its dim 0) for a tensor's name or a module's path."""
+    full = next((n for n in (name, f"{name}.weight") if n in graph.axes), None)
+    single = next((n for n in (name, f"{name}.weight") if n in graph.shapes), None)
+    if full is None and single is not None:
+        raise PlanError(f"{single} of shape {graph.shapes[single]} has no channel that may go; leave it out")
+    if full is None:
+        close = [n for n in graph.axes if name.split(".")[0] in n][:3]
+        raise PlanError(f"unknown tensor or module {name!r}; names are those of the state dict, such as {close}")
+    ids = graph.axes[full].get(0)
+    if ids is None:
+        raise PlanError(f"{full} of shape {graph.shapes[full]} has no channels in dim 0; nothing can be removed there")
+    return full, ids
+
+
+def as_mask(name: str, kept: Any, size: int, *, none: bool = False) -> Tensor:
+    """Turns a bool mask, or a collection of indices, into a bool mask of shape (size,).
+
+    Args:
+        none: whether nothing may be kept.
+
+    Raises:
+        PlanError: wrong length, index out of range, or nothing is kept.
+    """
+    given = torch.as_tensor(kept).cpu()
+    if given.dtype == torch.bool:
+        if given.shape != (size,):
+            raise PlanError(f"keep[{name!r}] is a mask of shape {tuple(given.shape)}, expected ({size},)")
+        mask = given
+    else:
+        if given.numel() and (given.is_floating_point() or int(given.min()) < 0 or int(given.max()) >= size):
+            raise PlanError(
+                f"keep[{name!r}] has {given.flatten().tolist()[:8]}.., expected indices from 0 to {size - 1}"
+            )
+        mask = torch.zeros(size, dtype=torch.bool)
+        mask[given.long().flatten()] = True
+    if not none and not bool(mask.any()):
+        raise PlanError(f"keep[{name!r}] would empty the layer; keep at least one of its {size} channels")
+    return mask
+
+
+def votes(size: int, masks: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """A group goes if every member that was asked about says so; what was not asked about stays.
+
+    Args:
+        size: number of groups.
+        masks: (groups, bool mask of what to keep), each of the shape of a tensor's dim 0.
+
+    Returns:
+        bool [groups]: what to keep.
+    """
+    asked, stay = torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
+    for ids, mask in masks:
+        free = ids >= 0
+        asked[ids[free]] = True
+        stay[ids[free & mask]] = True
+    return ~asked | stay
+
+
+def group_scores(
+    graph: ChannelGraph, scores: Mapping[str, Tensor], reduce: str = "mean", sites: Mapping[str, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Combines the scores of a group's members.
+
+    Args:
+        scores: {tensor name or module path: score of each channel}; channels are those of dim 0.
+        reduce: "mean", "max", "min" or "sum".
+        sites: {module path: groups of its channels}, where they are not those of its weight's dim 0.
+
+    Returns:
+        (score, number of scored channels), each of shape [groups]; a group without any score has score +inf.
+    """
+    if reduce not in REDUCE:
+        raise PlanError(f"reduce={reduce!r}: expected one of {sorted(REDUCE)}")
+    total = torch.full((graph.size,), math.inf, dtype=torch.float64)
+    number = torch.zeros(graph.size, dtype=torch.int64)
+    for name, given in scores.items():
+        ids = (sites or {}).get(name)
+        ids = resolve(graph, name)[1] if ids is None else ids
+        score = torch.as_tensor(given).detach().double().cpu()
+        if score.shape != ids.shape or bool(score.isnan().any()):
+            raise PlanError(
+                f"scores[{name!r}] has shape {tuple(score.shape)}, expected ({len(ids)},) without NaN, "
+                "one score for each of its channels"
+            )
+        free = ids >= 0
+        chosen = ids[free]
+        fresh = torch.zeros(graph.size, dtype=torch.float64)
+        fresh.scatter_reduce_(0, chosen, score[free], REDUCE[reduce], include_self=False)
+        count = torch.bincount(chosen, minlength=graph.size)
+        both, new = (count > 0) & (number > 0), (count > 0) & (number == 0)
+        total[new] = fresh[new]
+        if reduce == "mean":
+            total[both] = (total[both] * number[both] + fresh[both] * count[both]) / (number + count)[both]
+        else:
+            pair = torch.stack([total[both], fresh[both]])
+            total[both] = {"max": pair.amax(0), "min": pair.amin(0), "sum": pair.sum(0)}[reduce]
+        number += count
+    return total, number
+
+
+def from_lists(graph: ChannelGraph, keep: Mapping[str, Any], *, none: bool) -> Request:
+    """What keep lists ask for: {tensor name or module path: mask or indices to keep along dim 0}.
+
+    Args:
+        none: whether a list may be empty; `check_emptied` then says which layers may.
+    """
+    masks, stay = [], torch.zeros(graph.size, dtype=torch.bool)
+    for name, kept in keep.items():
+        _, ids = resolve(graph, name)
+        mask = as_mask(name, kept, len(ids), none=none and bool((ids >= 0).all()))
+        masks.append((ids, mask))
+        stay[ids[mask & (ids >= 0)]] = True
+    wanted = votes(graph.size, masks)
+    return Request(torch.zeros(graph.size, dtype=torch.float64), wanted, ~wanted, stay)
+
+
+def from_scores(
+    graph: ChannelGraph,
+    scores: Mapping[str, Tensor],
+    zero: Tensor,
+    *,
+    ratio: float | None = None,
+    threshold: float | Mapping[str, float] | None = None,
+    target: tuple[Resource, float] | None = None,
+    reduce: str = "mean",
+) -> Request:
+    """What scores ask for, with one of a ratio, a threshold and a target.
+
+    Args:
+        zero: bool [groups], what is proven to do nothing: its layers may be emptied. A score of zero proves nothing.
+    """
+    score, number = group_scores(graph, scores, reduce)
+    wanted = torch.ones(graph.size, dtype=torch.bool)
+    if ratio is not None:
+        wanted = keep_by_ratio(score, number, ratio)
+    elif threshold is not None:
+        masks = []
+        for name, given in scores.items():
+            limit = threshold.get(name) if isinstance(threshold, Mapping) else threshold
+            if limit is None:
+                raise PlanError(f"threshold has no entry for {name!r}, which has scores")
+            masks.append((resolve(graph, name)[1], torch.as_tensor(given).detach().cpu() >= limit))
+        wanted = votes(graph.size, masks)
+    return Request(score, wanted, zero & (number > 0), torch.zeros_like(wanted), target)
+
+
+def keep_by_ratio(score: Tensor, number: Tensor, ratio: float) -> Tensor:
+    """Removes the groups of lowest score until `ratio` of all scored channels are gone: bool [groups]."""
+    if not 0.0 < ratio < 1.0:
+        raise PlanError(f"ratio={ratio}: expected a share between 0 and 1, such as 0.3")
+    order = score.argsort()
+    order = order[number[order] > 0]
+    gone = number[order].cumsum(0)
+    keep = torch.ones_like(number, dtype=torch.bool)
+    keep[order[gone <= int(ratio * int(number.sum()))]] = False
+    return keep
+
+
+def lossless(found: Constants, branches: Branches | None, *, fold: bool) -> Request:
+    """Asks for what is dead already.
+
+    Args:
+        found: what is constant in the network.
+        branches: of the network, if they may be removed.
+        fold: whether what is constant and can be folded exactly goes too.
+    """
+    dead = ~found.live & (~found.nonzero | ~found.unfoldable if fold else ~found.nonzero)
+    shut = branches.asleep() if branches is not None else frozenset[str]()
+    if branches is not None:
+        dead |= branches.useless(shut)
+    nothing = torch.zeros_like(dead)
+    return Request(nothing.double(), ~dead, dead, nothing, shut=shut, lossless=True)
+
+
+def check_emptied(graph: ChannelGraph, selection: Selection) -> None:
+    """Raises PlanError if keep lists leave no channel in a layer that is no part of a branch that is removed."""
+    for name, dim, ids in graph.each():
+        if kept_count(ids, selection.request.keep) == 0 and not bool(selection.empty[ids].all()):
+            known = (
+                why for n, why in selection.refused.items() if any(torch.equal(ids, v) for v in graph.axes[n].values())
+            )
+            why = "".join(f": {reason}" for reason in known)
+            raise PlanError(f"these keep lists would empty dim {dim} of {name}{why}; keep at least one channel there")
