@@ -56,7 +56,7 @@ class PruneCLI(LightningCLI):
         method = _chosen_method(parser, sys.argv[1:] if args is None else args)
         if method is not None and method != PRESET["class_path"]:
             for each in self.parsers:
-                each.set_defaults({"prune": None})
+                each.set_defaults({"prune": {"class_path": method}})
         super().parse_arguments(parser, args)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
