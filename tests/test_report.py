@@ -79,7 +79,7 @@ def test_patterns_and_errors():
 def test_masks_of_every_kind_are_counted():
     gated = network()
     targets, _ = find_targets(gated)
-    attach(targets, [HardGate(t.param.detach().square().median()) for t in targets])
+    attach(gated, {t.name: HardGate(t.param.detach().square().median()) for t in targets})
     assert sparsity_report(gated).zeros == 36 + 576 + 32
     detach(gated)
     assert sparsity_report(gated).zeros == 0

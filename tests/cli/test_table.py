@@ -38,7 +38,7 @@ def test_channels_and_macs_are_shares_left(tmp_path: Path, capsys: pytest.Captur
     fit(tmp_path, "--prune=MRTSCallback", "--prune.target_macs=0.9")
     out = capsys.readouterr().out
     row = rows(out)
-    macs, channels = (float(re.findall(r"([\d.]+)%", row[name])[1]) for name in ("MACs", "channels"))
+    macs, channels = (float(re.findall(r"([\d.]+)%", row[name])[1]) for name in ("MACs", "removable channels"))
     assert 89 <= macs <= 90
     assert 80 < channels < 100
     (path,) = tmp_path.rglob("pruned.safetensors")
@@ -52,7 +52,7 @@ def test_a_resumed_run_knows_the_dense_network(tmp_path: Path, capsys: pytest.Ca
     checkpoint = max((tmp_path / "a").rglob("*.ckpt"), key=lambda file: file.stat().st_mtime)  # of the compact network
     fit(tmp_path / "b", "--prune=MRTSCallback", "--trainer.max_epochs=4", f"--ckpt_path={checkpoint}")
     resumed = rows(capsys.readouterr().out)
-    for name in ("prunable weights", "channels", "MACs", "compression"):
+    for name in ("prunable weights", "removable channels", "MACs", "compression"):
         assert whole[name] == resumed[name]
     assert whole["val/acc"].split()[1] == resumed["val/acc"].split()[1]
     assert whole["file"].split()[1] == resumed["file"].split()[1]
