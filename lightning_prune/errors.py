@@ -1,4 +1,4 @@
-"""The errors of plans and of channel surgery. Each message names the value, what was expected, and the next step."""
+"""All public exceptions. Each message names the value, what was expected, and the next step."""
 
 from __future__ import annotations
 
@@ -21,3 +21,23 @@ class TargetError(PlanError):
 
 class SurgeryError(ChannelError):
     """The sliced model does not compute what the masked model computes; the model was put back as it was."""
+
+
+class CalibrationError(RuntimeError):
+    """The module could not be run on a training batch; the network's own exception is the cause."""
+
+
+class BudgetError(ValueError):
+    """A budget of kept weights that cannot be met under the per-layer floors."""
+
+
+class PhaseError(ValueError):
+    """Phases that do not fit the training."""
+
+
+class PrunedFileError(ValueError):
+    """A file, or what is to be written to one, is not what it has to be; the message says where, what and what next."""
+
+
+class RecipeError(ValueError):
+    """The name or the arguments are not fit to build a model from; the message says which and why."""

@@ -107,11 +107,12 @@ def trainer(path: Any, callbacks: list[Any], **options: Any) -> lightning.Traine
 
 
 def ours_left_on(module: nn.Module) -> list[str]:
-    """Names of modules that still carry something of the package."""
+    """Names of modules that still carry something of the package, but for the record of a compact one."""
     return [
         name
         for name, m in module.named_modules()
-        if hasattr(type(m), "_lightning_prune_base") or any("prune" in key for key in m.__dict__)
+        if hasattr(type(m), "_lightning_prune_base")
+        or any("prune" in k for k in m.__dict__ if not k.endswith("compact"))
     ]
 
 

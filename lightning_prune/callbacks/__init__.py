@@ -1,19 +1,29 @@
-"""Lightning callbacks, one file per method."""
+"""Lightning callbacks: one life-cycle, two families, one file a method."""
 
-from lightning_prune.callbacks.base import PruningCallback
-from lightning_prune.callbacks.channels import ChannelPruningCallback
+from lightning_prune.callbacks.channels import ChannelPruning
+from lightning_prune.callbacks.lifecycle import PruningCallback
+from lightning_prune.callbacks.methods.fpgm import FPGMCallback
 from lightning_prune.callbacks.methods.ltp import LTPCallback
 from lightning_prune.callbacks.methods.magnitude import MagnitudeCallback
-from lightning_prune.callbacks.methods.mrts import MRTSCallback, NetworkSlimmingCallback
+from lightning_prune.callbacks.methods.mrts import MRTSCallback
+from lightning_prune.callbacks.methods.slimming import NetworkSlimmingCallback
+from lightning_prune.callbacks.thresholds import ThresholdPruning
 from lightning_prune.callbacks.trail import Trail, TrailEntry
+from lightning_prune.callbacks.weights import WeightPruning
+
+ChannelPruningCallback = ChannelPruning  # the name before both families had one base
 
 __all__ = [
+    "ChannelPruning",
     "ChannelPruningCallback",
+    "FPGMCallback",
     "LTPCallback",
     "MRTSCallback",
     "MagnitudeCallback",
     "NetworkSlimmingCallback",
     "PruningCallback",
+    "ThresholdPruning",
     "Trail",
     "TrailEntry",
+    "WeightPruning",
 ]

@@ -1,63 +1,79 @@
-"""What structured methods share: phases, the choice of channels at boundaries, their removal, finetune, state."""
+"""The family that removes channels: units are groups of channels, the outcome is a plan that is applied in mid-fit."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import nn
-from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from lightning_prune.callbacks import channel_logs, recalibrate, removal
-from lightning_prune.callbacks.channel_method import ChannelMethod, budget_of
-from lightning_prune.callbacks.guard import check_alone, check_launcher, check_strategy
+from lightning_prune.callbacks import calibrate
+from lightning_prune.callbacks.checkpoint import ShapeHooks, note_shapes
+from lightning_prune.callbacks.guard import check_launcher
+from lightning_prune.callbacks.lifecycle import PruningCallback
+from lightning_prune.callbacks.logs import by_reason
 from lightning_prune.callbacks.phases import Duration, training_length
-from lightning_prune.callbacks.shapes import ShapeHooks, note_shapes
+from lightning_prune.callbacks.trainer import announce_removal, averaged_copies, log_to_loggers, shapes_may_change
 from lightning_prune.channels.graph.graph import ChannelGraph
+from lightning_prune.channels.prune import Pruned, remove_channels
 from lightning_prune.channels.select.latency import share_for_latency
-from lightning_prune.channels.select.scales import ScaleFactors
-from lightning_prune.channels.select.selector import Choice, Chooser
+from lightning_prune.channels.select.selection import Resource, Selection
+from lightning_prune.channels.select.selector import Selector
+from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.channels.surgery.empty import branch_names
-from lightning_prune.functional.thresholds import RULES, Rule, check_delta
+from lightning_prune.functional.thresholds import Rule
+from lightning_prune.masks import detach
+from lightning_prune.support.latency import compare_latency
+from lightning_prune.support.network import find_network
+from lightning_prune.support.retrain import reinitialise
 
 _SURGERY = {"form", "groups", "attention", "allow_inexact"}
-_CHOICES = 8  # times in the phase, at least, that the channels are chosen anew
+_SELECTIONS = 8  # times in the phase, at least, that the channels are selected anew
 
 
-class ChannelPruningCallback(ChannelMethod, Callback):
-    """Base of the structured methods: BatchNorm scale factors decide which channels are removed, in mid-fit.
+class ChannelPruning(PruningCallback):
+    """Base of the methods that remove channels. A subclass gives ``score(units) -> [groups]`` and what else it needs.
+
+    `ChannelUnits.aggregate` makes scores of groups from values of channels; a group of score +inf stays. Names of gates
+    are those of modules (their outputs) or parameters of the network; after the removal, what is kept has no gate.
 
     Args:
         target_macs: share of the multiply-accumulates that may be left, in (0, 1); met within 1 %.
         target_params: the same for parameters.
-        target_channels: the same for BatchNorm channels, of those that may be removed.
+        target_channels: the same for channels, of those that may be removed.
         target_latency: the same for the CPU latency at batch size ``latency_batch`` (1 if that is 0), measured: the
-            share of MACs that gives it is searched when the phase begins and again at the removal. Give one target.
-        delta: the rule's parameter where there is no target.
-        rule: in which order channels go: "css" (cumulative γ² of a layer), "mass" (cumulative |γ|), "exp" (the paper's
-            eq. 11 as printed), "global" (one threshold for all layers). See `functional.thresholds.costs`.
-        warmup: training before scale factors are pushed. An int counts epochs, a float is a share, "300 steps" steps.
-        sparsify: training while they are pushed, up to the removal at the start of the next batch; as ``warmup``.
+            share of MACs that gives it is searched when the phase begins and again at the removal. Give one target;
+            half of the MACs if none is given.
+        warmup: training before the sparsify phase. An int counts epochs, a float is a share, "300 steps" steps.
+        sparsify: training up to the removal at the start of the next batch; as ``warmup``.
         finetune: training after the removal; None takes what is left.
         network: name of the child of the LightningModule to prune; None: the innermost that holds all parameters.
-        exclude: fnmatch patterns on names of BatchNorms, whole or from any dot on, whose channels stay.
-        min_keep: least share of each layer's channels to keep; not of a branch whose scale factors are all zero, which
-            goes whole where another path leads around it.
+        exclude: fnmatch patterns on names of layers, whole or from any dot on, whose channels stay.
+        prune_frozen: whether layers go too that do not train (requires_grad=False, or held by no optimizer).
+        min_keep: least share of each layer's channels to keep; not of a branch that does nothing, which is removed
+            where another path leads around it.
         divisor: channel counts of cut layers become multiples of it; 8 or 16 suit most hardware.
         after: "finetune" goes on with the weights that are left, "retrain" starts from fresh ones.
         recalibrate_batches: training batches on which BatchNorm statistics are re-estimated after the removal; 0: none.
         max_gap: warn if accuracy on those batches falls by more than this at the removal.
         latency_batch: batch size at which the CPU latency before and after is measured; 0: not at all.
-        histogram_every: log histograms of the scale factors every that many epochs; 0: never.
+        histogram_every: log histograms of the scores every that many epochs; 0: never.
         surgery: further arguments of `prune_channels`: form, groups, attention, allow_inexact.
 
     Raises:
         ValueError: an argument out of its range.
     """
+
+    removes_at = "batch start"
+    scales_only = False  # whether units are the groups with BatchNorm scale factors alone
+    rule: Rule | None = None  # in which order a layer's groups go, see `functional.thresholds.costs`; None: as scored
+    units: ChannelUnits
 
     def __init__(
         self,
@@ -65,13 +81,12 @@ class ChannelPruningCallback(ChannelMethod, Callback):
         target_params: float | None = None,
         target_channels: float | None = None,
         target_latency: float | None = None,
-        delta: float | None = None,
-        rule: Rule = "css",
         warmup: Duration = 0.1,
         sparsify: Duration = 0.5,
         finetune: Duration | None = None,
         network: str | None = None,
         exclude: Sequence[str] = (),
+        prune_frozen: bool = False,
         min_keep: float = 0.05,
         divisor: int = 1,
         after: Literal["finetune", "retrain"] = "finetune",
@@ -81,15 +96,6 @@ class ChannelPruningCallback(ChannelMethod, Callback):
         histogram_every: int = 0,
         surgery: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        targets = {
-            "macs": target_macs, "params": target_params, "channels": target_channels, "latency": target_latency
-        }  # fmt: skip
-        budget = budget_of(targets, delta)
-        if rule not in RULES:
-            raise ValueError(f"rule={rule!r} must be one of {RULES}.")
-        if delta is not None:
-            check_delta(delta, rule)
         if not 0 <= min_keep < 1:
             raise ValueError(f"min_keep={min_keep} is a share of each layer's channels, in [0, 1).")
         if divisor < 1:
@@ -99,231 +105,206 @@ class ChannelPruningCallback(ChannelMethod, Callback):
         unknown = sorted(set(surgery or {}) - _SURGERY)
         if unknown:
             raise ValueError(f"surgery has {unknown}: expected some of {sorted(_SURGERY)}, as for prune_channels.")
+        self.budget = self.one_budget(
+            {"macs": target_macs, "params": target_params, "channels": target_channels, "latency": target_latency}
+        )
         self.target_latency = target_latency
-        if target_latency is not None:
-            latency_batch = latency_batch or 1
-        self.budget = budget
-        self.delta = 1e-3 if delta is None else delta
-        self.rule: Rule = rule
-        self.durations = (warmup, sparsify, finetune)
-        self.network_name, self.exclude = network, exclude
+        self.network_name, self.exclude, self.prune_frozen = network, exclude, prune_frozen
         self.min_keep, self.divisor, self.after = min_keep, divisor, after
-        self.recalibrate_batches, self.max_gap = recalibrate_batches, max_gap
-        self.latency_batch, self.histogram_every = latency_batch, histogram_every
+        self.latency_batch = latency_batch or (1 if target_latency is not None else 0)
         self.surgery = surgery or {}
         self._hooks = ShapeHooks()
-        self._handles: list[RemovableHandle] = []
-        self._loaded: dict[str, Any] | None = None
+        super().__init__(warmup, sparsify, finetune, recalibrate_batches, max_gap, histogram_every)
 
-    # ---- life-cycle -----------------------------------------------------------------------------------------------
+    def one_budget(self, targets: Mapping[str, float | None]) -> tuple[Resource, float] | None:
+        """The one target that was given, half the MACs if none was; a latency begins as that share of the MACs.
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Called before a checkpoint's weights are loaded: the module learns to take a checkpoint's shapes."""
-        if stage == "fit":
-            check_strategy(trainer, type(self).__name__)
-            check_launcher(trainer, type(self).__name__)
-            check_alone(trainer, self)
-            self.reset()
-        self._loaded = None
-        self._hooks.wrap(pl_module, lambda: removal.averaged_copies(trainer))
+        Raises:
+            ValueError: more than one was given, or a share is not in (0, 1).
+        """
+        given: list[tuple[Any, float]] = [(name, share) for name, share in targets.items() if share is not None]
+        if len(given) > 1:
+            raise ValueError(f"{', '.join(f'target_{n}={share}' for n, share in given)}: give one of them.")
+        for name, share in given or [("macs", 0.5)]:
+            if not 0 < share < 1:
+                raise ValueError(f"target_{name}={share} is the share that may be left, in (0, 1), such as 0.5.")
+        if not given:
+            return "macs", 0.5
+        name, share = given[0]
+        return ("macs" if name == "latency" else name), share
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called with the model final: finds the network, takes a checkpoint's state over."""
-        network = removal.find_network(pl_module, self.network_name)
-        norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine]
-        if not norms:
-            raise ValueError(
-                f"{type(self).__name__} decides by BatchNorm scale factors, and {type(network).__name__} has none "
-                "(it uses LayerNorm, GroupNorm or no norm). Use LTPCallback, which prunes weights of any model, or a "
-                "backbone with BatchNorm."
-            )
-        if self._loaded is not None:
-            state = self._loaded
-            self.stage, self.seen, self.numbers = state["stage"], state["seen"], dict(state["numbers"])
+    def reset(self) -> None:
+        super().reset()
+        self.selector: Selector | None = None
+        self.selection: Selection | None = None
+        self.pruned: Pruned | None = None
+        self.example: Any = None
+        self._share = self.budget  # of the MACs, where a latency is the target
+        self.numbers: dict[str, float] = {"macs": 1.0, "params": 1.0, "channels": 1.0}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called when the length of the training is known: resolves the phases, starts watching the optimizers."""
-        self.enter(trainer)
-        self._release_optimizers()
-        self._handles = [o.register_step_post_hook(self._after_step) for o in trainer.optimizers]
+    # ---- what a method may say further ------------------------------------------------------------------------------
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Called before each batch: begins the phase, chooses channels, removes them when the phase is over."""
-        assert self.phases is not None
-        if self.stage == "compact" or self.phases.at(self.seen) == "warmup":
-            return
-        if self.chooser is None:
-            self._begin(trainer, pl_module, batch)
-        if self.seen >= self.phases.prune:
-            self._remove(trainer, pl_module)
-        elif (self.seen - self.phases.begin) % self._interval(trainer) == 0:
-            self._choose(trainer, pl_module)
+    delta = 0.0  # the rule's parameter where there is no target
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Called after each batch: counts it, logs."""
-        assert self.phases is not None
-        self.seen += 1
-        if trainer._logger_connector.should_update_logs:
-            channel_logs.log_step(self, pl_module, self.phases.at(self.seen))
+    def selected(self, units: ChannelUnits, selection: Selection) -> None:
+        """Take note of a fresh selection; called several times in the sparsify phase."""
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called at the end of each epoch: histograms."""
-        if self.stage == "soft" and self.histogram_every and (trainer.current_epoch + 1) % self.histogram_every == 0:
-            assert self.chooser is not None
-            channel_logs.log_histograms(trainer, self.chooser.factors)
+    # ---- the family -------------------------------------------------------------------------------------------------
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called when training ends, early too: what the phase has chosen so far is removed."""
-        if self.stage == "dense":
-            self.warn_still_dense()
-        elif self.stage == "soft":
-            rank_zero_warn(
-                f"Training ended at {self.progress:.0%} of the sparsify phase: the channels are removed now, without "
-                "finetune. Its checkpoints resume the phase."
-            )
-            self._remove(trainer, pl_module)
+    def check(self, trainer: Trainer) -> None:
+        check_launcher(trainer, type(self).__name__)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called at the end of fit: the module is a plain, smaller model."""
-        self._release_optimizers()
+    def open(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._hooks.wrap(pl_module, lambda: averaged_copies(trainer))
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Called at the end of every run that does not raise."""
-        self._release_optimizers()
-        self._hooks.release()
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.root = find_network(pl_module, self.network_name)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Called when a run raises: nothing of ours stays on the module."""
-        self._release_optimizers()
-        self._hooks.release()
-
-    # ---- steps ----------------------------------------------------------------------------------------------------
-
-    def _interval(self, trainer: Trainer) -> int:
-        """Batches between choices: an epoch, or less in a short phase."""
-        assert self.phases is not None
-        share = -(-(self.phases.prune - self.phases.begin) // _CHOICES)
-        return max(1, min(training_length(trainer).batches_per_epoch, share))
-
-    def _begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        """Trace the network on this batch's input and set the method up, anew or as a checkpoint left it."""
-        self.network = removal.find_network(pl_module, self.network_name)
-        self.example = recalibrate.network_input(trainer, pl_module, self.network, batch, self.calibration_forward)
-        options = {k: v for k, v in self.surgery.items() if k in ("groups", "attention", "allow_inexact")}
-        graph = ChannelGraph.trace(self.network, self.example, **options)
-        factors = ScaleFactors.of(self.network, graph, self.exclude).to(pl_module.device)
-        if factors.frozen:
-            channel_logs.warn_frozen(type(self).__name__, factors)
-        self.chooser = Chooser(
-            self.network, graph, factors, self.rule, self.budget, self.delta, self.min_keep, self.divisor,
-            str(self.surgery.get("form", "auto")),
+    def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        """Trace the network on this batch's input, or on one of the shapes that a checkpoint names."""
+        self.root = network = find_network(pl_module, self.network_name)
+        if batch is not None:
+            self.example = calibrate.network_input(trainer, pl_module, network, batch, self.calibration_forward)
+        else:
+            self.example = pytree.tree_map_only(Tensor, lambda t: t.to(pl_module.device), self.example)
+        options = {k: v for k, v in self.surgery.items() if k != "form"}
+        graph = ChannelGraph.trace(network, self.example, **options)
+        held = {id(p) for o in trainer.optimizers for group in o.param_groups for p in group["params"]}
+        self.units = ChannelUnits.of(
+            network, graph, exclude=self.exclude, scales_only=self.scales_only,
+            trains=None if self.prune_frozen else lambda p: p.requires_grad and (not held or id(p) in held),
         )  # fmt: skip
-        if self.target_latency is not None:
-            self._aim_at_latency(trainer)
-        self.start(factors)
-        if self._loaded is not None and self.stage == "soft":
-            for name, tensor in self.tensors().items():
-                tensor.copy_(self._loaded["tensors"][name])
-        self._loaded = None
-        self.stage = "soft"
+        for line in by_reason(self.units.frozen.items()):
+            self.monitor.warn_once(line, f"{type(self).__name__} leaves whole {line}.")
+        self.selector = Selector(
+            self.units, rule=self.rule, budget=self.budget, delta=self.delta, min_channels=self.min_keep,
+            divisor=self.divisor, form=self.surgery.get("form", "auto"),
+        )  # fmt: skip
 
-    def _aim_at_latency(self, trainer: Trainer) -> None:
+    def before_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.phases is not None
+        length = self.phases.prune - self.phases.begin
+        # An epoch between selections, or less in a short phase.
+        every = max(1, min(training_length(trainer).batches_per_epoch, -(-length // _SELECTIONS)))
+        if (self.seen - self.phases.begin) % every == 0:
+            if self.seen == self.phases.begin:
+                self._aim_at_latency(trainer, pl_module)
+            self.select(trainer, pl_module)
+
+    def sites(self) -> Mapping[str, nn.Module]:
+        return {path: self.root.get_submodule(path) for path in self.units.sites()}
+
+    @torch.no_grad()
+    def select(self, trainer: Trainer, pl_module: LightningModule, *, removal: bool = False) -> Selection:
+        """Score the groups and select; the same on all ranks."""
+        assert self.selector is not None
+        score = trainer.strategy.broadcast(self.scored(trainer, pl_module).detach().double().cpu())
+        self.selection = self.selector.select(score, removal=removal, budget=self._share)
+        self.numbers = self.selection.numbers()
+        self.selected(self.units, self.selection)
+        layers = zip(self.units.layers, self.selection.thresholds.tolist(), self.selection.kept, strict=True)
+        numbers: dict[str, float] = {}
+        for names, threshold, (kept, _) in layers:
+            numbers[f"prune/layer/{names[0]}/threshold"] = threshold
+            numbers[f"prune/layer/{names[0]}/channels"] = float(kept)
+        log_to_loggers(trainer, numbers)
+        return self.selection
+
+    def _aim_at_latency(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the share of MACs that meets the latency target, as measured by the first rank."""
-        assert self.chooser is not None
-        assert self.target_latency is not None
-        share = 1.0
+        if self.target_latency is None:
+            return
+        assert self.selector is not None
+        score, share = self.scored(trainer, pl_module).detach().double().cpu(), 1.0
         if trainer.is_global_zero:
-            sizes = self.sizes(self.chooser.factors)
             share = share_for_latency(
-                self.network, self.chooser, sizes, self.example, self.target_latency, self.latency_batch
+                self.units, self.selector, score, self.example, self.target_latency, self.latency_batch
             )
-        self.chooser.budget = ("macs", float(trainer.strategy.broadcast(share)))
+        self._share = ("macs", float(trainer.strategy.broadcast(share)))
 
-    @torch.no_grad()
-    def _choose(self, trainer: Trainer, pl_module: LightningModule, *, last: bool = False) -> Choice:
-        assert self.chooser is not None
-        factors = self.chooser.factors
-        self.measure(trainer, pl_module, factors)
-        self.choice = self.chooser.choose(self.sizes(factors), last=last)
-        self.numbers = self.choice.numbers()
-        self.chosen(factors, self.choice)
-        channel_logs.log_choice(trainer, factors, self.choice)
-        return self.choice
-
-    @torch.no_grad()
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Runs after each step that an optimizer really takes: not on an overflow of the loss scale, for one."""
-        if self.stage != "soft" or self.chooser is None:
-            return
-        rates = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
-        factors = self.chooser.factors
-        mine = [rates.get(id(p), 0.0) for p in factors.params]
-        if any(mine):
-            self.push(factors, factors.per_param(mine))
-
-    def _remove(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self.chooser is not None
-        batches = recalibrate.calibration_batches(trainer, self.recalibrate_batches)
-        forward = self.calibration_forward
-        if self.target_latency is not None:
-            self._aim_at_latency(trainer)
-        recalibrate.recalibrate(trainer, pl_module, batches, forward)
-        soft = recalibrate.accuracy(trainer, pl_module, batches, forward)
-        # Before the first step, norms that start at zero are not dead but fresh.
-        choice = self._choose(trainer, pl_module, last=self.seen > 0)
-        keep = trainer.strategy.broadcast(choice.keep)
-        if bool(keep.all()):
-            rank_zero_warn(
-                f"{type(self).__name__} removes no channel: the rule {self.rule!r} with delta={self.delta} keeps all "
-                f"of them (layers of {[n for _, n in choice.kept][:5]}... channels). Raise delta, push for longer "
-                "(sparsify, travel or lam), or give a target."
-            )
-            self.stage, self.chooser = "compact", None
-            return
-        before = channel_logs.latency_copy(self.network, self.latency_batch, trainer)
-        with removal.shapes_may_change(trainer):
-            self.pruned = self.chooser.cut(
-                self.network, self.example, keep, constants="fold", form=self.surgery.get("form", "auto"),
-                optimizers=trainer.optimizers, averaged=removal.averaged_copies(trainer),
+    def remove(self, trainer: Trainer, pl_module: LightningModule, early: bool) -> bool:
+        assert self.selector is not None
+        detach(pl_module)
+        self._aim_at_latency(trainer, pl_module)
+        # Before the first step, norms that start at zero have not had their time.
+        selection = self.select(trainer, pl_module, removal=self.seen > 0)
+        selector, self.selector = self.selector, None
+        if bool(selection.keep.all()):
+            rank_zero_warn(f"{type(self).__name__} removes no channel: {self._nothing(selection)}")
+            return False
+        dense = copy.deepcopy(self.root).cpu() if self.latency_batch and trainer.is_global_zero else None
+        with shapes_may_change(trainer):
+            self.pruned = remove_channels(
+                self.root, self.example, selector, selection, form=self.surgery.get("form", "auto"),
+                optimizers=trainer.optimizers, averaged=averaged_copies(trainer),
             )  # fmt: skip
-            if not torch.equal(self.pruned.keep, keep):  # the network's code could not express it
-                self.choice = self.chooser.describe(self.pruned.keep)
-                self.numbers = self.choice.numbers()
+            self.selection = self.pruned.selection
+            self.numbers = self.selection.numbers()
             if self.after == "retrain":
-                removal.reinitialise(self.network, trainer, self.seen)
-        self.stage = "compact"
-        removal.begin_anew(trainer)
-        recalibrate.recalibrate(trainer, pl_module, batches, forward)
-        hard = recalibrate.accuracy(trainer, pl_module, batches, forward)
-        channel_logs.log_removal(self, trainer, soft, hard, before)
+                reinitialise(self.root, trainer.optimizers, self.seen)
+        announce_removal(trainer, pl_module, self.pruned.plan)
+        if dense is not None:
+            latency = compare_latency(dense, self.root, self.example, self.latency_batch)
+            log_to_loggers(
+                trainer, {"prune/latency_dense_ms": 1e3 * latency.before, "prune/latency_ms": 1e3 * latency.after}
+            )
+            rank_zero_info(str(latency))
         whole = ", ".join(branch_names(self.pruned.plan))
         rank_zero_info(
-            f"{type(self).__name__}: {self.numbers['channels']:.1%} of the channels removed; "
-            f"{self.numbers['macs']:.1%} of the MACs and {self.numbers['params']:.1%} of the parameters are left."
-            + (f" Branches that went whole, as nothing of them was alive: {whole}." if whole else "")
+            f"{type(self).__name__}: {self.numbers['macs']:.1%} of the MACs, {self.numbers['params']:.1%} of the "
+            f"parameters and {self.numbers['channels']:.1%} of the removable channels are left."
+            + (f" Removed branches, of which nothing had any effect: {whole}." if whole else "")
         )
-        self.chooser = None
+        return True
 
-    def _release_optimizers(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+    def _nothing(self, selection: Selection) -> str:
+        kept = [n for _, n in selection.kept][:5]
+        return (
+            f"the rule {self.rule!r} with delta={self.delta} keeps all of them (layers of {kept}... channels). Raise "
+            "delta, regularize for longer (sparsify, travel or lam), or give a target."
+        )
 
-    # ---- state ----------------------------------------------------------------------------------------------------
+    def release(self, pl_module: LightningModule) -> None:
+        detach(pl_module)
+        self._hooks.release()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain tensors and numbers, loadable with ``weights_only=True``. The plan stands beside the weights."""
-        state: dict[str, Any] = {"stage": self.stage, "seen": self.seen, "numbers": dict(self.numbers)}
-        if self.stage == "soft":
-            state["tensors"] = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
+    def log_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.phases is not None
+        numbers = {name: value for name, value in self.numbers.items() if not math.isnan(value)}
+        own = self.metrics() if self.stage == "soft" else {}
+        self.monitor.scalars(pl_module, self.phases.at(self.seen), "macs", {**own, **numbers})
+
+    def log_epoch(self, trainer: Trainer) -> None:
+        if self.stage == "soft" and self.selection is not None:
+            layers = zip(self.units.layers, self.units.by_layer(self.selection.score), strict=True)
+            self.monitor.histograms(trainer, {f"prune/scores/{names[0]}": score for names, score in layers})
+
+    def log_removal(self, trainer: Trainer, soft: float | None, hard: float | None) -> None:
+        log_to_loggers(trainer, {f"prune/{k}": v for k, v in self.numbers.items() if not math.isnan(v)})
+        advice = (
+            "The scores did not tell yet which channels matter: give the sparsify phase more steps or a larger travel, "
+            "or raise the target."
+        )
+        gap = self.max_gap if self.after == "finetune" else math.inf
+        self.monitor.removal(trainer, soft, hard, gap, self.recalibrate_batches, advice)
+
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"numbers": dict(self.numbers)}
+        if self.stage == "soft":  # the plan stands beside the weights, see `note_shapes`
+            shapes = pytree.tree_map_only(Tensor, _shape_only, self.example)
+            state |= {"example": shapes, "share": None if self._share is None else list(self._share)}
         return state
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """The plan goes into checkpoints that are saved after a run, too."""
+    def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
+        self.numbers = dict(state["numbers"])
+        self.example = state.get("example")
+        share = state.get("share")
+        self._share = None if share is None else (share[0], share[1])
+
+    def save(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         note_shapes(pl_module, checkpoint)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Called before the model is final; the state is put in place when it is."""
-        self._loaded = state_dict
+
+def _shape_only(example: Tensor) -> Tensor:
+    """A tensor of the same shape without the user's data in it, of one element's memory; integers stay as they are."""
+    return example.new_zeros(()).expand(example.shape) if example.is_floating_point() else example

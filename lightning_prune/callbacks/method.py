@@ -1,135 +1,177 @@
-"""What a pruning method states, and the numbers about a run that methods and logs share."""
+"""What a pruning method says, and what a family of methods says. `PruningCallback` decides when each is called."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
-from torch import Tensor
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from lightning_prune.callbacks import recalibrate
-from lightning_prune.callbacks.run import Run
-from lightning_prune.functional import budget
-from lightning_prune.masks import Gate, Skipped, Target
-from lightning_prune.masks.ltp import STATS
+from lightning_prune.callbacks import calibrate
+from lightning_prune.callbacks.logs import Monitor
+from lightning_prune.callbacks.phases import Duration, Phases
+from lightning_prune.callbacks.step import Step
+from lightning_prune.masks import Gate
 
-# dense: no mask yet; soft: the method's gates are on; pruned: zeros are in the weights, nothing is attached.
+# dense: no unit is touched yet; soft: the sparsify phase; pruned: the units are gone.
 Stage = Literal["dense", "soft", "pruned"]
 
 
-class PruningMethod(Run):
-    """The part of a callback that a method fills in. `PruningCallback` decides when each of these is called."""
+class PruningMethod:
+    """The part of a callback without Lightning's hooks.
 
-    target_sparsity: float | None
-    recalibrate_batches: int
-    max_gap: float
+    Attributes:
+        stage: how far the model is.
+        seen: completed training batches.
+        phases: where they lie; None before the length of the training is known.
+        units: what the method scores, from the beginning of the sparsify phase on.
+        observed: {layer: mean over calibration batches and ranks of what `observe` returned}.
+        removes_at: whether a family removes before an epoch's validation, or at the start of the next batch.
+        observes: which side of a layer `observe` gets.
+    """
+
+    removes_at: Literal["batch end", "batch start"] = "batch end"
+    observes: Literal["output", "input"] = "output"
+    units: Any
+    root: nn.Module  # what the names of gates and observed layers are relative to
+
+    def __init__(
+        self,
+        warmup: Duration,
+        sparsify: Duration,
+        finetune: Duration | None,
+        recalibrate_batches: int,
+        max_gap: float,
+        histogram_every: int,
+    ) -> None:
+        super().__init__()
+        self.durations = (warmup, sparsify, finetune)
+        self.recalibrate_batches, self.max_gap = recalibrate_batches, max_gap
+        self.monitor = Monitor(histogram_every)
+        self.reset()
 
     def reset(self) -> None:
         """Back to the state before any fit."""
-        super().reset()
         self.stage: Stage = "dense"
-        self.targets: list[Target] = []
-        self.skipped: list[Skipped] = []
-        self.floors: list[int] = []
-        self.zeros_at_prune: list[int] = []
-        self.final_thresholds: Tensor | None = None
-        # The last sums of each layer, [layers, len(kernels.STATS)]; float64 on the CPU.
-        self.stats = torch.zeros(0, len(STATS))
+        self.seen = 0
+        self.phases: Phases | None = None
+        self.accumulate = 1
+        self.observed: dict[str, Tensor] = {}
+        self._gates: dict[str, Gate] = {}
+        self.monitor.reset()
 
-    def start(self, targets: Sequence[Target]) -> None:
-        """Set the method's tensors for these layers; called when the sparsify phase begins and before a resume."""
-        raise NotImplementedError
+    @property
+    def progress(self) -> float:
+        """Position in the sparsify phase, from 0 to 1."""
+        return self.phases.progress(self.seen) if self.phases is not None else 0.0
 
-    def gates(self) -> list[Gate]:
-        """One gate a layer, reading the method's tensors live."""
-        raise NotImplementedError
+    @property
+    def sparsify_steps(self) -> int:
+        """Optimizer steps in the sparsify phase, at least 1."""
+        if self.phases is None:
+            return 1
+        return max(1, (self.phases.prune - self.phases.begin) // self.accumulate)
 
-    def learn(self, stats: Tensor, active: Tensor) -> None:
-        """Move the thresholds, once per optimizer step.
+    # ---- what a method says -----------------------------------------------------------------------------------------
 
-        Args:
-            stats: float64 [layers, len(kernels.STATS)], the sums over each layer as of its last step.
-            active: bool [layers], those that got a finite gradient in this step.
+    def score(self, units: Any) -> Tensor:
+        """Importance of each unit, one value a unit; the highest are kept. The only method that has to be written."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what a unit is worth: override score(units).")
+
+    def start(self, units: Any) -> None:
+        """Make the method's tensors; called when the sparsify phase begins, and before a resumed run loads them."""
+
+    def gates(self, units: Any) -> Mapping[str, Gate]:
+        """Soft masks for the sparsify phase: {name of a parameter, or of a module whose output is meant: gate}."""
+        return {}
+
+    def observe(self, name: str, activation: Tensor, labels: Tensor | None) -> Tensor | None:
+        """Take statistics of a layer's activation [N, ...] on a calibration batch, before units are scored.
+
+        Returns:
+            What to average over batches and ranks into ``self.observed[name]``, or None: the method keeps its own sums.
         """
-        raise NotImplementedError
+        return None
 
-    def thresholds(self) -> Tensor:
-        """The thresholds on ``w²``, shape [layers], ≥ 0."""
-        raise NotImplementedError
+    def before_step(self, units: Any, step: Step) -> None:
+        """Called in the sparsify phase before each optimizer step, with gradients unscaled and reduced."""
 
-    def scores(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """What the final budget ranks weights by, highest kept first; one float32 tensor a layer.
-
-        By default ``w²/τ``: the budget's cut through it is one common factor on all thresholds.
-        """
-        tiny = torch.finfo(torch.float32).tiny
-        return [w.square() / tau.clamp_min(tiny) for w, tau in zip(weights, self.thresholds().float(), strict=True)]
+    def after_step(self, units: Any, step: Step) -> None:
+        """Called in the sparsify phase after each step that an optimizer really takes."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """The method's state: tensors that are saved, and restored in place."""
-        raise NotImplementedError
-
-    def measures(self) -> dict[str, Tensor | float]:
-        """The method's own numbers to log, by name without ``prune/``."""
+        """The method's tensors: saved with checkpoints, and restored in place."""
         return {}
+
+    def metrics(self) -> Mapping[str, Tensor | float]:
+        """The method's own numbers, by name without ``prune/``; logged in the sparsify phase."""
+        return {}
+
+    def gate_optimizer(self, parameters: list[Tensor]) -> Optimizer:
+        """The optimizer of what gates learn."""
+        return torch.optim.Adam(parameters, lr=0.01)
 
     def calibration_forward(self, module: LightningModule, batch: Any) -> tuple[Any, Tensor | None]:
         """How to run the network on a training batch: (output, labels or None). Override for unusual batches."""
-        return recalibrate.forward_first_element(module, batch)
+        return calibrate.forward_first_element(module, batch)
 
-    # ---- what follows from it -------------------------------------------------------------------------------------
+    # ---- what a family says -----------------------------------------------------------------------------------------
 
-    def final_masks(self, to_target: bool) -> list[Tensor]:
-        """What to keep at the hard prune, one bool tensor a layer, never less than a layer's floor.
+    def check(self, trainer: Trainer) -> None:
+        """Refuse what this family cannot do; called when a fit is set up."""
 
-        Args:
-            to_target: meet ``target_sparsity`` to the weight, if there is one; else the thresholds decide.
-        """
-        weights = [t.param.detach().float() for t in self.targets]
-        if to_target and self.target_sparsity is not None:
-            keep = budget.keep_count(self.numel, 1 - self.target_sparsity)
-            return budget.exact_masks(self.scores(weights), self.floors, keep)
-        by_threshold = [w.square() > tau for w, tau in zip(weights, self.thresholds(), strict=True)]
-        return budget.at_least(by_threshold, weights, self.floors)
+    def open(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called when any run is set up, before a checkpoint's weights are loaded."""
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called with the model final, before any batch: find what can be found, refuse what cannot be pruned."""
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        """Set ``units`` and ``root`` for a phase that begins with ``batch``; None on resume."""
+        raise NotImplementedError
+
+    def before_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called before each batch of the sparsify phase."""
+
+    def hold(self, step: Step) -> None:
+        """Called before each optimizer step after the removal."""
+
+    def sites(self) -> Mapping[str, nn.Module]:
+        """The layers that `observe` is shown, by name."""
+        raise NotImplementedError
+
+    def remove(self, trainer: Trainer, pl_module: LightningModule, early: bool) -> bool:
+        """Remove units for good; ``early``: the phase was cut short. Returns whether any is gone."""
+        raise NotImplementedError
+
+    def log_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Scalars of a training step that the logger writes."""
+
+    def log_epoch(self, trainer: Trainer) -> None:
+        """Called at epoch ends, from the sparsify phase on: numbers of each layer, and checks."""
+
+    def log_removal(self, trainer: Trainer, soft: float | None, hard: float | None) -> None:
+        """What the removal did: accuracy on the calibration batches before and after."""
+
+    def after_evaluation(self, trainer: Trainer) -> None:
+        """Called after each validation of a fit."""
+
+    def release(self, pl_module: LightningModule) -> None:
+        """Take everything of ours off the module."""
+
+    def watched(self) -> Sequence[nn.Parameter]:
+        """Parameters whose gradients must go through Lightning's hooks."""
+        return ()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: stage, position, layer names, and the method's tensors while masks are soft."""
-        state: dict[str, Any] = {"stage": self.stage, "seen": self.seen, "names": [t.name for t in self.targets]}
-        if self.stage == "soft":
-            tensors = self.tensors() | {"stats": self.stats}
-            state["tensors"] = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-            state["thresholds"] = self.thresholds().clone()
-        return state
+        """What the family adds to a checkpoint."""
+        return {}
 
-    def load_tensors(self, saved: dict[str, Tensor]) -> None:
-        """Put saved tensors back, in place: gates read them live."""
-        for name, tensor in (self.tensors() | {"stats": self.stats}).items():
-            tensor.copy_(saved[name])
+    def save(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add to a checkpoint what stands beside the callback's state."""
 
-    def check_names(self, names: Sequence[str]) -> None:
-        """Raise if a checkpoint's layers are not this run's."""
-        mine = [t.name for t in self.targets]
-        if names and list(names) != mine:
-            gone, new = sorted(set(names) - set(mine)), sorted(set(mine) - set(names))
-            raise ValueError(
-                f"The checkpoint's pruned layers are not this run's: it also has {gone[:5]}, this run also has "
-                f"{new[:5]}. Resume with the same model, include, exclude, skip_first and skip_last."
-            )
-
-    # ---- numbers that methods and logs share ----------------------------------------------------------------------
-
-    @property
-    def numel(self) -> int:
-        """Prunable weights in all, tied ones once."""
-        return sum(t.numel for t in self.targets)
-
-    def layer_zeros(self) -> list[int]:
-        """Zeros of each layer, counted: at or below the threshold while masks are soft, exact zeros otherwise."""
-        if self.stage == "soft":
-            taus = self.thresholds()
-            return [
-                int((t.param.detach().float().square() <= tau).sum()) for t, tau in zip(self.targets, taus, strict=True)
-            ]
-        return [t.numel - int(torch.count_nonzero(t.param.detach())) for t in self.targets]
+    def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave."""

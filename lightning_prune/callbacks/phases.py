@@ -7,13 +7,11 @@ from typing import Literal, Union
 
 from lightning.pytorch import Trainer
 
+from lightning_prune.errors import PhaseError
+
 # An int counts epochs, a float is a share of the whole training, "300 steps" counts optimizer steps.
 Duration = Union[int, float, str]  # noqa: UP007  (jsonargparse reads it at run time, on Python 3.10 too)
 Phase = Literal["warmup", "sparsify", "finetune"]
-
-
-class PhaseError(ValueError):
-    """Phases that do not fit the training."""
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,6 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
-from lightning_prune.callbacks.method import PruningMethod
-
 INDEX = "index.json"
 
 
@@ -114,16 +112,11 @@ class TrailWriter:
         if bad:
             raise ValueError(f"trail={list(self.values)}: {bad} are not kept shares, which lie in (0, 1].")
 
-    def visit(self, callback: PruningMethod, trainer: Trainer) -> None:
-        """Save a checkpoint if the kept share has newly come to or under one of the values."""
-        if callback.stage == "dense":
-            return
-        kept = 1 - sum(callback.layer_zeros()) / callback.numel
+    def visit(self, trainer: Trainer, kept: float, numel: int, phase: str) -> None:
+        """Save a checkpoint if the kept share, of ``numel`` weights, has newly come to or under one of the values."""
         done = {v for e in self.entries for v in e.crossed}
         # Rounding to whole weights must not make a target miss its own value.
-        crossed = tuple(
-            sorted((v for v in self.values if kept <= v + 1 / callback.numel and v not in done), reverse=True)
-        )
+        crossed = tuple(sorted((v for v in self.values if kept <= v + 1 / numel and v not in done), reverse=True))
         if not crossed:
             return
         folder = self._folder(trainer)
@@ -132,7 +125,7 @@ class TrailWriter:
         path = folder / f"kept-{crossed[-1]:g}.ckpt"
         entry = TrailEntry(
             path=path.name, crossed=crossed, kept=kept, sparsity=1 - kept,
-            phase="finetune" if callback.stage == "pruned" else "sparsify",
+            phase=phase,
             epoch=trainer.current_epoch, step=trainer.global_step,
             metric=name, score=None if score is None else float(score),
         )  # fmt: skip

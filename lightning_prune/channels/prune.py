@@ -22,8 +22,7 @@ from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.channels.surgery.cut import apply_plan, check_optimizers, find_target
 from lightning_prune.channels.surgery.empty import branch_names
 from lightning_prune.channels.surgery.make_plan import make_plan
-from lightning_prune.channels.surgery.rewrite import graph_runner
-from lightning_prune.channels.verify.compare import Proof, check_same, run
+from lightning_prune.channels.verify.compare import Proof, check_same, graph_runner, run
 from lightning_prune.channels.verify.find_form import Found, Ties, find_form, runs_without
 from lightning_prune.errors import PlanError, SurgeryError, TargetError
 from lightning_prune.plan.plan import PruningPlan

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
-class BudgetError(ValueError):
-    """A budget of kept weights that cannot be met under the per-layer floors."""
+from lightning_prune.errors import BudgetError
 
 
 def one_target(sparsity: float | None, compression: float | None) -> float | None:

@@ -6,7 +6,6 @@ file says which attributes of which modules to set and which inputs to trace: al
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.channels.graph.graph import check_options
 from lightning_prune.channels.surgery.cut import check_fits
-from lightning_prune.errors import ChannelError
-from lightning_prune.io.recipe import RecipeError
+from lightning_prune.channels.trace.options import check_options
+from lightning_prune.errors import ChannelError, RecipeError
 from lightning_prune.io.sparsefile import DTYPES
-from lightning_prune.plan.codec import plan_data, plan_from_data
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.plan.record import plans_of
+from lightning_prune.support.schema import as_json, is_list, is_object, is_text
 
 __all__ = ["apply_plans", "check_dense_size", "cut_shapes", "data_of_plans", "pending", "plans_below", "read_plans"]
 
@@ -71,11 +69,9 @@ def data_of_plans(plans: Mapping[str, PruningPlan]) -> dict[str, Any]:
         RecipeError: a plan is not plain JSON.
     """
     try:
-        text = json.dumps({path: plan_data(plan) for path, plan in plans.items()}, allow_nan=False)
-        data: dict[str, Any] = json.loads(text)
-    except (TypeError, ValueError) as error:
+        return dict(as_json({path: plan.to_data() for path, plan in plans.items()}))
+    except ValueError as error:
         raise RecipeError(f"a pruning plan is not plain JSON ({error})") from None
-    return data
 
 
 def read_plans(data: Any, specs: Specs) -> dict[str, PruningPlan]:
@@ -88,17 +84,17 @@ def read_plans(data: Any, specs: Specs) -> dict[str, PruningPlan]:
     Raises:
         RecipeError, PlanError: naming what is wrong.
     """
-    if not isinstance(data, dict) or len(data) > MAX_PLANS:
+    if not is_object(data, most=MAX_PLANS):
         raise RecipeError(f"its pruning plans are not an object of at most {MAX_PLANS}")
     indices = 0
     for plan in data.values():
-        lists = plan.get("index_lists") if isinstance(plan, dict) else None
-        indices += sum(len(entry) for entry in lists if isinstance(entry, list)) if isinstance(lists, list) else 0
+        lists = plan.get("index_lists") if is_object(plan) else None
+        indices += sum(len(entry) for entry in lists if is_list(entry)) if is_list(lists) else 0
     # equal lists are stored once, and each is as long as a dim of a tensor that is left
     allowed = 4096 + 2 * sum(n for shape, _ in specs.values() if math.prod(shape) for n in shape)
     if indices > allowed:
         raise RecipeError(f"its pruning plans keep {indices} indices, more than its tensors can have ({allowed})")
-    plans = {path: plan_from_data(plan) for path, plan in data.items()}
+    plans = {path: PruningPlan.from_data(plan) for path, plan in data.items()}
     for plan in plans.values():
         _check_settings(plan)
         _check_inputs(plan, _bytes(specs))
@@ -113,15 +109,14 @@ def _check_settings(plan: PruningPlan) -> None:
     if len(plan.settings) > MAX_SETTINGS:
         raise RecipeError(f"a pruning plan has {len(plan.settings)} settings, more than {MAX_SETTINGS}")
     for name, value in plan.settings.items():
-        for item in value if isinstance(value, list) else [value]:
-            short = not isinstance(item, str) or len(item) <= MAX_TEXT
-            if not (item is None or isinstance(item, str | int | float)) or not short:
+        for item in value if is_list(value) else [value]:
+            if not (item is None or isinstance(item, int | float) or is_text(item, MAX_TEXT)):
                 raise RecipeError(f"the setting {name[:MAX_TEXT]!r} of a pruning plan is not short and plain")
-        if isinstance(value, list) and len(value) > MAX_ITEMS:
+        if is_list(value) and len(value) > MAX_ITEMS:
             raise RecipeError(f"the setting {name[:MAX_TEXT]!r} of a pruning plan has {len(value)} items")
     settings = {"groups": "tie", "attention": "dims", "allow_inexact": [], **plan.settings}
     inexact = settings["allow_inexact"]
-    if not isinstance(inexact, list) or not all(isinstance(name, str) for name in inexact):
+    if not is_list(inexact, lambda name: is_text(name, MAX_TEXT)):
         raise RecipeError("the setting 'allow_inexact' of a pruning plan is not a list of names")
     check_options(settings["groups"], settings["attention"], inexact)
 
@@ -149,7 +144,7 @@ def pending(plans: Mapping[str, PruningPlan], model: nn.Module, network: nn.Modu
         RecipeError: a part is compact in another way.
     """
     present = plans_below(model, network)
-    remedy = "give it its dense shapes back first, with plan_of(model).undo(model)"
+    remedy = "give it its dense shapes back first, with lightning_prune.plan_of(model).undo(model)"
     for path, own in present.items():
         if path not in plans:
             raise RecipeError(f"{path or 'the model'!r} is compact, but was dense when the file was saved; {remedy}")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lightning_prune.plan.plan import PruningPlan
+from lightning_prune.report import removed_weights, sparsity_report
 
 __all__ = ["sparsity", "versions"]
 
@@ -36,8 +37,6 @@ def sparsity(network: nn.Module, plans: Mapping[str, PruningPlan]) -> dict[str, 
 
     Of a compact model, they count the weights that are left, and "removed" those that are not.
     """
-    from lightning_prune.report import removed_weights, sparsity_report
-
     try:
         report = sparsity_report(network)
     except ValueError:  # no conv or linear weight: nothing to report, and no reason not to save

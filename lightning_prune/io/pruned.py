@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.errors import ChannelError
+from lightning_prune.errors import ChannelError, RecipeError
 from lightning_prune.io.bitmask import bits, encode
 from lightning_prune.io.compact import (
     apply_plans,
@@ -33,7 +33,7 @@ from lightning_prune.io.compact import (
 )
 from lightning_prune.io.describe import sparsity, versions
 from lightning_prune.io.rebuild import build, build_meta, first_difference
-from lightning_prune.io.recipe import RecipeError, check_recipe, network_of, plain_kwargs, recipe_of
+from lightning_prune.io.recipe import check_recipe, network_of, plain_kwargs, recipe_of
 from lightning_prune.io.sparsefile import (
     COMPACT_FORMAT,
     DTYPE_NAMES,
@@ -42,7 +42,6 @@ from lightning_prune.io.sparsefile import (
     MAX_HEADER_BYTES,
     METADATA_KEY,
     VALUES,
-    PrunedFileError,
     canonical,
     digest,
     fail,
@@ -51,7 +50,7 @@ from lightning_prune.io.sparsefile import (
 )
 from lightning_prune.masks import is_attached
 
-__all__ = ["PrunedFileError", "load_pruned", "pruned_state_dict", "save_pruned"]
+__all__ = ["load_pruned", "pruned_state_dict", "save_pruned"]
 
 
 def save_pruned(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from lightning_prune.io.recipe import RecipeError
+from lightning_prune.errors import RecipeError
 
 __all__ = ["build", "build_meta", "first_difference"]
 

@@ -13,7 +13,10 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["RecipeError", "check_recipe", "network_of", "plain_kwargs", "recipe_of"]
+from lightning_prune.errors import RecipeError
+from lightning_prune.support.schema import as_json, is_list, is_object, is_text
+
+__all__ = ["check_recipe", "network_of", "plain_kwargs", "recipe_of"]
 
 MAX_JSON_BYTES = 64 * 2**10
 MAX_ITEMS = 256  # of one list or object
@@ -42,10 +45,6 @@ FORBIDDEN = frozenset(
 )
 
 
-class RecipeError(ValueError):
-    """The name or the arguments are not fit to build a model from; the message says which and why."""
-
-
 def plain_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arguments as they come back from JSON (tuples are lists).
 
@@ -55,8 +54,8 @@ def plain_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     out = {}
     for key, value in kwargs.items():
         try:
-            out[key] = json.loads(json.dumps(value, allow_nan=False))
-        except (TypeError, ValueError) as error:
+            out[key] = as_json(value)
+        except ValueError as error:
             raise RecipeError(f"the argument {key}={value!r} is not plain JSON ({error})") from None
     return out
 
@@ -64,16 +63,15 @@ def plain_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def _check_value(key: str, value: Any, max_int: int, depth: int = 0) -> None:
     if depth > MAX_DEPTH:
         raise RecipeError(f"the argument {key!r} is nested too deeply")
-    if isinstance(value, list | dict):
+    if is_list(value) or is_object(value):
         if len(value) > MAX_ITEMS:
             raise RecipeError(f"the argument {key!r} has {len(value)} items, more than {MAX_ITEMS}")
-        if isinstance(value, dict):
-            for inner in value:
-                _check_key(inner)
-        for item in value.values() if isinstance(value, dict) else value:
+        for inner in value if is_object(value) else ():
+            _check_key(inner)
+        for item in value.values() if is_object(value) else value:
             _check_value(key, item, max_int, depth + 1)
     elif isinstance(value, str):
-        if len(value) > MAX_TEXT:
+        if not is_text(value, MAX_TEXT):
             raise RecipeError(f"the argument {key!r} is a text of {len(value)} characters, more than {MAX_TEXT}")
     elif isinstance(value, bool) or value is None:
         pass
@@ -85,7 +83,7 @@ def _check_value(key: str, value: Any, max_int: int, depth: int = 0) -> None:
 
 
 def _check_key(key: Any) -> None:
-    if not isinstance(key, str) or not key.isidentifier() or len(key) > MAX_TEXT:
+    if not is_text(key, MAX_TEXT) or not key.isidentifier():
         raise RecipeError("an argument has no valid name")
     if key in FORBIDDEN:
         raise RecipeError(f"the argument {key!r} is not allowed: it does not describe an architecture")
@@ -104,13 +102,11 @@ def check_recipe(name: Any, kwargs: Any, largest_dim: int) -> None:
     """
     import timm
 
-    import lightning_prune.zoo.models  # noqa: F401  registers this package's own
-
-    if not isinstance(name, str) or len(name) > MAX_TEXT or not name.replace(".", "_").isidentifier():
+    if not is_text(name, MAX_TEXT) or not name.replace(".", "_").isidentifier():
         raise RecipeError("the model's name is not a timm name (a source such as hf-hub: or local-dir: is not allowed)")
     if not timm.is_model(name):
         raise RecipeError(f"timm {timm.__version__} has no model {name!r}")
-    if not isinstance(kwargs, dict):
+    if not is_object(kwargs):
         raise RecipeError("the model's arguments are not an object")
     for key, value in kwargs.items():
         _check_key(key)

@@ -31,12 +31,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lightning_prune.errors import PrunedFileError
 from lightning_prune.io.bitmask import bits, decode, popcount
+from lightning_prune.support import schema
+from lightning_prune.support.schema import clipped, is_count, is_int, is_list, is_object
 
 __all__ = [
     "DTYPES",
     "Header",
-    "PrunedFileError",
     "TensorSpec",
     "fail",
     "read_header",
@@ -71,15 +73,11 @@ Entry = tuple[tuple[int, ...], torch.dtype]  # shape and dtype
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-class PrunedFileError(ValueError):
-    """A file, or what is to be written to one, is not what it has to be; the message says where, what and what next."""
-
-
 def fail(
     path: str | Path, problem: str, remedy: str = "It is damaged or not what it claims: get it again."
 ) -> NoReturn:
     """Raises `PrunedFileError` with the path, the problem (what a file says can be long: cut) and the next step."""
-    raise PrunedFileError(f"{path}: {problem if len(problem) < 1000 else problem[:1000] + '...'}. {remedy}")
+    raise PrunedFileError(f"{path}: {clipped(problem, 1000)}. {remedy}")
 
 
 @dataclass(frozen=True)
@@ -124,37 +122,21 @@ def digest(text: bytes, entries: Mapping[str, Tensor]) -> str:
     return sha256.hexdigest()
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Builds a JSON object, refusing keys that come twice: two readers could see two different files."""
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        raise ValueError("a key comes twice")
-    return out
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not JSON")
-
-
 def parse_json(path: Path, text: bytes | str, what: str) -> dict[str, Any]:
     """Parses strict JSON whose top is an object."""
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        value = schema.parse(text)
+    except ValueError as error:
         fail(path, f"{what} is not valid JSON ({error})")
-    if not isinstance(value, dict):
+    if not is_object(value):
         fail(path, f"{what} is not a JSON object")
     return value
-
-
-def _is_count(value: Any, limit: int) -> bool:
-    return type(value) is int and 0 <= value <= limit
 
 
 def _shape_and_dtype(path: Path, key: str, entry: dict[str, Any]) -> Entry:
     """Checks the ``shape`` and ``dtype`` that both JSONs give of a tensor."""
     shape, dtype = entry["shape"], entry["dtype"]
-    if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(_is_count(n, MAX_DIM) for n in shape):
+    if not is_list(shape, lambda n: is_count(n, MAX_DIM), MAX_DIMS):
         fail(path, f"tensor {key!r} has no valid shape")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         fail(path, f"tensor {key!r} has a dtype that is not one of {', '.join(DTYPES)}")
@@ -178,7 +160,7 @@ def _read_entries(path: Path) -> tuple[str, dict[str, Entry]]:
         text = file.read(length)
     header = parse_json(path, text, "the safetensors header")
     metadata = header.pop("__metadata__", None)
-    if not isinstance(metadata, dict) or not isinstance(metadata.get(METADATA_KEY), str):
+    if not is_object(metadata) or not isinstance(metadata.get(METADATA_KEY), str):
         fail(
             path,
             "it was not written by save_pruned",
@@ -189,11 +171,11 @@ def _read_entries(path: Path) -> tuple[str, dict[str, Entry]]:
     entries: dict[str, Entry] = {}
     spans: list[list[int]] = []
     for key, entry in header.items():
-        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        if not is_object(entry, {"dtype", "shape", "data_offsets"}):
             fail(path, f"the header's entry of {key!r} is malformed")
         shape, dtype = _shape_and_dtype(path, key, entry)
         offsets = entry["data_offsets"]
-        if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(n, size) for n in offsets):
+        if not is_list(offsets, lambda n: is_count(n, size)) or len(offsets) != 2:
             fail(path, f"tensor {key!r} has no valid place in the file")
         if offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
             fail(path, f"tensor {key!r} of shape {list(shape)} does not fill its place of {offsets}")
@@ -221,7 +203,7 @@ def read_header(path: Path) -> Header:
     text, entries = _read_entries(path)
     info = parse_json(path, text, "the description of the model")
     number = info.get("format")
-    if type(number) is not int or number not in (FORMAT, COMPACT_FORMAT):
+    if not is_int(number) or number not in (FORMAT, COMPACT_FORMAT):
         known = f"{FORMAT} or {COMPACT_FORMAT}"
         fail(path, f"it has format {number!r}, not {known}", "A newer lightning_prune may read it.")
     sha256 = info.pop("sha256", None)
@@ -230,12 +212,12 @@ def read_header(path: Path) -> Header:
     fields = {"format", "name", "kwargs", "versions", "sparsity"} | ({"plans"} if number == COMPACT_FORMAT else set())
     if set(info) != fields:
         fail(path, f"its description has the wrong fields for format {number} ({', '.join(sorted(info))})")
-    if not isinstance(tensors, dict) or not isinstance(aliases, dict) or len(tensors) + len(aliases) > MAX_TENSORS:
+    if not is_object(tensors) or not is_object(aliases) or len(tensors) + len(aliases) > MAX_TENSORS:
         fail(path, "its description lists no valid tensors")
     specs: dict[str, TensorSpec] = {}
     expected: dict[str, Entry] = {}
     for key, entry in tensors.items():
-        if not isinstance(entry, dict) or set(entry) != {"shape", "dtype", "encoding"} or "::" in key:
+        if not is_object(entry, {"shape", "dtype", "encoding"}) or "::" in key:
             fail(path, f"the description of tensor {key!r} is malformed")
         shape, dtype = _shape_and_dtype(path, key, entry)
         if entry["encoding"] not in ("dense", "sparse"):

@@ -1,7 +1,20 @@
 """The mask on a layer's weight: which weights, the gates, and the class swap that puts them in place."""
 
 from lightning_prune.masks.attach import attach, detach, is_attached
-from lightning_prune.masks.gates import Gate, HardGate, SoftGate
+from lightning_prune.masks.gates import Gate, HardGate, MaskGate, SoftGate
 from lightning_prune.masks.targets import Skipped, Target, find_targets
+from lightning_prune.masks.units import WeightUnits
 
-__all__ = ["Gate", "HardGate", "Skipped", "SoftGate", "Target", "attach", "detach", "find_targets", "is_attached"]
+__all__ = [
+    "Gate",
+    "HardGate",
+    "MaskGate",
+    "Skipped",
+    "SoftGate",
+    "Target",
+    "WeightUnits",
+    "attach",
+    "detach",
+    "find_targets",
+    "is_attached",
+]

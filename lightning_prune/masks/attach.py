@@ -1,24 +1,36 @@
 """Putting gates on a module and taking them off, without registering anything in it.
 
-The class of each gated layer becomes a cached subclass whose weight is a property. Parameters, their order,
-``state_dict`` keys, optimizer groups, averaged copies and DDP buckets stay those of the dense model, and every reader
-of ``.weight`` sees the masked weight (``F.linear(x, self.qkv.weight)`` too). Copies and pickles have the original
-class.
+The class of each gated layer is swapped for one whose weight is a property, or whose forward ends in a gate.
+Parameters, their order, ``state_dict`` keys, optimizer groups, averaged copies and DDP buckets stay those of the dense
+model, and every reader of ``.weight`` sees the masked weight (``F.linear(x, self.qkv.weight)`` too). Copies and pickles
+have no gates.
 """
 
 from __future__ import annotations
 
-import copyreg
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from lightning_prune.masks.gates import Gate
-from lightning_prune.masks.targets import Target
+from lightning_prune.support.class_swap import data_key, is_swapped, recipe, restore, swap
 
-_GATES = "_lightning_prune_gates"
+_RECIPE = "gates"
+_GATES = data_key(_RECIPE)
+_OUTPUT = ""  # stands beside the names of a module's parameters
+
+
+@recipe(_RECIPE, copied=False)
+def _gated(base: type[nn.Module], *names: str) -> dict[str, Any]:
+    members: dict[str, Any] = {name: _masked_property(name) for name in names if name != _OUTPUT}
+    if _OUTPUT in names:
+
+        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return self.__dict__[_GATES][_OUTPUT](base.forward(self, *args, **kwargs))
+
+        members["forward"] = forward
+    return members
 
 
 def _masked_property(name: str) -> property:
@@ -30,50 +42,39 @@ def _masked_property(name: str) -> property:
     return property(masked)
 
 
-@cache
-def _gated_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
-    def reduce_as_base(self: nn.Module, protocol: Any) -> Any:
-        getstate = getattr(base, "__getstate__", None)
-        state = dict(getstate(self) if getstate is not None else self.__dict__)
-        state.pop(_GATES, None)
-        return copyreg._reconstructor, (base, object, None), state  # type: ignore[attr-defined]
+def attach(root: nn.Module, gates: Mapping[str, Gate]) -> None:
+    """Put gates on a module, in place of those that are on it.
 
-    namespace: dict[str, Any] = {name: _masked_property(name) for name in names}
-    namespace |= {
-        "__reduce_ex__": reduce_as_base,
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__,
-        "_lightning_prune_base": base,
-    }
-    return type(base.__name__, (base,), namespace)
+    Args:
+        root: the module.
+        gates: by the name of a parameter below ``root``, which is gated wherever it is held (ties), or by the path of a
+            module, whose output (a tensor) is gated.
 
-
-def _base_class(module: nn.Module) -> type[nn.Module]:
-    base: type[nn.Module] = type(module).__dict__.get("_lightning_prune_base", type(module))
-    return base
-
-
-def attach(targets: Iterable[Target], gates: Iterable[Gate]) -> None:
-    """Put one gate on each target, at every place that holds its parameter. Attaching anew replaces the old gates."""
+    Raises:
+        ValueError: a name is neither.
+    """
+    parameters = dict(root.named_parameters(remove_duplicate=False))
+    by_param = {parameters[name]: gate for name, gate in gates.items() if name in parameters}
     wanted: dict[nn.Module, dict[str, Gate]] = {}
-    for target, gate in zip(targets, gates, strict=True):
-        for module, name in target.owners:
-            wanted.setdefault(module, {})[name] = gate
+    for path, module in root.named_modules():
+        for attribute, param in module._parameters.items():
+            if param is not None and param in by_param:
+                wanted.setdefault(module, {})[attribute] = by_param[param]
+        if path in gates:
+            wanted.setdefault(module, {})[_OUTPUT] = gates[path]
+    for name in gates:
+        if name not in parameters and name not in {path for path, _ in root.named_modules()}:
+            raise ValueError(f"a gate is for {name!r}, which is no parameter and no module of {type(root).__name__}.")
     for module, by_name in wanted.items():
-        module.__class__ = _gated_class(_base_class(module), tuple(sorted(by_name)))  # type: ignore[arg-type]
-        module.__dict__[_GATES] = by_name
+        swap(module, _RECIPE, *sorted(by_name), data=by_name)
 
 
 def is_attached(root: nn.Module) -> bool:
     """Whether any layer below ``root`` is gated."""
-    return any(_base_class(m) is not type(m) for m in root.modules())
+    return any(is_swapped(module, _RECIPE) for module in root.modules())
 
 
 def detach(root: nn.Module) -> None:
     """Give every gated layer below ``root`` its own class back. Nothing happens where no gate is."""
     for module in root.modules():
-        base = _base_class(module)
-        if base is not type(module):
-            module.__class__ = base
-        module.__dict__.pop(_GATES, None)
+        restore(module, _RECIPE)

@@ -1,11 +1,13 @@
-"""Gates: what turns a parameter into the weight that the network uses, and a gradient back.
+"""Gates: what turns a parameter into the weight that the network uses, or a layer's output into what it passes on.
 
-A gate's backward is the identity, so the parameter's ``.grad`` gathers ``dL/dv`` through whatever the user has:
-accumulation, loss scaling, all-reduce. `Gate.step_` turns it into the method's gradient once per optimizer step.
+A plain `Gate` is differentiated by autograd, its own parameters too. The backward of a `MaskGate` is the identity, so
+the parameter's ``.grad`` gathers ``dL/dv`` through whatever the user has: accumulation, loss scaling, all-reduce.
+`MaskGate.step_` turns it into the method's gradient once per optimizer step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,7 +30,29 @@ class _Through(torch.autograd.Function):
 
 
 class Gate:
-    """Base of all gates. Keeps one buffer with the masked weight: it is computed once and then read as often as asked.
+    """A soft mask on one parameter, or on the output of one layer."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """What the network uses in place of ``x``, of its shape."""
+        raise NotImplementedError
+
+    def parameters(self) -> Sequence[Tensor]:
+        """What the gate learns by gradient descent; the callback owns, steps and saves it."""
+        return ()
+
+    def penalty(self) -> Tensor | None:
+        """What its state costs, a scalar that is added to the loss once per optimizer step; None: nothing."""
+        return None
+
+    def expire(self) -> None:
+        """Forget what was computed from the parameter: it may have changed."""
+
+    def renew(self, param: Tensor) -> None:
+        """Compute ahead of the forward what can be."""
+
+
+class MaskGate(Gate):
+    """Base of gates with thresholds. Keeps the masked weight in a buffer: computed once, read as often as asked.
 
     The buffer is renewed when the parameter's version changes, and after `expire`, which the owner calls wherever a
     parameter may have changed unseen (through ``.data``): at each batch and after each optimizer step.
@@ -86,7 +110,7 @@ class Gate:
         return self._masked
 
 
-class SoftGate(Gate):
+class SoftGate(MaskGate):
     """LTP's gate, ``v = w·sigm(slope·w² + shift)``, ``slope = 1/T``, ``shift = −τ/T`` (0-dim tensors, read live).
 
     With ``fuse`` its kernels are compiled by torch.compile.
@@ -106,7 +130,7 @@ class SoftGate(Gate):
         return kernels.soft_step_(w, grad, masked, self._sums, self.slope, self.shift, count, self.fuse)
 
 
-class HardGate(Gate):
+class HardGate(MaskGate):
     """A step: ``v = w`` where ``w² > τ``, else 0 (``tau``: 0-dim tensor, read live). Pruned weights get no gradient."""
 
     def __init__(self, tau: Tensor) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import torch
@@ -14,16 +12,18 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torchmetrics import Metric
 
+from lightning_prune.support.patterns import check_patterns, matches
+
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """One prunable weight: its name, the parameter, and every (module, attribute) that holds it (ties: several)."""
+    """One prunable weight: its name, the parameter, and a module that holds it (a tied one is held by several)."""
 
     name: str
     param: nn.Parameter
-    owners: tuple[tuple[nn.Module, str], ...]
+    module: nn.Module
 
     @property
     def numel(self) -> int:
@@ -60,8 +60,8 @@ def _checked_weights(
     names = [name for name, _, _ in found]
     if not names:
         raise ValueError(f"{type(root).__name__} has no conv or linear weight: there is nothing to prune.")
-    _check_patterns(include or (), names, "include")
-    _check_patterns(exclude or (), names, "exclude")
+    check_patterns(include or (), names, "include", "prunable weight")
+    check_patterns(exclude or (), names, "exclude", "prunable weight")
     return found
 
 
@@ -77,10 +77,10 @@ def prunable_weights(
     seen: set[int] = set()
     weights = []
     for name, module, attribute in found:
-        wanted = not include or any(_matches(name, p) for p in include)
+        wanted = not include or matches(name, include)
         # A tie is the same Parameter; where the weight is computed from others, each module has its own.
         identity = id(module._parameters.get(attribute, module))
-        if wanted and not any(_matches(name, p) for p in exclude or ()) and identity not in seen:
+        if wanted and not matches(name, exclude or ()) and identity not in seen:
             seen.add(identity)
             weights.append((name, getattr(module, attribute)))
     return weights
@@ -103,22 +103,6 @@ def _reason_to_skip(module: nn.Module, attribute: str) -> str | None:
     if not param.requires_grad:
         return "frozen (requires_grad=False): a threshold cannot be learned without its gradient"
     return None
-
-
-def _matches(name: str, pattern: str) -> bool:
-    module = name.rpartition(".")[0]
-    return any(fnmatchcase(n, p) for n in (name, module) for p in (pattern, f"*.{pattern}"))
-
-
-def _check_patterns(patterns: Sequence[str], names: Sequence[str], argument: str) -> None:
-    for pattern in patterns:
-        if not any(_matches(n, pattern) for n in names):
-            modules = [n.rpartition(".")[0] for n in names]
-            near = difflib.get_close_matches(pattern, [*modules, *names], n=3, cutoff=0.3) or modules[:3]
-            raise ValueError(
-                f"{argument} pattern {pattern!r} matches no prunable weight. Patterns are fnmatch on parameter or "
-                f"module names, whole or from any dot on; names here are like {', '.join(map(repr, near))}."
-            )
 
 
 def _first_and_last(root: nn.Module, names: Sequence[str]) -> tuple[set[str], set[str]]:
@@ -162,18 +146,12 @@ def find_targets(
     found = _checked_weights(root, include, exclude)
     names = [name for name, _, _ in found]
     first, last = _first_and_last(root, names)
-    owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
-    for module in root.modules():
-        for attribute, param in module._parameters.items():
-            if param is not None:
-                owners.setdefault(param, []).append((module, attribute))
-
     targets: dict[nn.Parameter, Target] = {}
     skipped: list[Skipped] = []
     for name, module, attribute in found:
-        if include and not any(_matches(name, p) for p in include):
+        if include and not matches(name, include):
             reason: str | None = "not in include"
-        elif any(_matches(name, p) for p in exclude or ()):
+        elif matches(name, exclude or ()):
             reason = "excluded"
         elif (skip_first and name in first) or (skip_last and name in last):
             reason = "first or last layer"
@@ -184,7 +162,7 @@ def find_targets(
             continue
         param = module._parameters[attribute]
         assert param is not None
-        targets.setdefault(param, Target(name, param, tuple(owners[param])))
+        targets.setdefault(param, Target(name, param, module))
     if not targets:
         why = "; ".join(f"{name}: {reason}" for name, reason in skipped[:5])
         raise ValueError(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any
 
 from lightning_prune.errors import PlanError
-from lightning_prune.plan.plan import Change, Cut, PruningPlan
+from lightning_prune.plan.cut import Change, Cut
+from lightning_prune.support import schema
+from lightning_prune.support.schema import is_count, is_int, is_list, is_object
 
 FORMAT = "lightning_prune.plan.plan"
 VERSION = 1
@@ -14,47 +16,47 @@ FORMS = ("eager", "graph")
 FIELDS = ("form", "inputs", "settings", "attributes", "index_lists", "tensors")
 
 
-def plan_data(plan: PruningPlan) -> dict[str, Any]:
-    """A plan as plain dicts, lists, numbers and strings. Equal index lists are stored once."""
+def to_data(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan's fields as plain dicts, lists, numbers and strings. Equal index lists are stored once."""
     lists: dict[tuple[int, ...], int] = {}
     tensors = {
         name: {
             "shape": list(cut.shape),
             "kept": {str(d): lists.setdefault(k, len(lists)) for d, k in cut.kept.items()},
         }
-        for name, cut in plan.cuts.items()
+        for name, cut in fields["cuts"].items()
     }
     data = {
         "format": FORMAT,
         "version": VERSION,
-        "form": plan.form,
-        "inputs": [[list(shape), dtype] for shape, dtype in plan.inputs],
-        "settings": plan.settings,
+        "form": fields["form"],
+        "inputs": [[list(shape), dtype] for shape, dtype in fields["inputs"]],
+        "settings": fields["settings"],
         "attributes": {
             module: {name: [change.before, change.after] for name, change in changes.items()}
-            for module, changes in plan.attributes.items()
+            for module, changes in fields["attributes"].items()
         },
         "index_lists": [list(indices) for indices in lists],
         "tensors": tensors,
     }
-    return data | ({"empty": list(plan.empty)} if plan.empty else {})
+    return data | ({"empty": list(fields["empty"])} if fields["empty"] else {})
 
 
-def parse_plan(text: str) -> PruningPlan:
-    """Reads a plan from JSON text.
+def parse(text: str) -> dict[str, Any]:
+    """Reads a plan's fields from JSON text.
 
     Raises:
         PlanError: the text is not a plan, or of a version that this library does not know.
     """
     try:
-        data = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        data = schema.parse(text)
+    except ValueError as error:
         raise PlanError(f"this is not a pruning plan: {type(error).__name__}: {error}") from error
-    return plan_from_data(data)
+    return from_data(data)
 
 
-def plan_from_data(data: Any) -> PruningPlan:
-    """Makes a plan of what `plan_data` returned, after it was JSON. Types are checked, down to the last index.
+def from_data(data: Any) -> dict[str, Any]:
+    """A plan's fields from what `to_data` returned, after it was JSON. Types are checked, down to the last index.
 
     Whether the plan fits a model is checked when it is applied.
 
@@ -62,7 +64,7 @@ def plan_from_data(data: Any) -> PruningPlan:
         PlanError: naming the first thing that is not as it has to be.
     """
     data = _object(data, "the plan")
-    if data.get("format") != FORMAT or not _is_int(data.get("version")) or data["version"] != VERSION:
+    if data.get("format") != FORMAT or not is_int(data.get("version")) or data["version"] != VERSION:
         found = {k: data.get(k) for k in ("format", "version")}
         raise PlanError(f"expected a plan with format={FORMAT!r} and version={VERSION}, found {found!r:.200}")
     missing = [name for name in FIELDS if name not in data]
@@ -71,45 +73,37 @@ def plan_from_data(data: Any) -> PruningPlan:
     if data["form"] not in FORMS:
         raise PlanError(f"the plan has form={data['form']!r:.100}: expected one of {FORMS}")
     lists = [_ints(entry, f"index list {i}") for i, entry in enumerate(_list(data["index_lists"], "index_lists"))]
-    return PruningPlan(
-        cuts={name: _cut(name, entry, lists) for name, entry in _object(data["tensors"], "tensors").items()},
-        attributes={
+    return {
+        "cuts": {name: _cut(name, entry, lists) for name, entry in _object(data["tensors"], "tensors").items()},
+        "attributes": {
             module: {
                 name: _change(f"{module}.{name}", pair)
                 for name, pair in _object(changes, f"the attributes of {module!r}").items()
             }
             for module, changes in _object(data["attributes"], "attributes").items()
         },
-        form=data["form"],
-        inputs=tuple(_input(i, entry) for i, entry in enumerate(_list(data["inputs"], "inputs"))),
-        settings=_object(data["settings"], "settings"),
-        empty=_paths(data.get("empty", [])),  # plans of before have none
-    )
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _is_int(value: Any) -> bool:
-    return type(value) is int  # a bool is none here
+        "form": data["form"],
+        "inputs": tuple(_input(i, entry) for i, entry in enumerate(_list(data["inputs"], "inputs"))),
+        "settings": _object(data["settings"], "settings"),
+        "empty": _paths(data.get("empty", [])),  # plans of before have none
+    }
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
+    if not is_object(value):
         raise PlanError(f"this is not a pruning plan: {what:.200} is not an object")
     return value
 
 
 def _list(value: Any, what: str) -> list[Any]:
-    if not isinstance(value, list):
+    if not is_list(value):
         raise PlanError(f"this is not a pruning plan: {what:.200} is not a list")
     return value
 
 
 def _ints(value: Any, what: str) -> tuple[int, ...]:
     for number in _list(value, what):
-        if not _is_int(number):
+        if not is_int(number):
             raise PlanError(f"{what:.200} of the plan holds {number!r:.100}: expected whole numbers only")
     return tuple(value)
 
@@ -127,7 +121,7 @@ def _cut(name: str, entry: Any, lists: list[tuple[int, ...]]) -> Cut:
     for dim, index in _object(entry.get("kept"), f"what is kept of {name!r}").items():
         if not dim.isdecimal() or len(dim) > 3:
             raise PlanError(f"the plan cuts dim {dim!r:.100} of {name!r:.200}: expected a whole number")
-        if not _is_int(index) or not 0 <= index < len(lists):
+        if not is_count(index, len(lists) - 1):
             raise PlanError(f"dim {dim} of {name!r:.200} refers to index list {index!r:.100}, of {len(lists)}")
         kept[int(dim)] = lists[index]
     return Cut(_ints(entry.get("shape"), f"the shape of {name!r}"), kept)
@@ -137,9 +131,9 @@ def _change(name: str, pair: Any) -> Change:
     pair = _list(pair, f"the change of {name}")
     if len(pair) != 2:
         raise PlanError(f"the change of {name:.200} has {len(pair)} values: expected before and after")
-    before, after = (v if _is_int(v) or not isinstance(v, list) else _ints(v, f"attribute {name}") for v in pair)
+    before, after = (v if is_int(v) or not isinstance(v, list) else _ints(v, f"attribute {name}") for v in pair)
     for value in (before, after):
-        if not _is_int(value) and not isinstance(value, tuple):
+        if not is_int(value) and not isinstance(value, tuple):
             raise PlanError(f"attribute {name:.200} of the plan is {value!r:.100}: expected whole numbers")
     return Change(before, after)
 

@@ -4,42 +4,31 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
 
 from lightning_prune.errors import PlanError
+from lightning_prune.plan import codec
+from lightning_prune.plan.cut import Change, Cut
 
-if TYPE_CHECKING:
-    from torch import nn
-    from torch.optim import Optimizer
+_SURGERY: dict[str, Callable[..., nn.Module]] = {}
 
 
-@dataclass(frozen=True)
-class Cut:
-    """What is left of one tensor.
+def register_surgery(apply: Callable[..., nn.Module], undo: Callable[..., nn.Module]) -> None:
+    """Says how plans are applied and undone.
 
-    Attributes:
-        shape: the tensor's shape before.
-        kept: {dim: kept indices, increasing}; dims that stay whole are absent.
+    `lightning_prune.channels.surgery` does, when it is imported: it builds on plans, so a plan cannot import it.
+
+    Args:
+        apply: called with (plan, model, optimizers, averaged), see `PruningPlan.apply`.
+        undo: called with (plan, model), see `PruningPlan.undo`.
     """
-
-    shape: tuple[int, ...]
-    kept: dict[int, tuple[int, ...]]
-
-    @property
-    def new_shape(self) -> tuple[int, ...]:
-        """The tensor's shape after."""
-        return tuple(len(self.kept[d]) if d in self.kept else size for d, size in enumerate(self.shape))
-
-
-@dataclass(frozen=True)
-class Change:
-    """An attribute of a module that counts channels: its value before and after (ints, or sequences of ints)."""
-
-    before: Any
-    after: Any
+    _SURGERY.update(apply=apply, undo=undo)
 
 
 @dataclass(frozen=True)
@@ -52,7 +41,7 @@ class PruningPlan:
         form: "eager" if the model's own code runs the compact model, "graph" if a rewritten graph has to.
         inputs: (shape, dtype) of the tensors that the model was traced with; used by the form "graph".
         settings: how the channels were tied ("groups", "attention"), for the form "graph" and for the record.
-        empty: paths of the modules that keep no channel on one side, as their branch went whole; stand-ins run them
+        empty: paths of the modules that keep no channel on one side, as their branch was removed; stand-ins run them
             where PyTorch cannot. No other module may lose all of its channels.
     """
 
@@ -65,9 +54,7 @@ class PruningPlan:
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Returns the plan as JSON text, and writes it to `path` if given. Equal index lists are stored once."""
-        from lightning_prune.plan.codec import plan_data
-
-        text = json.dumps(plan_data(self))
+        text = json.dumps(self.to_data())
         if path is not None:
             Path(path).write_text(text)
         return text
@@ -79,15 +66,26 @@ class PruningPlan:
         Raises:
             PlanError: the source is not a plan, or of a version that this library does not know.
         """
-        from lightning_prune.plan.codec import parse_plan
-
         text = source.read_text() if isinstance(source, Path) else source
         if not text.lstrip().startswith("{"):
             try:
                 text = Path(text).read_text()
             except OSError as error:
                 raise PlanError(f"{source!r} is neither JSON text nor a readable file: {error}") from error
-        return parse_plan(text)
+        return cls(**codec.parse(text))
+
+    def to_data(self) -> dict[str, Any]:
+        """The plan as plain dicts, lists, numbers and strings. Equal index lists are stored once."""
+        return codec.to_data(vars(self))
+
+    @classmethod
+    def from_data(cls, data: Any) -> PruningPlan:
+        """Makes a plan of what `to_data` returned, after it was JSON; all of it is checked.
+
+        Raises:
+            PlanError: naming the first thing that is not as it has to be.
+        """
+        return cls(**codec.from_data(data))
 
     def apply(
         self, model: nn.Module, *, optimizers: Iterable[Optimizer] = (), averaged: Iterable[nn.Module] = ()
@@ -108,20 +106,18 @@ class PruningPlan:
         Raises:
             PlanError: the plan does not fit; nothing was changed.
         """
-        from lightning_prune.channels.surgery.cut import apply_plan
-
-        return apply_plan(self, model, optimizers, averaged)
+        return _SURGERY["apply"](self, model, optimizers, averaged)
 
     def undo(self, model: nn.Module) -> nn.Module:
         """Gives a compact model its dense shapes back, in place, so that a dense checkpoint can be loaded into it.
 
         What was kept goes where it was; what was removed is zero (a running variance: one), so the result computes what
         the model with masked channels computes. Buffers outside the state dict are as they were before. Parameter
-        objects stay; optimizer state is not grown: load it, or make a new optimizer.
+        objects stay; optimizer state keeps its size: load it, or make a new optimizer.
 
         Args:
             model: a model that this plan was applied to, or a module that holds one. Where several plans were applied,
-                it takes all of them in one: ``plan_of(model).undo(model)``.
+                it takes all of them in one: ``lightning_prune.plan_of(model).undo(model)``.
 
         Returns:
             The same object.
@@ -129,9 +125,7 @@ class PruningPlan:
         Raises:
             PlanError: the model is not what this plan leaves; nothing was changed.
         """
-        from lightning_prune.channels.surgery.undo import undo_plan
-
-        return undo_plan(self, model)
+        return _SURGERY["undo"](self, model)
 
     def same_cut(self, other: PruningPlan) -> bool:
         """Whether both leave the same model; what they were traced with may differ."""

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from lightning_prune.errors import PlanError
 from lightning_prune.plan.plan import PruningPlan
+from lightning_prune.support.class_swap import PREFIX
 
 log = logging.getLogger(__name__)
 
-_KEY = "_lightning_prune_compact"
+_KEY = PREFIX + "compact"
 
 
 def plan_of(module: nn.Module) -> PruningPlan | None:

@@ -14,7 +14,7 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_prune.callbacks.shapes import note_shapes, take_shapes
+from lightning_prune.callbacks.checkpoint import note_shapes, take_shapes
 from lightning_prune.functional.schedules import anneal
 from lightning_prune.zoo import models as _models  # registers the CIFAR networks with timm
 

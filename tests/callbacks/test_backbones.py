@@ -103,7 +103,7 @@ def test_torchs_compiler_sees_the_mask_in_one_graph():
     model = timm.create_model("test_resnet", num_classes=4).eval()
     targets, _ = find_targets(model)
     slope, shift = torch.tensor(500.0), torch.tensor(-1.0)
-    attach(targets, [SoftGate(slope, shift) for _ in targets])
+    attach(model, {t.name: SoftGate(slope, shift) for t in targets})
     x = torch.randn(2, 3, 64, 64)
     explained = torch._dynamo.explain(model)(x)
     assert explained.graph_count == 1

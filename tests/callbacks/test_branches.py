@@ -66,7 +66,7 @@ def test_a_branch_goes_whole_in_mid_fit_and_resumes_bit_for_bit(
     )
     plan = plan_of(whole)
     assert branch_names(plan) == ("blocks.0",)
-    assert said[0].endswith("Branches that went whole, as nothing of them was alive: blocks.0.")
+    assert said[0].endswith("Removed branches, of which nothing had any effect: blocks.0.")
     assert callback.pruned.proof.equal
     assert callback.numbers["macs"] <= 0.4
     assert callback.numbers["params"] == size(whole) / size(module())
@@ -85,7 +85,7 @@ def test_a_branch_goes_whole_in_mid_fit_and_resumes_bit_for_bit(
     # weights of what is left are pruned by another method
     ltp = LTPCallback(target_sparsity=0.5, warmup=0, sparsify=2, finetune=1)
     trainer(tmp_path / "ltp", [ltp], max_epochs=3).fit(again, **loaders())
-    assert ltp.targets
+    assert ltp.units.targets
     assert branch_names(plan_of(again)) == ("blocks.0",)
 
 

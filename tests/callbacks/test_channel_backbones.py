@@ -39,9 +39,9 @@ class Losses(lightning.Callback):
             self.before = {k: v.detach().clone() for k, v in pl_module.state_dict().items()}
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if self.callback.stage != "compact" or self.numbers or not self.before:
+        if self.callback.stage != "pruned" or self.numbers or not self.before:
             return
-        self.numbers["compact"] = self.loss(pl_module)
+        self.numbers["pruned"] = self.loss(pl_module)
         masked = TimmClassifier(**pl_module.hparams)
         masked.load_state_dict(self.before)
         cuts = self.callback.pruned.plan.cuts
@@ -76,7 +76,7 @@ def test_backbone_shrinks_in_mid_fit_trains_on_resumes_saves_loads_and_exports(n
     assert 0.495 <= callback.numbers["macs"] <= 0.5
     assert size < 0.8 * before
     assert callback.pruned.proof.equal
-    assert losses.numbers["compact"] == pytest.approx(losses.numbers["masked"], rel=0.1, abs=0.05)
+    assert losses.numbers["pruned"] == pytest.approx(losses.numbers["masked"], rel=0.1, abs=0.05)
     for p in module.parameters():
         assert p.grad is None or p.grad.shape == p.shape
 

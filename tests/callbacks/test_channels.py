@@ -36,7 +36,7 @@ class AtRemoval(lightning.Callback):
         }  # fmt: skip
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if self.callback.stage == "compact" and not self.after:
+        if self.callback.stage == "pruned" and not self.after:
             self.after = self.note(trainer, pl_module)
 
     def on_train_batch_end(self, trainer, pl_module, *args):
@@ -84,7 +84,7 @@ def test_retrain_starts_from_fresh_weights_without_optimizer_state(method, tmp_p
 
     class Watch(lightning.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            if callback.stage == "compact" and not seen:
+            if callback.stage == "pruned" and not seen:
                 seen["scales"] = pl_module.net[1].weight.detach().clone()
                 seen["state"] = len(trainer.optimizers[0].state)
 
@@ -101,16 +101,16 @@ def test_compiled_network(method, tmp_path):
     module = Toy()
     module.net = torch.compile(module.net, backend="aot_eager")
     module, callback, _ = fit(tmp_path, method, module)
-    assert callback.stage == "compact"
+    assert callback.stage == "pruned"
     assert size(module) < size(Toy())
 
 
 def test_one_shot_and_fast_dev_run(method, tmp_path):
     module, callback, _ = fit(tmp_path, method, options={"warmup": 2, "sparsify": 0})
-    assert callback.stage == "compact"
+    assert callback.stage == "pruned"
     assert size(module) < size(Toy())
     module, callback, _ = fit(tmp_path, method, fast_dev_run=3)
-    assert callback.stage == "compact"
+    assert callback.stage == "pruned"
 
 
 def test_metrics_are_logged(method, tmp_path):
@@ -142,7 +142,7 @@ def test_named_network_and_a_module_without_forward(method, tmp_path):
             return self.extra(self.net(x))
 
     module, callback, _ = fit(tmp_path, method, Odd(), options={"network": "net"})
-    assert callback.network is module.net
+    assert callback.root is module.net
     assert size(module) < size(Odd())
     module, callback, _ = fit(tmp_path, method, Odd())  # the module itself is the network
     assert size(module) < size(Odd())
@@ -156,7 +156,7 @@ def test_a_training_set_without_a_length(method, tmp_path):
     module, callback, _ = fit(
         tmp_path, method, data=data, options=options, max_epochs=-1, max_steps=24, val_check_interval=8
     )
-    assert callback.stage == "compact"
+    assert callback.stage == "pruned"
     assert size(module) < size(Toy())
 
 

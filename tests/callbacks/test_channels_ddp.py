@@ -29,7 +29,8 @@ def train(path, method, information):
     """Run in each of two processes; writes what this rank ended with."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    callback = METHODS[method](information=information, warmup=1, sparsify=2, recalibrate_batches=2)
+    options = {"information": information} if information else {}
+    callback = METHODS[method](warmup=1, sparsify=2, recalibrate_batches=2, **options)
     run = trainer(
         path, [callback], max_epochs=4, devices=2, strategy="ddp", limit_val_batches=0, use_distributed_sampler=False
     )
@@ -45,14 +46,14 @@ def train(path, method, information):
         json.dump(numbers, f)
 
 
-@pytest.mark.parametrize(("method", "information"), [("mrts", "labels"), ("slimming", "gaussian")])
+@pytest.mark.parametrize(("method", "information"), [("mrts", "labels"), ("slimming", "")])
 def test_two_processes_remove_the_same_channels_and_stay_equal(method, information, tmp_path):
     command = [sys.executable, "-m", "tests.callbacks.test_channels_ddp", str(tmp_path), method, information]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"rank{n}.json").read_text()) for n in (0, 1))
     assert first == second
-    assert first["stage"] == "compact"
+    assert first["stage"] == "pruned"
     assert first["numbers"]["macs"] <= 0.5
     assert first["shapes"][0][0] < 8
 

@@ -65,7 +65,7 @@ def test_an_exception_leaves_nothing_on_the_module_and_a_second_fit_works(method
         fit(tmp_path, method, module, callbacks=[Fails()])
     assert not any(key.startswith("on_") for key in vars(module))
     module, callback, _ = fit(tmp_path, method, module)
-    assert callback.stage == "compact"
+    assert callback.stage == "pruned"
 
 
 def test_a_norm_of_one_channel_stays_and_is_named(method, tmp_path):

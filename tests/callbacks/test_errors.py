@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_prune import LTPCallback, MagnitudeCallback
-from lightning_prune.callbacks.phases import PhaseError, Phases, Training, resolve_phases
-from lightning_prune.functional.budget import BudgetError
+from lightning_prune.callbacks.phases import Phases, Training, resolve_phases
+from lightning_prune.errors import BudgetError, PhaseError
 from lightning_prune.masks import find_targets
 from tests.toy import Toy, loaders, network, ours_left_on, trainer
 
@@ -162,10 +162,10 @@ def test_a_module_that_cannot_be_called_is_pruned_with_a_warning(tmp_path):
 
 def test_a_cliff_at_the_prune_is_warned_of(tmp_path):
     class Cliff(LTPCallback):
-        def scores(self, weights):
-            return [-s for s in super().scores(weights)]  # keeps the weights that the soft network had dropped
+        def score(self, units):
+            return -super().score(units)  # keeps the weights that the soft network had dropped
 
-    with pytest.warns(UserWarning, match=r"The hard prune cost .* of accuracy on 20 training batches"):
+    with pytest.warns(UserWarning, match=r"The removal cost .* of accuracy on 20 training batches"):
         trainer(tmp_path, [Cliff(sparsify=5)], max_epochs=7).fit(Toy(), **loaders())
 
 

@@ -35,7 +35,7 @@ class Probe(LTPCallback):
 
     def learn(self, stats, active):
         for i in active.nonzero().flatten().tolist():
-            name = self.targets[i].name
+            name = self.units.targets[i].name
             if name not in self.seen_tau_grad:
                 self.seen_tau_grad[name] = -(stats[i, TASK] + self.price * stats[i, BAND]).item()
                 self.used[name] = (self.slopes[i], self.shifts[i])
@@ -83,12 +83,12 @@ def reference(probe, module, start, losses, scale=1.0):
     tau_grad, weight_grad, size = {}, {}, {}
     for name in names:
         g[name] = g[name] / scale
-        total = (v[name] * g[name]).sum() + (LAM / probe.numel) * gates[name].sum()
+        total = (v[name] * g[name]).sum() + (LAM / probe.units.numel) * gates[name].sum()
         (grad,) = torch.autograd.grad(total, shifts[name])
         tau_grad[name] = -(grad * probe.used[name][0]).item()  # shift = −τ/T
         # The sum's terms partly cancel; float32 rounds each of them, so errors are relative to their size.
         s = ltp.band(weights[name], -probe.used[name][1] / probe.used[name][0], 1 / probe.used[name][0])
-        size[name] = (s * ((g[name] * weights[name]).abs() + LAM / probe.numel)).sum().item()
+        size[name] = (s * ((g[name] * weights[name]).abs() + LAM / probe.units.numel)).sum().item()
         weight_grad[name] = g[name] * gates[name].detach()  # eq. 14
     return tau_grad, size, weight_grad, rest
 

@@ -222,10 +222,10 @@ class Tied(Toy):
 def test_tied_and_shared_weights_get_one_threshold(method, tmp_path):
     module, callback = Tied(), method(target_sparsity=0.5)
     trainer(tmp_path, [callback]).fit(module, **loaders())
-    names = [t.name for t in callback.targets]
+    names = [t.name for t in callback.units.targets]
     assert names == [f"net.{i}.weight" for i in (0, 3, 6, 11, 13)]
     assert module.net[11].weight is module.net[12].weight
-    total = sum(t.numel for t in callback.targets)
+    total = sum(t.numel for t in callback.units.targets)
     assert abs(sparsity_report(module).zeros - total / 2) <= 1
     assert sparsity_report(module).prunable == total
 
@@ -247,9 +247,9 @@ class Attention(Toy):
 def test_attention_projections_are_pruned(method, tmp_path):
     module, callback = Attention(), method(target_sparsity=0.75)
     trainer(tmp_path, [callback]).fit(module, **loaders())
-    assert "net.mix.in_proj_weight" in [t.name for t in callback.targets]
-    total = sum(t.numel for t in callback.targets)
-    pruned = sum(t.numel - int(torch.count_nonzero(t.param)) for t in callback.targets)
+    assert "net.mix.in_proj_weight" in [t.name for t in callback.units.targets]
+    total = sum(t.numel for t in callback.units.targets)
+    pruned = sum(t.numel - int(torch.count_nonzero(t.param)) for t in callback.units.targets)
     assert abs(pruned - 0.75 * total) <= 1
     assert sparsity_report(module).zeros == pruned
 
@@ -292,7 +292,7 @@ def test_masks_hold_one_copy_of_the_masked_weights_and_finetune_none(tmp_path):
 
     class Measure(lightning.Callback):
         def on_train_batch_end(self, trainer, pl_module, *args):
-            buffers = [g._masked for g in callback._gates if g._masked is not None]
+            buffers = [g._masked for g in callback._gates.values() if g._masked is not None]
             held.append(sum(b.numel() * b.element_size() for b in buffers))
 
     callback = LTPCallback(sparsify=3)

@@ -39,7 +39,7 @@ def test_paper_mode_is_plain_gradient_descent_on_raw_thresholds(tmp_path):
 
     class Watch(lightning.Callback):
         def on_train_batch_start(self, trainer, pl_module, *args):
-            weights.setdefault("first", [t.param.detach().clone() for t in callback.targets])
+            weights.setdefault("first", [t.param.detach().clone() for t in callback.units.targets])
 
     callback = Spy(mode="paper", lam=lam, threshold_lr=lr, temperature=t0, sparsify=0.5)
     trainer(tmp_path, [callback, Watch()], max_epochs=2).fit(Toy(), **loaders())
@@ -121,14 +121,14 @@ def test_logged_sparsity_is_a_count(tmp_path):
 
         def on_train_batch_start(self, *args):
             if callback.stage == "soft":
-                before["kept"] = 1 - sum(callback.layer_zeros()) / callback.numel
+                before["kept"] = 1 - sum(callback.layer_zeros()) / callback.units.numel
 
     before: dict[str, float] = {"kept": 1.0}
     callback = LTPCallback(target_sparsity=0.8, sparsify=0.9)
     trainer(tmp_path, [callback, Count()]).fit(Toy(), **loaders())
     assert len(pairs) > 20
     for logged, counted in pairs:
-        assert logged == pytest.approx(counted, abs=2 / callback.numel)
+        assert logged == pytest.approx(counted, abs=2 / callback.units.numel)
 
 
 def test_histograms_are_opt_in(tmp_path):

@@ -42,11 +42,11 @@ class Still(Toy):
 
 
 class Count(MRTSCallback):
-    pushes = 0
+    count = 0
 
-    def push(self, factors, lr):
-        self.pushes += 1
-        super().push(factors, lr)
+    def regularize(self, factors, lr):
+        self.count += 1
+        super().regularize(factors, lr)
 
 
 CASES = {
@@ -74,17 +74,17 @@ def test_a_step_is_one_proximal_step_whatever_the_optimizer(case, tmp_path):
 
     with pytest.warns(UserWarning, match="removes no channel: the rule 'css' with delta=0.001"):
         trainer(tmp_path, [callback, Before()], max_epochs=3, limit_val_batches=0, **options).fit(module, **loaders())
-    assert callback.pushes == steps
+    assert callback.count == steps
     lr = 0.1 if kind == "sgd" else 0.01
     close = {"rtol": 2**-8, "atol": 0} if case == "bf16-true" else {"rtol": 1e-5, "atol": 1e-6}
     for gamma, got in zip(start, end, strict=True):
         gamma = gamma.to(got.dtype).float()
-        for _ in range(callback.pushes):
+        for _ in range(callback.count):
             gamma = proximal_step(gamma, 0.05 * lr, 1.5, GaussianChannel(0.25), 1.0)
         torch.testing.assert_close(got.float(), gamma, **close)
 
 
-def test_a_skipped_optimizer_step_pushes_nothing(tmp_path):
+def test_a_skipped_optimizer_step_regularizes_nothing(tmp_path):
     """Loss scaling overflows in the first steps at a scale of 2^28; the scaler skips the optimizer."""
 
     class Loud(Still):
@@ -99,7 +99,7 @@ def test_a_skipped_optimizer_step_pushes_nothing(tmp_path):
     trainer(tmp_path, [callback], max_epochs=3, limit_val_batches=0, plugins=[plugin]).fit(Loud("sgd"), **loaders())
     skipped = round(-torch.log2(torch.tensor(scaler.get_scale() / 2.0**28)).item())
     assert 0 < skipped < STEPS
-    assert callback.pushes == STEPS - skipped
+    assert callback.count == STEPS - skipped
 
 
 def modes(path, method):
@@ -113,7 +113,7 @@ def modes(path, method):
         def on_train_batch_end(self, trainer, pl_module, *args):
             if callback.stage == "soft":
                 for i in (1, 4):
-                    sizes[i] = (pl_module.net[i].weight.detach().abs() / 1.0, callback.choice)
+                    sizes[i] = (pl_module.net[i].weight.detach().abs() / 1.0, callback.selection)
 
     trainer(path, [callback, Before()], max_epochs=6).fit(module, **loaders())
     return sizes, callback
@@ -158,35 +158,29 @@ def test_every_estimator_and_rule_meets_the_budget(information, rule, tmp_path):
 
 
 def test_label_information_singles_out_the_channels_that_tell_the_class(tmp_path):
-    from lightning_prune.callbacks.methods import class_information
-    from lightning_prune.channels import ChannelGraph
-    from lightning_prune.channels.select.scales import ScaleFactors
-
-    class Told(Toy):
-        """Channel 0 of the first conv is bright in two of the four quadrants' classes; channel 1 is noise."""
-
+    """Channel 0 of the first conv is bright where the image is, channel 1 is silent."""
     torch.manual_seed(0)
-    module = Told()
+    module = Toy()
     with torch.no_grad():
         module.net[0].weight[:2] = 0
-        module.net[0].weight[0, 0, 1, 1] = 1.0
+        module.net[0].weight[0] = 1.0
     got = {}
 
-    class Ask(lightning.Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+    class Note(MRTSCallback):
+        def selected(self, units, selection):
             if not got:
-                graph = ChannelGraph.trace(pl_module.net, batch[0][:2])
-                factors = ScaleFactors.of(pl_module.net, graph)
-                pl_module.net[0].weight.data[0] = 0
-                pl_module.net[0].weight.data[0, 0] = torch.tensor([[1.0, 1, 1], [1, 1, 1], [1, 1, 1]])
-                forward = lambda m, b: (m(b[0]), b[1])  # noqa: E731
-                got["v"], got["w"] = class_information.measure(trainer, pl_module, pl_module.net, factors, 8, forward)
-                got["first"] = int(graph.axes["1.weight"][0][1])
+                ids = units.graph.axes["1.weight"][0]
+                local = [int((self.factors.groups == g).nonzero()) for g in ids.tolist()]
+                got["total"], got["within"], got["first"] = self._total.clone(), self._within.clone(), local
+            super().selected(units, selection)
 
-    trainer(tmp_path, [Ask()], max_epochs=1).fit(module, **loaders())
-    assert bool((got["w"] <= got["v"] + 1e-6).all())
-    assert bool((got["w"] >= 0).all())
-    assert got["v"][got["first"]] == pytest.approx(0, abs=1e-6)  # a silent channel tells nothing
+    callback = Note(information="labels", warmup=0, sparsify=1, recalibrate_batches=8)
+    trainer(tmp_path, [callback], max_epochs=2).fit(module, **loaders())
+    total, within = got["total"][got["first"]], got["within"][got["first"]]
+    assert bool((got["within"] <= got["total"] + 1e-6).all())
+    assert bool((got["within"] >= 0).all())
+    assert total[1] == pytest.approx(0, abs=1e-6)  # a silent channel tells nothing
+    assert total[0] > within[0]
 
 
 def test_labels_are_asked_for_by_name(tmp_path):
@@ -211,12 +205,12 @@ def test_signs_are_kept_and_none_is_crossed(tmp_path):
 
     callback = MRTSCallback(warmup=0, sparsify=2, travel=5.0)
     trainer(tmp_path, [callback, Watch()]).fit(module, **loaders())
-    assert callback.stage == "compact"
+    assert callback.stage == "pruned"
 
 
 def test_two_settings_of_the_same_parts():
-    """MR alone, TS alone, both and none: the paper's ablation is four settings of one callback."""
+    """MR alone, TS alone, both and none: the paper's ablation is the choice of a penalty and of a rule."""
     both, mr = MRTSCallback(), MRTSCallback(rule="global")
     ts, none = NetworkSlimmingCallback(rule="css"), NetworkSlimmingCallback()
-    settings = [(c.regularizer, c.rule) for c in (none, mr, ts, both)]
-    assert settings == [("l1", "global"), ("mr", "global"), ("l1", "css"), ("mr", "css")]
+    settings = [(c.estimate() is not None, c.rule) for c in (none, mr, ts, both)]
+    assert settings == [(False, "global"), (True, "global"), (False, "css"), (True, "css")]

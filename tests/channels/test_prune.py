@@ -101,7 +101,7 @@ def test_the_default_scale_freezes_queries_and_keys() -> None:
     assert bool((free.axes["qkv.weight"][0] >= 0).all())
 
 
-def test_classes_are_plain_data_and_cover_every_member() -> None:
+def test_groups_are_plain_data_and_cover_every_member() -> None:
     graph = ChannelGraph.trace(randomise(Chain()), EXAMPLE)
     first = graph.groups[int(graph.axes["features.1.weight"][0][0])]
     assert {(m.tensor, m.dim) for m in first} == {
@@ -113,7 +113,7 @@ def test_classes_are_plain_data_and_cover_every_member() -> None:
     assert ("head.weight", 1, (4, 5, 6, 7)) in [tuple(m) for m in last]
     assert len(graph.groups) == graph.size == 8 + 12 + 6
     assert {f.tensor for f in graph.frozen if "the network's output" in f.reasons} == {"head.weight", "head.bias"}
-    assert "26 removable classes" in str(graph)
+    assert "26 removable channel groups" in str(graph)
 
 
 def test_example_input_as_tuple_and_as_keywords() -> None:

@@ -372,4 +372,4 @@ def test_json_in_the_file_is_strict(tmp_path: Path) -> None:
     header, _, _ = take_apart(path)
     info = json.loads(header["__metadata__"]["lightning_prune"], parse_constant=lambda text: pytest.fail(text))
     assert info["kwargs"]["drop_rate"] == 0.1
-    assert set(io.__all__) == {"PrunedFileError", "load_pruned", "pruned_state_dict", "save_pruned"}
+    assert set(io.__all__) == {"load_pruned", "pruned_state_dict", "save_pruned"}

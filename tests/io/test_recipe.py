@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import lightning_prune.zoo.models  # noqa: F401  registers the CIFAR networks
+from lightning_prune.errors import RecipeError
 from lightning_prune.io.rebuild import build, build_meta, first_difference
-from lightning_prune.io.recipe import FORBIDDEN, RecipeError, check_recipe, plain_kwargs, recipe_of
+from lightning_prune.io.recipe import FORBIDDEN, check_recipe, plain_kwargs, recipe_of
 from tests.memory import memory_below
 
 

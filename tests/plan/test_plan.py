@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_prune.channels import PlanError, PruningPlan, prune_channels
-from lightning_prune.plan.plan import Change, Cut
+from lightning_prune.plan.cut import Change, Cut
 from tests.channels.models import Branches, Chain, random_scores, randomise
 
 EXAMPLE = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))

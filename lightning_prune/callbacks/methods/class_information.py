@@ -2,76 +2,86 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
+from lightning.pytorch import Trainer
+from torch import Tensor
 
-from lightning_prune.callbacks.recalibrate import Forward, calibration_batches
 from lightning_prune.channels.select.scales import ScaleFactors
-from lightning_prune.support.modes import mode
 
 
-@torch.no_grad()
-def measure(
-    trainer: Trainer, module: LightningModule, network: nn.Module, factors: ScaleFactors, batches: int, forward: Forward
-) -> tuple[Tensor, Tensor]:
-    """Variance of each class's normalised, spatially pooled output, and its mean within the labels.
-
-    Both are in units of the mean total variance of the norm, so that 1 is a typical channel's.
+class LabelStatistics:
+    """Sums over the inputs of norms by label, and what they come to.
 
     Args:
-        trainer: gives batches and precision, and sums over ranks.
-        module: is run on them in eval mode.
-        network: holds the norms.
-        factors: its scale factors.
-        batches: training batches to use.
-        forward: runs the module on a batch; must return labels, int64 [N].
-
-    Returns:
-        (total, within), [classes] each.
-
-    Raises:
-        ValueError: there are no batches, or no labels.
+        factors: the scale factors of the norms.
     """
-    pooled: dict[str, Tensor] = {}
-    handles = []
-    for name in factors.names:
-        norm = network.get_submodule(name)
 
-        def note(_: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
-            pooled[name] = _pool(args[0])
+    def __init__(self, factors: ScaleFactors) -> None:
+        self._factors = factors
+        self._tables: dict[str, Tensor] = {}  # [labels, 1 + 2·channels]: samples, Σ pooled, Σ pooled²
 
-        handles.append(norm.register_forward_pre_hook(note))
-    sums: list[Tensor] = []  # [labels, 1 + 2·factors]: samples, Σ pooled, Σ pooled²
-    try:
-        with mode(module, False), trainer.precision_plugin.forward_context():
-            for batch in calibration_batches(trainer, batches):
-                _, labels = forward(module, batch)
-                if labels is None or labels.ndim != 1 or labels.is_floating_point():
-                    raise ValueError(
-                        "information='labels' needs class labels [N] with each batch, and found none. Override "
-                        "`calibration_forward` of the callback to return (output, labels), or use 'gaussian'."
-                    )
-                flat = torch.cat([pooled[name] for name in factors.names], 1)
-                rows = torch.cat([flat.new_ones(len(flat), 1), flat, flat * flat], 1)
-                sums.append(_by_label(rows, labels))
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not sums:
-        raise ValueError("information='labels' needs recalibrate_batches > 0 and a training loader that can be read.")
-    size = int(trainer.strategy.reduce(torch.tensor(max(map(len, sums)), device=module.device), reduce_op="max"))
-    table = torch.zeros(size, sums[0].shape[1], device=module.device, dtype=torch.float32)
-    for part in sums:
-        table[: len(part)] += part
-    table = trainer.strategy.reduce(table, reduce_op="sum").double()
-    table = table[table[:, 0] > 0]
-    total, within = _variances(table)
-    per_norm = [p.numel() for p in factors.params]
-    level = torch.cat([part.mean().clamp_min(1e-12).expand(len(part)) for part in total.split(per_norm)])
-    return _per_class(total / level, factors), _per_class(within / level, factors)
+    def add(self, name: str, activation: Tensor, labels: Tensor | None) -> None:
+        """Take a batch in.
+
+        Args:
+            name: of the norm.
+            activation: its input, [N, C, ...].
+            labels: int64 [N].
+
+        Raises:
+            ValueError: there are no such labels.
+        """
+        if labels is None or labels.ndim != 1 or labels.is_floating_point():
+            raise ValueError(
+                "information='labels' needs class labels [N] with each batch, and found none. Override "
+                "`calibration_forward` of the callback to return (output, labels), or use 'gaussian'."
+            )
+        pooled = _pool(activation)
+        rows = torch.cat([pooled.new_ones(len(pooled), 1), pooled, pooled * pooled], 1)
+        table = rows.new_zeros(int(labels.max()) + 1, rows.shape[1]).index_add_(0, labels.long(), rows)
+        self._tables[name] = _sum(self._tables.get(name, table[:0]), table)
+
+    @torch.no_grad()
+    def reduced(self, trainer: Trainer) -> tuple[Tensor, Tensor]:
+        """Variance of each group's normalised, spatially pooled output, and its mean within the labels; starts anew.
+
+        Both are in units of the mean total variance of the norm, so that 1 is a typical channel's.
+
+        Returns:
+            (total, within), float32 [groups of the factors] each.
+
+        Raises:
+            ValueError: nothing was taken in.
+        """
+        if not self._tables:
+            raise ValueError(
+                "information='labels' needs recalibrate_batches > 0 and a training loader that can be read."
+            )
+        tables, self._tables = self._tables, {}
+        size = torch.tensor(max(map(len, tables.values())), device=next(iter(tables.values())).device)
+        size = trainer.strategy.reduce(size, reduce_op="max")  # type: ignore[assignment]
+        totals, withins = [], []
+        for name in self._factors.names:
+            table = _sum(tables[name], tables[name].new_zeros(int(size), tables[name].shape[1]))
+            total, within = _variances(trainer.strategy.reduce(table, reduce_op="sum").double())  # type: ignore[union-attr]
+            level = total.mean().clamp_min(1e-12)
+            totals.append(total / level)
+            withins.append(within / level)
+        return self._per_group(torch.cat(totals)), self._per_group(torch.cat(withins))
+
+    def _per_group(self, values: Tensor) -> Tensor:
+        """Mean over the factors of each group, float32."""
+        factors = self._factors
+        total = values.new_zeros(len(factors.groups) + 1).index_add_(0, factors.slot, values)[:-1]
+        return (total / factors.members).float()
+
+
+def _sum(first: Tensor, second: Tensor) -> Tensor:
+    """The sum of two tables, of which one may have fewer labels."""
+    out = second.new_zeros(max(len(first), len(second)), second.shape[1])
+    out[: len(first)] += first
+    out[: len(second)] += second
+    return out
 
 
 def _pool(x: Tensor) -> Tensor:
@@ -81,22 +91,12 @@ def _pool(x: Tensor) -> Tensor:
     return ((x - mean) / (var + 1e-5).sqrt()).mean(2)
 
 
-def _by_label(rows: Tensor, labels: Tensor) -> Tensor:
-    """Sums of rows of equal label, [labels, columns]."""
-    return rows.new_zeros(int(labels.max()) + 1, rows.shape[1]).index_add_(0, labels.long(), rows)
-
-
 def _variances(table: Tensor) -> tuple[Tensor, Tensor]:
-    """(total, mean within a label), [columns] each, from the sums of each label."""
+    """(total, mean within a label), [channels] each, from the sums of each label."""
+    table = table[table[:, 0] > 0]
     count, (first, second) = table[:, :1], table[:, 1:].chunk(2, 1)
     n = count.sum()
     square = second.sum(0) / n
     total = square - (first.sum(0) / n).square()
     within = square - (first.square() / count).sum(0) / n
     return total.clamp_min(0), within.clamp_min(0)
-
-
-def _per_class(values: Tensor, factors: ScaleFactors) -> Tensor:
-    """Mean over the factors of each class, float32."""
-    total = values.new_zeros(len(factors.groups) + 1).index_add_(0, factors.slot, values)[:-1]
-    return (total / factors.members).float()

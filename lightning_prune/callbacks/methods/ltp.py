@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lightning_prune.callbacks.base import PruningCallback
+from lightning_prune.callbacks.options import options_of
+from lightning_prune.callbacks.phases import Duration
+from lightning_prune.callbacks.thresholds import ThresholdPruning
 from lightning_prune.functional import budget, ltp
 from lightning_prune.functional.adam import adam_step_
 from lightning_prune.functional.schedules import Shape, anneal, exponential_path
-from lightning_prune.masks import Gate, SoftGate, Target
+from lightning_prune.masks import Gate, SoftGate
 from lightning_prune.masks import ltp as kernels
 from lightning_prune.masks.ltp import BAND, KEPT, TASK
+from lightning_prune.masks.units import WeightUnits
 
 _REFRESHES = 20  # times in the phase that Var|w| and the highest allowed thresholds are measured anew
 _NEARLY_EMPTY = 4.0  # times its floor that a layer keeps when its threshold begins to be watched
 _HOLD = 0.3  # share of the phase at its end in which the target is held
 _TRAVEL = 3.0  # thresholds can travel this many times the distance to the target
+_VANISHED = 5  # logged steps with an empty band before the warning
 _GAIN, _DAMPING = 20.0, 20.0  # of the price controller: integral over the whole phase, and proportional
 
 
-class LTPCallback(PruningCallback):
+class LTPCallback(ThresholdPruning):
     """Learned Threshold Pruning (Azarian et al., arXiv 2003.00075) on any LightningModule.
 
     Each conv and linear weight gets a threshold τ on w². While sparsifying, the network uses ``w·sigm((w² − τ)/T)``;
@@ -47,7 +51,25 @@ class LTPCallback(PruningCallback):
             raw learning rate of τ, required there.
         fuse: run the masks through torch.compile: about half the cost of a step, for about 30 s at the start (less
             once its cache is warm) and a compiler that torch.compile can use.
-        options: as for `PruningCallback`.
+        target_compression: the same as prunable weights / non-zero ones, ≥ 1; give one of the two.
+        warmup: dense training first. An int counts epochs, a float is a share of the training, "300 steps" steps.
+        sparsify: training under the masks, up to the hard prune; as ``warmup``.
+        finetune: training after the prune; None takes what is left.
+        include: fnmatch patterns on parameter or module names, whole or from any dot on; None takes every conv and
+            linear weight.
+        exclude: patterns of weights to leave dense.
+        skip_first: leave the stem dense.
+        skip_last: leave the classifier dense.
+        min_keep: least share of each layer's weights to keep.
+        recalibrate_batches: training batches on which BatchNorm statistics are re-estimated after the prune; 0: none.
+        max_gap: warn if accuracy on those batches falls by more than this from the soft to the hard network.
+        trail: kept shares at which an ordinary checkpoint is saved, e.g. ``[0.5, 0.2, 0.1]``.
+        trail_dir: folder of the trail; default ``<log dir>/trail``.
+        trail_metric: validation metric noted in the trail; default the first ``val*acc*`` or ``val*`` that is logged.
+        histogram_every: epochs between weight histograms, for loggers that take them; 0: never.
+
+    Raises:
+        ValueError: an argument out of its range.
     """
 
     def __init__(
@@ -61,11 +83,25 @@ class LTPCallback(PruningCallback):
         weights_in_band: float = 16.0,
         threshold_lr: float | None = None,
         fuse: bool = False,
-        **options: Any,
+        target_compression: float | None = None,
+        warmup: Duration = 0,
+        sparsify: Duration = 0.6,
+        finetune: Duration | None = None,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+        skip_first: bool = False,
+        skip_last: bool = False,
+        min_keep: float = 0.01,
+        recalibrate_batches: int = 20,
+        max_gap: float = 0.05,
+        trail: Sequence[float] | None = None,
+        trail_dir: str | None = None,
+        trail_metric: str | None = None,
+        histogram_every: int = 0,
     ) -> None:
-        if target_sparsity is None and options.get("target_compression") is None and lam is None:
+        if target_sparsity is None and target_compression is None and lam is None:
             target_sparsity = 0.9
-        super().__init__(target_sparsity=target_sparsity, **options)
+        super().__init__(**options_of(ThresholdPruning, locals()))
         if lam is not None and lam < 0:
             raise ValueError(f"lam={lam} must not be negative: it is the price of keeping weights.")
         if mode not in ("normalized", "paper"):
@@ -89,16 +125,16 @@ class LTPCallback(PruningCallback):
         """Whether the price follows the kept share, or stays as given."""
         return self.mode == "normalized" and self.target_sparsity is not None
 
-    def start(self, targets: Sequence[Target]) -> None:
-        device = targets[0].param.device
-        n = len(targets)
-        weights = [t.param.detach() for t in targets]
+    def start(self, units: WeightUnits) -> None:
+        super().start(units)
+        device, n = self.stats.device, len(units.targets)
+        weights = [t.param.detach() for t in units.targets]
 
         def vector(values: Sequence[float]) -> Tensor:
             return torch.tensor(values, dtype=torch.float32, device=device)
 
-        self._numels = vector([t.numel for t in targets])
-        self._t0_floor = vector([ltp.temperature_floor(t.numel, self.weights_in_band) for t in targets])
+        self._numels = vector([t.numel for t in units.targets])
+        self._t0_floor = vector([ltp.temperature_floor(t.numel, self.weights_in_band) for t in units.targets])
         mean_square = (_squares(weights) / self._numels).clamp_min(1e-12)
         self._scale = mean_square if self.mode == "normalized" else torch.ones(n, device=device)
         self._variance = _variances(weights, self._numels).clamp_min(torch.finfo(torch.float32).tiny)
@@ -107,17 +143,18 @@ class LTPCallback(PruningCallback):
         self._slope, self._shift = torch.ones(n, device=device), torch.zeros(n, device=device)
         self._log_price = torch.tensor(1.0 if self.lam is None else self.lam, device=device).clamp_min(1e-30).log()
         self._steps = torch.zeros((), dtype=torch.int64)
+        self._empty_bands = 0
         self._cool()
 
-    def gates(self) -> list[Gate]:
-        pairs = zip(self._slope.unbind(), self._shift.unbind(), strict=True)
-        return [SoftGate(slope, shift, self.fuse) for slope, shift in pairs]
+    def gates(self, units: WeightUnits) -> dict[str, Gate]:
+        parts = zip(units.names, self._slope.unbind(), self._shift.unbind(), strict=True)
+        return {name: SoftGate(slope, shift, self.fuse) for name, slope, shift in parts}
 
     def thresholds(self) -> Tensor:
         return self._u * self._scale
 
     def tensors(self) -> dict[str, Tensor]:
-        return {
+        return super().tensors() | {
             "u": self._u, "scale": self._scale, "mean": self._mean, "square": self._square, "count": self._count,
             "variance": self._variance, "cap": self._cap, "log_price": self._log_price, "slope": self._slope,
             "shift": self._shift, "steps": self._steps,
@@ -147,15 +184,26 @@ class LTPCallback(PruningCallback):
         if self.mode == "paper":
             return self._log_price.exp()
         if self.steered:
-            return budget.steered_price(self._log_price, self._kept(), self._goal(), _DAMPING) / self.numel
-        return self._log_price.exp() / self.numel
+            return budget.steered_price(self._log_price, self._kept(), self._goal(), _DAMPING) / self.units.numel
+        return self._log_price.exp() / self.units.numel
 
-    def measures(self) -> dict[str, Tensor | float]:
-        price = self.price
-        return {"lambda": price, "temperature": self._t0(), "soft_loss": price * self.stats[:, KEPT].sum().float()}
+    def metrics(self) -> dict[str, Tensor | float]:
+        price, common = self.price, super().metrics()
+        self._warn_if_vanishing(float(common["band"]))
+        soft_loss = price * self.stats[:, KEPT].sum().float()
+        return common | {"lambda": price, "temperature": self._t0(), "soft_loss": soft_loss}
+
+    def _warn_if_vanishing(self, band: float) -> None:
+        self._empty_bands = self._empty_bands + 1 if band == 0 else 0
+        if self._empty_bands == _VANISHED:
+            self.monitor.warn_once(
+                "vanishing",
+                f"No weight is near its threshold at {self.progress:.0%} of the sparsify phase (a vanishing band), so "
+                "thresholds have stopped moving. Raise the temperature.",
+            )
 
     def _kept(self) -> Tensor:
-        return (self.stats[:, KEPT].sum() / self.numel).float()
+        return (self.stats[:, KEPT].sum() / self.units.numel).float()
 
     def _goal(self) -> float:
         assert self.target_sparsity is not None
@@ -183,14 +231,14 @@ class LTPCallback(PruningCallback):
 
     def _refresh(self) -> None:
         """Measure Var|w| [eq. 15], and how high the thresholds of nearly empty layers may go."""
-        weights = [t.param.detach() for t in self.targets]
+        weights = [t.param.detach() for t in self.units.targets]
         fresh = _variances(weights, self._numels)
         self._variance.copy_(torch.where(fresh > 0, fresh, self._variance))
         if self.mode == "paper":
             return
         for i, kept in enumerate(self.stats[:, KEPT].tolist()):
-            if kept < _NEARLY_EMPTY * self.floors[i]:
-                self._cap[i] = budget.largest_threshold(weights[i], self.floors[i])
+            if kept < _NEARLY_EMPTY * self.units.floors[i]:
+                self._cap[i] = budget.largest_threshold(weights[i], self.units.floors[i])
             else:
                 self._cap[i] = torch.inf
 

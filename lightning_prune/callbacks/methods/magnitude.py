@@ -3,57 +3,95 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lightning_prune.callbacks.base import PruningCallback
+from lightning_prune.callbacks.options import options_of
+from lightning_prune.callbacks.phases import Duration
+from lightning_prune.callbacks.thresholds import ThresholdPruning
 from lightning_prune.functional import budget
 from lightning_prune.functional.schedules import cubic_path
-from lightning_prune.masks import Gate, HardGate, Target
+from lightning_prune.masks import Gate, HardGate
+from lightning_prune.masks.units import WeightUnits
 
 _UPDATES = 50  # times in the phase that the threshold is moved; between them the network heals
 
 
-class MagnitudeCallback(PruningCallback):
+class MagnitudeCallback(ThresholdPruning):
     """Global magnitude pruning: gradual with a cubic schedule (Zhu & Gupta, arXiv 1710.01878), or in one shot.
 
     Args:
         target_sparsity: share of weights to prune; 0.9 if no target is given.
         schedule: "cubic" prunes along the sparsify phase; "oneshot" trains dense through it and prunes at its end.
-        options: as for `PruningCallback`.
+        target_compression: the same as prunable weights / non-zero ones, ≥ 1; give one of the two.
+        warmup: dense training first. An int counts epochs, a float is a share of the training, "300 steps" steps.
+        sparsify: training under the masks, up to the hard prune; as ``warmup``.
+        finetune: training after the prune; None takes what is left.
+        include: fnmatch patterns on parameter or module names, whole or from any dot on; None takes every conv and
+            linear weight.
+        exclude: patterns of weights to leave dense.
+        skip_first: leave the stem dense.
+        skip_last: leave the classifier dense.
+        min_keep: least share of each layer's weights to keep.
+        recalibrate_batches: training batches on which BatchNorm statistics are re-estimated after the prune; 0: none.
+        max_gap: warn if accuracy on those batches falls by more than this from the soft to the hard network.
+        trail: kept shares at which an ordinary checkpoint is saved, e.g. ``[0.5, 0.2, 0.1]``.
+        trail_dir: folder of the trail; default ``<log dir>/trail``.
+        trail_metric: validation metric noted in the trail; default the first ``val*acc*`` or ``val*`` that is logged.
+        histogram_every: epochs between weight histograms, for loggers that take them; 0: never.
+
+    Raises:
+        ValueError: an argument out of its range.
     """
 
     def __init__(
         self,
         target_sparsity: float | None = None,
         schedule: Literal["cubic", "oneshot"] = "cubic",
-        **options: Any,
+        target_compression: float | None = None,
+        warmup: Duration = 0,
+        sparsify: Duration = 0.6,
+        finetune: Duration | None = None,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+        skip_first: bool = False,
+        skip_last: bool = False,
+        min_keep: float = 0.01,
+        recalibrate_batches: int = 20,
+        max_gap: float = 0.05,
+        trail: Sequence[float] | None = None,
+        trail_dir: str | None = None,
+        trail_metric: str | None = None,
+        histogram_every: int = 0,
     ) -> None:
-        if target_sparsity is None and options.get("target_compression") is None:
+        if target_sparsity is None and target_compression is None:
             target_sparsity = 0.9
         if schedule not in ("cubic", "oneshot"):
             raise ValueError(f"schedule={schedule!r} must be 'cubic' or 'oneshot'.")
-        super().__init__(target_sparsity=target_sparsity, **options)
+        super().__init__(**options_of(ThresholdPruning, locals()))
         self.schedule = schedule
 
-    def start(self, targets: Sequence[Target]) -> None:
-        device = targets[0].param.device
-        self._tau = torch.zeros(len(targets), device=device)
+    def start(self, units: WeightUnits) -> None:
+        super().start(units)
+        self._tau = torch.zeros(len(units.targets), device=self.stats.device)
         self._steps = torch.zeros((), dtype=torch.int64)
 
-    def gates(self) -> list[Gate]:
-        return [HardGate(tau) for tau in self._tau.unbind()]
+    def gates(self, units: WeightUnits) -> dict[str, Gate]:
+        return {name: HardGate(tau) for name, tau in zip(units.names, self._tau.unbind(), strict=True)}
 
     def thresholds(self) -> Tensor:
         return self._tau
 
-    def scores(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        return [w.square() for w in weights]
+    def score(self, units: WeightUnits) -> Tensor:
+        return units.values().square()
+
+    def final_masks(self, score: Tensor, early: bool) -> list[Tensor]:
+        return super().final_masks(score, early and self.schedule == "cubic")  # one shot has no way to be half of
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"tau": self._tau, "steps": self._steps}
+        return super().tensors() | {"tau": self._tau, "steps": self._steps}
 
     def learn(self, stats: Tensor, active: Tensor) -> None:
         assert self.target_sparsity is not None
@@ -61,10 +99,11 @@ class MagnitudeCallback(PruningCallback):
         every = max(1, self.sparsify_steps // _UPDATES)
         if self.schedule == "oneshot" or int(self._steps) % every:
             return
-        keep = budget.keep_count(self.numel, cubic_path(self.progress, 1 - self.target_sparsity))
-        squares = torch.cat([t.param.detach().reshape(-1).float().square() for t in self.targets])
+        units = self.units
+        keep = budget.keep_count(units.numel, cubic_path(self.progress, 1 - self.target_sparsity))
+        squares = units.values().square()
         caps = torch.stack(
-            [budget.largest_threshold(t.param, n) for t, n in zip(self.targets, self.floors, strict=True)]
+            [budget.largest_threshold(t.param, n) for t, n in zip(units.targets, units.floors, strict=True)]
         )
-        cut = torch.kthvalue(squares, self.numel - keep).values if keep < self.numel else squares.new_zeros(())
+        cut = torch.kthvalue(squares, units.numel - keep).values if keep < units.numel else squares.new_zeros(())
         self._tau.copy_(torch.minimum(cut.expand_as(caps), caps))

@@ -6,7 +6,7 @@ what reads it becomes constant, and what it read is of no use any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from lightning_prune.channels.analysis.reachability import Flow, Flows
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.surgery.empty import may_be_empty
-from lightning_prune.channels.surgery.install import PROGRAMS
-
-Check = Callable[[Tensor], str]
-"""Says why a model cannot run without some classes, bool of shape (classes,); "" if it can."""
+from lightning_prune.channels.surgery.install import is_rewritten
+from lightning_prune.channels.verify.find_form import Check
 
 ONLY_PATH = "no other path leads from the network's input to its output"
 
@@ -60,7 +58,7 @@ class Branches:
     @classmethod
     def of(cls, model: nn.Module, graph: ChannelGraph, form: str) -> Branches | None:
         """None where a rewritten graph runs the model, or shall: its code counts channels in ways that need some."""
-        rewritten = form == "graph" or any(PROGRAMS in vars(module) for module in model.modules())
+        rewritten = form == "graph" or is_rewritten(model)
         return None if rewritten else cls(model, graph)
 
     def asleep(self) -> frozenset[str]:

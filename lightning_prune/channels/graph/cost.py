@@ -13,8 +13,8 @@ from torch.fx import GraphModule, Node
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune.channels.graph.graph import ChannelGraph
+from lightning_prune.channels.graph.keep import kept_mask
 from lightning_prune.channels.graph.propagate import operator_name, shape_of
-from lightning_prune.channels.surgery.widths import kept_mask
 from lightning_prune.channels.trace.sites import module_path
 
 COUNTED = (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,13 +11,12 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from lightning_prune.channels.graph.propagate import label_graph, state_values
-from lightning_prune.channels.trace.call import Context, Options, Value, values
+from lightning_prune.channels.graph.report import layer_table
+from lightning_prune.channels.trace.call import Context, Value, values
+from lightning_prune.channels.trace.export import export
 from lightning_prune.channels.trace.labels import FROZEN_IDS, Labels
+from lightning_prune.channels.trace.options import Options, check_options
 from lightning_prune.channels.trace.sites import Count, Frozen, Member, Parts, Pick, Product, Sum
-from lightning_prune.errors import ChannelError, TraceError
-from lightning_prune.support.modes import mode, split_input
-
-APPROXIMATIONS = ("eca",)
 
 
 @dataclass(frozen=True, repr=False)
@@ -145,51 +142,16 @@ class ChannelGraph:
         return sum(len(i) for i in known), sum(int((i < 0).sum()) for i in known)
 
     def __str__(self) -> str:
-        from lightning_prune.channels.graph.report import graph_report
-
-        return graph_report(self)
+        total, frozen = self.norm_channels()
+        summary = (
+            f"ChannelGraph: {self.size} removable channel groups; "
+            f"{frozen} of {total} BatchNorm channels are frozen; groups={self.options.groups!r}, "
+            f"attention={self.options.attention!r}"
+        )
+        notes = [f"approximation: {text}" for text in self.approximations]
+        return "\n".join([summary, *notes, *layer_table(self.axes, self.shapes, self.frozen_reasons)])
 
     __repr__ = __str__
-
-
-def check_options(groups: str, attention: str, allow_inexact: Collection[str]) -> Options:
-    """Returns the options, or says which value is wrong and what is allowed."""
-    if groups not in ("tie", "whole"):
-        raise ChannelError(f"groups={groups!r}: expected 'tie' or 'whole'")
-    if attention not in ("dims", "heads"):
-        raise ChannelError(f"attention={attention!r}: expected 'dims' or 'heads'")
-    unknown = sorted(set(allow_inexact) - set(APPROXIMATIONS))
-    if unknown or isinstance(allow_inexact, str):
-        raise ChannelError(f"allow_inexact={allow_inexact!r}: expected a collection out of {APPROXIMATIONS}")
-    return Options(groups, attention, frozenset(allow_inexact))
-
-
-def export(
-    model: nn.Module, example_input: Any, *, training: bool = False, dynamic_shapes: Any = None
-) -> ExportedProgram:
-    """Exports a model to an ATen graph. The model's mode and hooks are as before afterwards.
-
-    Raises:
-        TraceError: with the first line of what went wrong.
-    """
-    args, kwargs = split_input(example_input)
-    collecting = gc.isenabled()
-    gc.disable()  # tracing makes many small objects and no garbage worth looking for
-    try:
-        with mode(model, training), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
-    except Exception as error:
-        shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in (*args, *kwargs.values())]
-        lines = str(error).strip().splitlines() or [""]
-        raise TraceError(
-            f"{type(model).__name__} cannot be traced with an input of {shapes}: {type(error).__name__}: {lines[0]}. "
-            "Expected a model that runs on this example input and that torch.export can export: check the input's "
-            "shape, dtype and device by calling model(example_input) first"
-        ) from error
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _finish(

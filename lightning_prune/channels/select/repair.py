@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 
 from lightning_prune.channels.graph.graph import ChannelGraph
-from lightning_prune.channels.surgery.widths import kept_count
+from lightning_prune.channels.graph.keep import kept_count
 from lightning_prune.errors import PlanError
 
 

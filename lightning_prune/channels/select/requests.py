@@ -12,8 +12,8 @@ from torch import Tensor
 from lightning_prune.channels.analysis.branches import Branches
 from lightning_prune.channels.analysis.constants import Constants
 from lightning_prune.channels.graph.graph import ChannelGraph
+from lightning_prune.channels.graph.keep import kept_count
 from lightning_prune.channels.select.selection import Request, Resource, Selection
-from lightning_prune.channels.surgery.widths import kept_count
 from lightning_prune.errors import PlanError
 
 REDUCE = {"mean": "mean", "max": "amax", "min": "amin", "sum": "sum"}

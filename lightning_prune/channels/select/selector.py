@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_prune.channels.analysis.branches import Branches, Check, Whole
+from lightning_prune.channels.analysis.branches import Branches, Whole
 from lightning_prune.channels.graph.cost import ChannelCost
 from lightning_prune.channels.select.budget import meet_budget
 from lightning_prune.channels.select.repair import check_limits, repair
 from lightning_prune.channels.select.selection import MISS, Request, Resource, Selection
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.channels.surgery.widths import equal_widths
+from lightning_prune.channels.verify.find_form import Check
 from lightning_prune.errors import PlanError, TargetError
 from lightning_prune.functional.thresholds import Rule, boundary, costs, gap
 

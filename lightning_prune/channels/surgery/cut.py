@@ -12,26 +12,12 @@ from torch.optim import Optimizer
 
 from lightning_prune.channels.surgery.empty import check_empty, empty_layers
 from lightning_prune.channels.surgery.install import install
+from lightning_prune.channels.surgery.rewrite import Programs, build_from_plan
 from lightning_prune.errors import PlanError
-from lightning_prune.plan.plan import Change, Cut, PruningPlan
+from lightning_prune.plan.cut import Change, Cut
+from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.plan.record import Compact, remember
-
-
-def take(tensor: Tensor, cut: Cut) -> Tensor:
-    """Returns the kept entries of a tensor as a new tensor, in the same memory format."""
-    out = tensor
-    for dim, indices in cut.kept.items():
-        out = out.index_select(dim, torch.tensor(indices, dtype=torch.int64, device=tensor.device))
-    if tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
-        return out.contiguous(memory_format=torch.channels_last)
-    return out.contiguous()
-
-
-def state_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """{name: tensor} of all parameters and buffers, shared ones under each of their names."""
-    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    tensors.update(model.named_buffers(remove_duplicate=False))
-    return tensors
+from lightning_prune.support.tensors import state_tensors, take
 
 
 def check_fits(plan: PruningPlan, model: nn.Module, *, after: bool = False) -> None:
@@ -147,13 +133,13 @@ def cut_tensors(plan: PruningPlan, target: nn.Module, optimizers: Iterable[Optim
                 state = optimizer.state.get(tensor, {})
                 for key, value in state.items():
                     if isinstance(value, Tensor) and value.shape == cut.shape:
-                        state[key] = take(value, cut)
+                        state[key] = take(value, cut.kept)
             grad, tensor.grad = tensor.grad, None  # a gradient of the old shape may not stay
-            tensor.data = take(tensor.data, cut)
+            tensor.data = take(tensor.data, cut.kept)
             if 0 in cut.new_shape and tensor.requires_grad:
                 tensor.requires_grad_(False)  # DDP waits for the gradient of whatever says that it has one
             elif grad is not None:
-                tensor.grad = take(grad, cut)
+                tensor.grad = take(grad, cut.kept)
 
 
 def add_folds(target: nn.Module, folds: dict[str, Tensor]) -> None:
@@ -181,7 +167,7 @@ def apply_plan(
     model: nn.Module,
     optimizers: Iterable[Optimizer] = (),
     averaged: Iterable[nn.Module] = (),
-    programs: Any = None,
+    programs: Programs | None = None,
     folds: dict[str, Tensor] | None = None,
 ) -> nn.Module:
     """See `PruningPlan.apply`.
@@ -196,10 +182,8 @@ def apply_plan(
         check_fits(plan, target)
     check_optimizers(plan, targets[0], optimizers)
     records = [Compact.after(target, plan) for target in targets]  # copies what is about to be cut
-    built: list[Any] = []
+    built: list[Programs] = []
     if plan.form == "graph":
-        from lightning_prune.channels.surgery.rewrite import build_from_plan
-
         built = [programs if programs and i == 0 else build_from_plan(plan, t) for i, t in enumerate(targets)]
     for i, target in enumerate(targets):
         add_folds(target, folds or {})

@@ -1,9 +1,8 @@
 """Layers that have lost all their channels: stand-ins for what PyTorch cannot run without any.
 
-A branch that goes whole keeps its modules and its Parameter objects, of size zero, so names, optimizers, checkpoints
+A branch that is removed keeps its modules and its Parameter objects, of size zero, so names, optimizers, checkpoints
 and the way back stay as for every other cut. A linear layer runs like that by itself. A convolution and a BatchNorm do
-not: the class of the object becomes a cached subclass, which copies and pickles find again. Nothing is put on the
-object.
+not: the class of the object is swapped, in copies and pickles too. Nothing is put on the object.
 """
 
 from __future__ import annotations
@@ -18,18 +17,26 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_prune.errors import PlanError
-from lightning_prune.plan.plan import Cut, PruningPlan
+from lightning_prune.plan.cut import Cut
+from lightning_prune.plan.plan import PruningPlan
+from lightning_prune.support.class_swap import is_swapped, original_class, recipe, restore, swap
 
-_BASE = "_lightning_prune_filled_class"
+_RECIPE = "empty"
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_CLASSES: dict[tuple[type, bool | None], type] = {}
 _PROBES = 9  # input sizes on which a convolution shows how it pads
 
 
-def filled_class(kind: type) -> type:
-    """The class of a module before its stand-in took over."""
-    base: type = vars(kind).get(_BASE, kind)
-    return base
+@recipe(_RECIPE, copied=True)
+def _stand_in(base: type[nn.Module], same: bool | None) -> dict[str, Any]:
+    """same: whether a convolution pads to ceil(size / stride); None for a norm."""
+
+    def convolution(self: Any, x: Tensor) -> Tensor:
+        return _constant(self, x, bool(same))
+
+    def norm(self: Any, x: Tensor) -> Tensor:
+        return x  # nothing to scale, nothing to count
+
+    return {"forward": norm if same is None else convolution, "__doc__": f"{base.__name__} without channels."}
 
 
 def may_be_empty(module: nn.Module) -> bool:
@@ -43,19 +50,18 @@ def empty_layers(model: nn.Module, paths: Collection[str]) -> None:
     """Puts stand-ins in place of the modules' own code, where they need one."""
     for path in paths:
         module = model.get_submodule(path)
-        if filled_class(type(module)) is not type(module):
+        if is_empty_layer(module):
             continue
         if isinstance(module, _CONVOLUTIONS):
-            module.__class__ = _empty_class(type(module), bool(_pads_alike(module)))
+            swap(module, _RECIPE, bool(_pads_alike(module)))
         elif isinstance(module, _BatchNorm):
-            module.__class__ = _empty_class(type(module), None)
+            swap(module, _RECIPE, None)
 
 
 def fill(model: nn.Module, paths: Collection[str]) -> None:
     """Makes the modules run their own code again."""
     for path in paths:
-        module = model.get_submodule(path)
-        module.__class__ = filled_class(type(module))
+        restore(model.get_submodule(path), _RECIPE)
 
 
 @contextlib.contextmanager
@@ -71,7 +77,7 @@ def emptied(model: nn.Module, plan: PruningPlan) -> Iterator[None]:
 
 def is_empty_layer(module: nn.Module) -> bool:
     """Whether a stand-in runs in place of the module's own code."""
-    return _BASE in vars(type(module))
+    return is_swapped(module, _RECIPE)
 
 
 def empty_paths(cuts: Mapping[str, Cut]) -> tuple[str, ...]:
@@ -137,34 +143,6 @@ def _check_whole(plan: PruningPlan, path: str, module: nn.Module) -> None:
             raise PlanError(f"the plan would empty dim {dim} of {path}.{name}, which has no channels; keep one there")
 
 
-def _empty_class(kind: type, same: bool | None) -> type:
-    """The subclass that stands in. same: whether a convolution pads to ceil(size / stride); None for a norm."""
-    if (kind, same) in _CLASSES:
-        return _CLASSES[kind, same]
-
-    def convolution(self: Any, x: Tensor) -> Tensor:
-        return _constant(self, x, bool(same))
-
-    def norm(self: Any, x: Tensor) -> Tensor:
-        return x  # nothing to scale, nothing to count
-
-    def reduce(self: Any, protocol: Any) -> Any:
-        getstate = getattr(kind, "__getstate__", None)
-        return _bare, (kind, same), dict(getstate(self) if getstate is not None else self.__dict__)
-
-    members: dict[str, Any] = {"forward": norm if same is None else convolution, "__reduce_ex__": reduce, _BASE: kind}
-    members |= {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    members["__doc__"] = f"{kind.__name__} without channels."
-    _CLASSES[kind, same] = type(kind.__name__, (kind,), members)
-    return _CLASSES[kind, same]
-
-
-def _bare(kind: type, same: bool | None) -> Any:
-    """An empty object of the stand-in's class, for pickle and copy, which cannot find that class by its name."""
-    made: Any = _empty_class(kind, same)
-    return made.__new__(made)
-
-
 def _constant(module: Any, x: Tensor, same: bool) -> Tensor:
     """What a convolution without inputs gives: its bias everywhere. Without outputs: nothing, in the right shape."""
     weight: Tensor = module.weight
@@ -216,7 +194,7 @@ def _out_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
 
 def _pads_alike(module: Any) -> bool | None:
     """How a convolution's own code pads: False as torch does, True to ceil(size / stride), None in no known way."""
-    kind = filled_class(type(module))
+    kind = original_class(module)
     if kind in _CONVOLUTIONS:
         return False
     twin = copy.copy(module)

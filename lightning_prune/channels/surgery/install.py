@@ -5,62 +5,46 @@ Copies and pickles run from the graphs too.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from lightning_prune.channels.surgery.rewrite import Programs
+from lightning_prune.channels.surgery.rewrite import Programs
+from lightning_prune.support.class_swap import data_key, is_swapped, recipe, restore, swap
 
-_CLASSES: dict[type, type] = {}
-_BASE = "_lightning_prune_eager_class"
-PROGRAMS = "_compact_programs"
-
-
-def eager_class(kind: type) -> type:
-    """The class that a model had before its graphs were rewritten."""
-    base: type = vars(kind).get(_BASE, kind)
-    return base
+_RECIPE = "programs"
+_PROGRAMS = data_key(_RECIPE)
 
 
-def graph_class(kind: type) -> type:
-    """A subclass of a model's class whose `forward` runs the graphs."""
-    kind = eager_class(kind)
-
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        programs: Programs = self.__dict__[PROGRAMS]
-        return programs.codes["forward", self.training](self, args, kwargs)
-
-    def forward_features(self: Any, *args: Any, **kwargs: Any) -> Any:
-        programs: Programs = self.__dict__[PROGRAMS]
-        return programs.codes["forward_features", self.training](self, args, kwargs)
-
-    def reduce(self: Any, protocol: Any) -> Any:
-        getstate = getattr(kind, "__getstate__", None)
-        return _bare, (kind,), dict(getstate(self) if getstate is not None else self.__dict__)
-
-    if kind not in _CLASSES:
-        members: dict[str, Any] = {"forward": forward, "__doc__": f"{kind.__name__}, run from a rewritten graph."}
-        members |= {_BASE: kind, "__reduce_ex__": reduce, "__module__": kind.__module__}
-        if hasattr(kind, "forward_features"):
-            members["forward_features"] = forward_features
-        _CLASSES[kind] = type(kind.__name__, (kind,), members)
-    return _CLASSES[kind]
+@recipe(_RECIPE, copied=True)
+def _rewritten(base: type[nn.Module]) -> dict[str, Any]:
+    members: dict[str, Any] = {
+        "forward": _runner("forward"),
+        "__doc__": f"{base.__name__}, run from a rewritten graph.",
+    }
+    if hasattr(base, "forward_features"):
+        members["forward_features"] = _runner("forward_features")
+    return members
 
 
-def _bare(kind: type) -> Any:
-    """An empty object of the graph class, for pickle and copy, which cannot find that class by its name."""
-    made: Any = graph_class(kind)
-    return made.__new__(made)
+def _runner(method: str) -> Any:
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        programs: Programs = self.__dict__[_PROGRAMS]
+        return programs.codes[method, self.training](self, args, kwargs)
+
+    return run
 
 
 def install(model: nn.Module, programs: Programs) -> None:
     """Makes a (sliced) model run from rewritten graphs. The object and its tensors stay."""
-    model.__dict__[PROGRAMS] = programs
-    model.__class__ = graph_class(type(model))
+    swap(model, _RECIPE, data=programs)
 
 
 def uninstall(model: nn.Module) -> None:
     """Makes a model run its own code again. Nothing happens to one that does."""
-    if model.__dict__.pop(PROGRAMS, None) is not None:
-        model.__class__ = eager_class(type(model))
+    restore(model, _RECIPE)
+
+
+def is_rewritten(model: nn.Module) -> bool:
+    """Whether a model, or a part of it, runs from rewritten graphs."""
+    return any(is_swapped(module, _RECIPE) for module in model.modules())

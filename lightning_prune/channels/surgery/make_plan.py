@@ -7,11 +7,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_prune.channels.graph.graph import ChannelGraph
-from lightning_prune.channels.surgery.cut import state_tensors
+from lightning_prune.channels.graph.keep import kept_mask
 from lightning_prune.channels.surgery.empty import empty_paths
-from lightning_prune.channels.surgery.widths import attribute_changes, kept_mask
-from lightning_prune.plan.plan import Cut, PruningPlan
+from lightning_prune.channels.surgery.widths import attribute_changes
+from lightning_prune.plan.cut import Cut
+from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.support.modes import split_input
+from lightning_prune.support.tensors import state_tensors
 
 
 def make_plan(model: nn.Module, graph: ChannelGraph, keep: Tensor, example_input: Any, form: str) -> PruningPlan:

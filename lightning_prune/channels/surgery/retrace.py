@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from lightning_prune.channels.graph.graph import export
+from lightning_prune.channels.trace.export import export
 from lightning_prune.errors import TraceError
 from lightning_prune.support.modes import mode, split_input
 

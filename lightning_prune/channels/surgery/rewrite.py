@@ -7,7 +7,6 @@ train mode and one for eval mode, over the same parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,14 +16,13 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from lightning_prune.channels.graph.graph import ChannelGraph, check_options
+from lightning_prune.channels.graph.graph import ChannelGraph
+from lightning_prune.channels.graph.keep import kept_count, kept_mask
 from lightning_prune.channels.graph.propagate import operator_name
 from lightning_prune.channels.surgery.retrace import FEATURES, Trace, traces
-from lightning_prune.channels.surgery.widths import kept_count, kept_mask
-from lightning_prune.channels.verify.tensors import Later, LazyRun, Reader
+from lightning_prune.channels.trace.options import check_options
 from lightning_prune.errors import PlanError
 from lightning_prune.plan.plan import PruningPlan
-from lightning_prune.support.modes import split_input
 
 
 @dataclass
@@ -203,20 +201,6 @@ def _without_checks(module: GraphModule) -> GraphModule:
     module.__dict__.pop("_tracer_cls", None)
     module.recompile()
     return module
-
-
-def graph_runner(programs: Programs) -> Callable[..., list[Tensor]]:
-    """Runs the eval graph with tensors from outside, as `verify.run` runs a module."""
-
-    def runner(_: nn.Module, read: Reader, batch: Any) -> list[Tensor]:
-        args, kwargs = split_input(batch)
-        flat = pytree.tree_leaves((args, kwargs))
-        code = programs.codes["forward", False]
-        feed = [Later(read, w) if kind == "state" else flat[w] if kind == "input" else w for kind, w in code.sources]
-        out = LazyRun(code.module).run(*feed)
-        return [t for t in out if isinstance(t, Tensor) and t.is_floating_point()]
-
-    return runner
 
 
 def build_from_plan(plan: PruningPlan, model: nn.Module) -> Programs:

@@ -15,8 +15,10 @@ from lightning_prune.channels.surgery.cut import (
 from lightning_prune.channels.surgery.empty import fill
 from lightning_prune.channels.surgery.install import uninstall
 from lightning_prune.errors import PlanError
-from lightning_prune.plan.plan import Cut, PruningPlan
+from lightning_prune.plan.cut import Cut
+from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.plan.record import Compact, remember
+from lightning_prune.support.tensors import like_format
 
 
 def put_back(tensor: Tensor, cut: Cut, elsewhere: float = 0.0) -> Tensor:
@@ -30,9 +32,7 @@ def put_back(tensor: Tensor, cut: Cut, elsewhere: float = 0.0) -> Tensor:
         shape = [cut.shape[d] if d == dim else size for d, size in enumerate(out.shape)]
         index = torch.tensor(indices, dtype=torch.int64, device=tensor.device)
         out = out.new_full(shape, elsewhere).index_copy_(dim, index, out)
-    if tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
-        return out.contiguous(memory_format=torch.channels_last)
-    return out
+    return like_format(out, tensor)
 
 
 def undo_plan(plan: PruningPlan, model: nn.Module) -> nn.Module:

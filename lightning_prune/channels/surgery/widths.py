@@ -15,20 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.graph.graph import ChannelGraph
+from lightning_prune.channels.graph.keep import kept_count
 from lightning_prune.channels.trace.sites import Count
-from lightning_prune.plan.plan import Change
-
-
-def kept_count(classes: Tensor, keep: Tensor) -> int:
-    """How many channels of a class-id vector are left. keep: bool of shape (number of classes,)."""
-    return int(kept_mask(classes, keep).sum())
-
-
-def kept_mask(classes: Tensor, keep: Tensor) -> Tensor:
-    """Bool mask of the channels that stay, in the shape of `classes`."""
-    if len(keep) == 0:
-        return torch.ones_like(classes, dtype=torch.bool)
-    return (classes < 0) | keep[classes.clamp(min=0)]
+from lightning_prune.plan.cut import Change
 
 
 @dataclass(frozen=True)

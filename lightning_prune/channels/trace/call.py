@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from lightning_prune.channels.trace.labels import Labels
+from lightning_prune.channels.trace.options import Options
 from lightning_prune.channels.trace.sites import Count, Parts, Pick, Product, Sum, module_path
 
 LARGEST_AXIS = 1 << 17
@@ -28,21 +29,6 @@ class Value:
 
     shape: tuple[int, ...]
     axes: dict[int, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Options:
-    """The user's choices that change which channels are tied.
-
-    Attributes:
-        groups: "tie" removes the same position from all groups of a grouped conv, "whole" removes whole groups.
-        attention: "dims" ties heads and removes the same dimensions from each, "heads" removes whole heads.
-        allow_inexact: names of approximations that the user accepts ("eca").
-    """
-
-    groups: str = "tie"
-    attention: str = "dims"
-    allow_inexact: frozenset[str] = frozenset()
 
 
 @dataclass

@@ -13,7 +13,10 @@ from torch.utils import _pytree as pytree
 
 from lightning_prune.channels.surgery.cut import clear_caches, set_attributes
 from lightning_prune.channels.surgery.empty import emptied
+from lightning_prune.channels.surgery.rewrite import Programs
 from lightning_prune.channels.verify.tensors import (
+    Later,
+    LazyRun,
     Reader,
     Step,
     awake,
@@ -112,6 +115,20 @@ def run(model: nn.Module, read: Reader, example: Any) -> list[Tensor]:
     with reading(model, read):
         out = model(*args, **kwargs)
     return [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def graph_runner(programs: Programs) -> Callable[..., list[Tensor]]:
+    """Runs the eval graph with tensors from outside, as `run` runs a module."""
+
+    def runner(_: nn.Module, read: Reader, batch: Any) -> list[Tensor]:
+        args, kwargs = split_input(batch)
+        flat = pytree.tree_leaves((args, kwargs))
+        code = programs.codes["forward", False]
+        feed = [Later(read, w) if kind == "state" else flat[w] if kind == "input" else w for kind, w in code.sources]
+        out = LazyRun(code.module).run(*feed)
+        return [t for t in out if isinstance(t, Tensor) and t.is_floating_point()]
+
+    return runner
 
 
 def distance(first: list[Tensor], second: list[Tensor]) -> float:

@@ -9,14 +9,17 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor, nn
 
 from lightning_prune.channels.graph.graph import ChannelGraph
-from lightning_prune.channels.surgery.rewrite import build, graph_runner
+from lightning_prune.channels.surgery.rewrite import build
 from lightning_prune.channels.surgery.widths import expressible
-from lightning_prune.channels.verify.compare import Proof, check_eager, check_trains
-from lightning_prune.channels.verify.faults import explain, reraise_ours
+from lightning_prune.channels.verify.compare import Proof, check_eager, check_trains, graph_runner
 from lightning_prune.channels.verify.locate import locate, name_layer
 from lightning_prune.errors import ChannelError, PlanError, SurgeryError, TargetError
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.plan.record import plans_of
+from lightning_prune.support.faults import explain, reraise_ours
+
+Check = Callable[[Tensor], str]
+"""Says why a model cannot run without some channel groups, bool of shape (groups,); "" if it can."""
 
 T = TypeVar("T")
 Ties = list[tuple[Tensor, ...]]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from lightning_prune.channels.surgery.cut import state_tensors, take
 from lightning_prune.plan.plan import PruningPlan
+from lightning_prune.support.tensors import state_tensors, take
 
 Reader = Callable[[str], Tensor]
 """Makes the tensor of a name in the state dict."""
@@ -61,7 +61,7 @@ def masked(plan: PruningPlan, dtype: torch.dtype | None, only: Collection[str] |
 
 def sliced(plan: PruningPlan, dtype: torch.dtype | None) -> Step:
     """Every removed entry is gone."""
-    return lambda name, tensor: cast(dtype)(name, take(tensor, plan.cuts[name]) if name in plan.cuts else tensor)
+    return lambda name, tensor: cast(dtype)(name, take(tensor, plan.cuts[name].kept) if name in plan.cuts else tensor)
 
 
 def folded(folds: Mapping[str, Tensor], dtype: torch.dtype | None) -> Step:

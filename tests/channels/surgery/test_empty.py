@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_prune.channels import PlanError, PruningPlan
 from lightning_prune.channels.surgery.empty import empty_layers, fill, is_empty_layer, may_be_empty
-from lightning_prune.plan.plan import Cut
+from lightning_prune.plan.cut import Cut
 from tests.channels.models import Chain
 
 CONVOLUTIONS: dict[str, tuple[type[nn.Module], dict[str, Any], tuple[int, ...]]] = {

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from lightning_prune.channels import prune_channels
 from lightning_prune.channels.verify.compare import exact_dtypes
 from lightning_prune.channels.verify.tensors import awake, cast, reader, reading
-from lightning_prune.plan.plan import Cut, PruningPlan
+from lightning_prune.plan.cut import Cut
+from lightning_prune.plan.plan import PruningPlan
 from tests.channels.models import Chain, random_scores, randomise
 from tests.sweep.channels_cost import memory
 

@@ -1,14 +1,14 @@
-"""Holding zeros: putting the final masks into the weights, and keeping pruned weights at zero afterwards."""
+"""Holding zeros: putting the final masks into the weights wherever they live, and keeping them there afterwards."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from lightning_prune.callbacks.trainer import averaged_copies
 from lightning_prune.masks import Target
 from lightning_prune.masks.ltp import zeros_step_
 
@@ -37,13 +37,11 @@ def prune_everywhere(trainer: Trainer, targets: Sequence[Target], masks: Sequenc
                 if torch.is_tensor(value) and found is not None and value.shape == found.shape:
                     value.masked_fill_(~found.to(value.device), 0)
     by_name = {t.name: m for t, m in zip(targets, masks, strict=True)}
-    for callback in getattr(trainer, "callbacks", ()):
-        average: Any = getattr(callback, "_average_model", None)
-        if isinstance(average, nn.Module):
-            copy: nn.Module = getattr(average, "module", average)
-            for name, param in copy.named_parameters():
-                if name in by_name:
-                    param.masked_fill_(~by_name[name].to(param.device), 0)
+    for average in averaged_copies(trainer):
+        copy: nn.Module = getattr(average, "module", average)
+        for name, param in copy.named_parameters():
+            if name in by_name:
+                param.masked_fill_(~by_name[name].to(param.device), 0)
 
 
 @torch.no_grad()
@@ -52,3 +50,13 @@ def keep_zeros(params: Iterable[nn.Parameter]) -> None:
     for param in params:
         if param.grad is not None:
             zeros_step_(param, param.grad)
+
+
+def check_zeros(targets: Sequence[Target], before: Sequence[int], now: Sequence[int]) -> None:
+    """Raise RuntimeError, naming the layers, if there are fewer zeros than there were."""
+    lost = [f"{t.name} ({b - a})" for t, b, a in zip(targets, before, now, strict=True) if a < b]
+    if lost:
+        raise RuntimeError(
+            f"Pruned weights came back in {', '.join(lost[:5])}: something other than the gradient moves them "
+            "(an optimizer with added noise, or weights written to directly). Use a plain optimizer in finetune."
+        )

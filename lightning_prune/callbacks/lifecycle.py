@@ -1,0 +1,269 @@
+"""The one life-cycle: phases, state, logs, release. The only class of the package with Lightning's hooks.
+
+A family (`WeightPruning`, `ChannelPruning`) says what its units are and how they are removed; a method says what they
+are worth. Neither overrides a hook of Lightning's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_prune.callbacks import calibrate
+from lightning_prune.callbacks.gates import GateTrainer
+from lightning_prune.callbacks.guard import OptimizerGuard, check_alone, check_strategy
+from lightning_prune.callbacks.method import PruningMethod
+from lightning_prune.callbacks.options import naming_near_options
+from lightning_prune.callbacks.phases import phases_of, training_length
+from lightning_prune.callbacks.step import Step
+from lightning_prune.callbacks.trainer import writes_logs_now
+from lightning_prune.errors import CalibrationError
+from lightning_prune.masks import attach
+
+
+class PruningCallback(PruningMethod, Callback):
+    """Base of all callbacks that prune: `WeightPruning` and `ChannelPruning` are what to subclass."""
+
+    def __init__(self, *args: Any) -> None:
+        self._guard = OptimizerGuard(self._after_step)
+        self._gate_trainer: GateTrainer | None = None
+        self._loaded: dict[str, Any] | None = None
+        super().__init__(*args)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = naming_near_options(cls.__init__)  # type: ignore[method-assign]
+
+    # ---- Lightning's hooks ------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Called before the model is complete: refuses what can be refused, resets an earlier fit."""
+        if stage == "fit":
+            check_strategy(trainer, type(self).__name__)
+            check_alone(trainer, self, PruningCallback)
+            self.check(trainer)
+            self.release(pl_module)
+            self.reset()
+        self._loaded = None
+        self.open(trainer, pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called with the model final and a checkpoint's weights loaded: takes its state over too."""
+        self.prepare(trainer, pl_module)
+        self._restore(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called when the length of the training is known: resolves the phases, watches the optimizers."""
+        self.accumulate = trainer.accumulate_grad_batches
+        self.phases = phases_of(trainer, *self.durations)
+        self._guard.watch(trainer.optimizers, self.watched())
+        if self.removes_at == "batch end":
+            self._remove_if_due(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Called before each batch: begins the sparsify phase; some families remove here."""
+        assert self.phases is not None
+        self._guard.new_batch()
+        if self.stage == "dense" and self.phases.at(self.seen) != "warmup":
+            self._begin(trainer, pl_module, batch)
+        if self.removes_at == "batch start":
+            self._remove_if_due(trainer, pl_module)
+        if self.stage == "soft":
+            self._expire()
+            self.before_batch(trainer, pl_module)
+
+    @torch.no_grad()
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Called after unscaling and all-reduce, before clipping."""
+        self._guard.announced(optimizer)
+        step = Step(optimizer, writes_logs_now(trainer))
+        if self.stage == "soft":
+            self.before_step(self.units, step)
+            if self._gate_trainer is not None:
+                self._gate_trainer.step(trainer, step)
+            self._expire()
+        elif self.stage == "pruned":
+            self.hold(step)
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer) -> None:
+        self._expire()
+        if self.stage == "soft":
+            self.after_step(self.units, Step(optimizer))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Called after each batch: counts it, removes when the sparsify phase is over, logs."""
+        self.seen += 1
+        if self.removes_at == "batch end":
+            self._remove_if_due(trainer, pl_module)
+        if writes_logs_now(trainer):
+            self.log_step(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called after validation, before checkpoints."""
+        if self.stage != "dense":
+            self.log_epoch(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called when training ends, early too: what the phase has come to so far is removed."""
+        if self.stage == "dense":
+            rank_zero_warn(
+                f"Training ended in the warm-up, after {self.seen} batches of which sparsify was to begin after "
+                f"{self.phases.begin if self.phases else '?'}: nothing was pruned. Its checkpoints resume the phase."
+            )
+        elif self.stage == "soft":
+            rank_zero_warn(
+                f"Training ended in the sparsify phase, at {self.progress:.0%} of it: the model is pruned now, as far "
+                "as the phase has come and without finetune. Its checkpoints resume the phase."
+            )
+            self._remove(trainer, pl_module, early=True)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called at the end of fit: the module is a plain model again."""
+        self._release(pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Called at the end of every run that does not raise."""
+        self._release(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Called when a run raises: weights stay as they are."""
+        self._release(pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called in fit and alone: evaluation sees what training sees, also of a checkpoint from the sparsify phase."""
+        self._before_evaluation(trainer, pl_module)
+        if self._gates and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            # Masks move faster than BatchNorm's running averages follow; training itself does not read those.
+            few = min(self.recalibrate_batches, max(2, training_length(trainer).batches_per_epoch // 10))
+            self._calibrated(trainer, pl_module, calibrate.calibration_batches(trainer, few))
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As `on_validation_start`."""
+        self._before_evaluation(trainer, pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As `on_validation_start`."""
+        self._before_evaluation(trainer, pl_module)
+
+    def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        """Averaging callbacks exchange the weights around validation: masks are computed anew."""
+        self._expire()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As `on_validation_batch_start`."""
+        self._expire()
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.after_evaluation(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors, numbers and strings, loadable with ``weights_only=True``."""
+        state: dict[str, Any] = {"stage": self.stage, "seen": self.seen}
+        if self.stage == "soft":
+            state["tensors"] = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
+            state["gates"] = self._gate_trainer.state() if self._gate_trainer is not None else {}
+        return state | self.state()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Called in a run and after it."""
+        self.save(pl_module, checkpoint)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Called before the model is final; the state is put in place when it is."""
+        self._loaded = state_dict
+
+    # ---- transitions ------------------------------------------------------------------------------------------------
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        self.begin(trainer, pl_module, batch)
+        self.start(self.units)
+        self._gates = dict(self.gates(self.units))
+        self._gate_trainer = GateTrainer(self._gates, self.root, self.gate_optimizer)
+        attach(self.root, self._gates)
+        self.stage = "soft"
+
+    def _remove_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.phases is not None
+        if self.stage != "pruned" and self.seen >= self.phases.prune:
+            if self.stage == "dense":
+                self._begin(trainer, pl_module, None)
+            self._remove(trainer, pl_module)
+
+    @torch.no_grad()
+    def _remove(self, trainer: Trainer, pl_module: LightningModule, early: bool = False) -> None:
+        batches = calibrate.calibration_batches(trainer, self.recalibrate_batches)
+        soft = self._calibrated(trainer, pl_module, batches)
+        removed = self.remove(trainer, pl_module, early)
+        self.stage, self._gates, self._gate_trainer = "pruned", {}, None
+        if removed:
+            self.log_removal(trainer, soft, self._calibrated(trainer, pl_module, batches))
+
+    def _calibrated(self, trainer: Trainer, pl_module: LightningModule, batches: list[Any]) -> float | None:
+        """Re-estimate BatchNorm statistics; the accuracy with them. What cannot be run is a warning, once."""
+        try:
+            calibrate.recalibrate(trainer, pl_module, batches, self.calibration_forward)
+            return calibrate.accuracy(trainer, pl_module, batches, self.calibration_forward)
+        except CalibrationError as error:
+            self.monitor.warn_once(
+                "forward", f"BatchNorm statistics are not re-estimated: {error}, or set recalibrate_batches=0."
+            )
+            return None
+
+    def scored(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
+        """The method's scores, after it was shown the calibration batches, if it wants to see them."""
+        if type(self).observe is not PruningMethod.observe:
+            batches = calibrate.calibration_batches(trainer, self.recalibrate_batches)
+            sums: dict[str, Tensor] = {}
+            counts: dict[str, int] = {}
+
+            def note(name: str, activation: Tensor, labels: Tensor | None) -> None:
+                value = self.observe(name, activation, labels)
+                if value is not None:
+                    sums[name] = sums[name] + value if name in sums else value.clone()
+                    counts[name] = counts.get(name, 0) + 1
+
+            calibrate.observe(trainer, pl_module, self.sites(), self.observes, note, batches, self.calibration_forward)
+            self.observed = {
+                n: trainer.strategy.reduce(total / counts[n], reduce_op="mean")  # type: ignore[misc]
+                for n, total in sums.items()
+            }
+        return self.score(self.units)
+
+    def _before_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit" and type(self).gates is not PruningMethod.gates:
+            if self._loaded is not None:
+                self.prepare(trainer, pl_module)
+                self._restore(trainer, pl_module)
+            elif self.stage == "soft" and set(self.root.parameters()) <= set(pl_module.parameters()):
+                attach(self.root, self._gates)  # a fit of this very model that did not reach its removal
+        self._expire()
+
+    def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        state, self._loaded = self._loaded, None
+        if state is None:
+            return
+        self.seen = state["seen"]
+        self.restore(pl_module, state)
+        if state["stage"] == "soft":
+            self._begin(trainer, pl_module, None)
+            for name, tensor in self.tensors().items():
+                tensor.copy_(state["tensors"][name])
+            assert self._gate_trainer is not None
+            self._gate_trainer.load(state["gates"])
+        self.stage = state["stage"]
+
+    def _expire(self) -> None:
+        for gate in self._gates.values():
+            gate.expire()
+
+    def _release(self, pl_module: LightningModule) -> None:
+        self._guard.release()
+        self.release(pl_module)

@@ -1,0 +1,34 @@
+"""Constructors whose options an editor can see: written out in full, handed on by name, misspelt ones answered."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def options_of(base: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a constructor's ``locals()`` that its base class takes: the arguments of ``super().__init__``."""
+    names = list(inspect.signature(base.__init__).parameters)[1:]  # type: ignore[misc]
+    return {name: given[name] for name in names if name in given}
+
+
+def naming_near_options(init: Callable[..., None]) -> Callable[..., None]:
+    """The same constructor, whose error for an option that it does not have names those that are near."""
+    parameters = inspect.signature(init).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return init
+    known = [p.name for p in parameters][1:]
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **options: Any) -> None:
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=3)
+                hint = f"Did you mean {' or '.join(near)}?" if near else f"It has: {', '.join(known)}."
+                raise TypeError(f"{type(self).__name__} has no option {name!r}. {hint}")
+        init(self, *args, **options)
+
+    return checked

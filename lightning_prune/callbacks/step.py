@@ -1,0 +1,34 @@
+"""One optimizer step, as a method sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of one of the user's optimizers.
+
+    Attributes:
+        optimizer: the one that steps.
+        logged: whether the logger writes this step.
+    """
+
+    optimizer: Optimizer
+    logged: bool = False
+
+    @cached_property
+    def _rates(self) -> dict[int, float]:
+        return {id(p): float(g["lr"]) for g in self.optimizer.param_groups for p in g["params"]}
+
+    def holds(self, param: Tensor) -> bool:
+        """Whether the optimizer holds a parameter."""
+        return id(param) in self._rates
+
+    def rate(self, param: Tensor) -> float:
+        """The learning rate of a parameter; 0 if the optimizer does not hold it."""
+        return self._rates.get(id(param), 0.0)

@@ -1,0 +1,107 @@
+"""Weight pruning by one threshold a layer on w²: masks in training, sums over each layer, the last common factor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lightning_prune.callbacks.step import Step
+from lightning_prune.callbacks.trainer import log_to_loggers
+from lightning_prune.callbacks.weights import WeightPruning
+from lightning_prune.functional import budget
+from lightning_prune.masks import MaskGate
+from lightning_prune.masks.ltp import HARD_KEPT, IN_BAND, KEPT, STATS, TASK
+from lightning_prune.masks.units import WeightUnits
+
+
+class ThresholdPruning(WeightPruning):
+    """Base of LTP and magnitude pruning. A subclass gives gates, ``thresholds`` and ``learn``.
+
+    Attributes:
+        stats: the last sums of each layer, [layers, len(STATS)]; float64 on the CPU.
+        final_thresholds: those of the hard prune; None before it.
+    """
+
+    def reset(self) -> None:
+        super().reset()
+        self.stats = torch.zeros(0, len(STATS))
+        self.final_thresholds: Tensor | None = None
+
+    def thresholds(self) -> Tensor:
+        """The thresholds on ``w²``, [layers], ≥ 0."""
+        raise NotImplementedError
+
+    def learn(self, stats: Tensor, active: Tensor) -> None:
+        """Move the thresholds, once per optimizer step.
+
+        Args:
+            stats: float64 [layers, len(STATS)], the sums over each layer as of its last step.
+            active: bool [layers], those that got a finite gradient in this step.
+        """
+        raise NotImplementedError
+
+    def start(self, units: WeightUnits) -> None:
+        device = units.targets[0].param.device
+        wide = torch.float64 if device.type == "cpu" else torch.float32
+        self.stats = torch.zeros(len(units.targets), len(STATS), dtype=wide, device=device)
+        self.stats[:, KEPT] = torch.tensor([float(t.numel) for t in units.targets])
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"stats": self.stats}
+
+    def before_step(self, units: WeightUnits, step: Step) -> None:
+        ready = [t.param.grad is not None and step.holds(t.param) for t in units.targets]
+        for i, target in enumerate(units.targets):
+            if ready[i]:
+                gate = self._gates[target.name]
+                assert isinstance(gate, MaskGate)
+                assert target.param.grad is not None
+                self.stats[i] = gate.step_(target.param, target.param.grad, step.logged)
+        # A loss-scaling overflow gives non-finite sums; the scaler skips the weights' step, and so do the thresholds.
+        finite = torch.isfinite(self.stats[:, TASK])
+        active = torch.tensor(ready, device=self.stats.device) & finite & finite.all()
+        self.learn(self.stats, active)
+
+    def score(self, units: WeightUnits) -> Tensor:
+        """``w²/τ``: the budget's cut through it is one common factor on all thresholds."""
+        tiny = torch.finfo(torch.float32).tiny
+        taus = self.thresholds().float().clamp_min(tiny)
+        return units.join([w.square() / tau for w, tau in zip(units.weights(), taus, strict=True)])
+
+    def final_masks(self, score: Tensor, early: bool) -> list[Tensor]:
+        self.final_thresholds = self.thresholds().clone()
+        if self.target_sparsity is not None and not early:
+            return super().final_masks(score, early)
+        weights: Sequence[Tensor] = self.units.weights()
+        by_threshold = [w.square() > tau for w, tau in zip(weights, self.thresholds(), strict=True)]
+        return budget.at_least(by_threshold, weights, self.units.floors)
+
+    def layer_zeros(self) -> list[int]:
+        if self.stage != "soft":
+            return super().layer_zeros()
+        pairs = zip(self.units.targets, self.thresholds(), strict=True)
+        return [int((t.param.detach().float().square() <= tau).sum()) for t, tau in pairs]
+
+    def kept(self) -> Tensor:
+        if self.stage != "soft":
+            return super().kept()
+        stats = self.stats
+        counted = torch.where(stats[:, HARD_KEPT].isnan(), stats[:, KEPT], stats[:, HARD_KEPT])
+        return counted.sum() / self.units.numel
+
+    def metrics(self) -> dict[str, Tensor | float]:
+        numel = self.units.numel
+        return {"soft_kept": self.stats[:, KEPT].sum() / numel, "band": self.stats[:, IN_BAND].nansum() / numel}
+
+    def log_epoch(self, trainer: Trainer) -> None:
+        super().log_epoch(trainer)
+        if self.stage == "soft":
+            taus = zip(self.units.names, self.thresholds().tolist(), strict=True)
+            log_to_loggers(trainer, {f"prune/layer/{name}/tau": tau for name, tau in taus})
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | ({"thresholds": self.thresholds().clone()} if self.stage == "soft" else {})

@@ -1,0 +1,108 @@
+"""What Lightning does not offer as public API: each of its private attributes that we read stands in this file."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """The trainer's callbacks, in their order."""
+    return list(getattr(trainer, "callbacks", ()))
+
+
+def shards_parameters(trainer: Trainer) -> bool:
+    """Whether the strategy shards weights or restores them after ``on_fit_start`` (FSDP, DeepSpeed, ...)."""
+    return bool(getattr(trainer.strategy, "restore_checkpoint_after_setup", False))
+
+
+def trains_in_child_processes(trainer: Trainer) -> bool:
+    """Whether the training runs in child processes of this one, from which only weights come back."""
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+
+
+def writes_logs_now(trainer: Trainer) -> bool:
+    """Whether the logger writes this step."""
+    return bool(trainer._logger_connector.should_update_logs)
+
+
+def log_to_loggers(trainer: Trainer, numbers: Mapping[str, float]) -> None:
+    """Numbers for the loggers alone, never for ``callback_metrics``."""
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(numbers), step=_logged_step(trainer))
+
+
+def log_histograms(trainer: Trainer, values: Mapping[str, Tensor]) -> None:
+    """Histograms by name, for loggers that take them."""
+    for logger in trainer.loggers if trainer.is_global_zero else ():
+        add: Any = getattr(logger.experiment, "add_histogram", None) if hasattr(logger, "experiment") else None
+        for name, value in values.items() if add is not None else ():
+            add(name, value.detach().float(), _logged_step(trainer))
+
+
+def _logged_step(trainer: Trainer) -> int:
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def batch_on_device(trainer: Trainer, batch: Any) -> Any:
+    """A batch as ``training_step`` would get it."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def averaged_copies(trainer: Trainer) -> list[nn.Module]:
+    """The copies of the model that averaging callbacks keep (WeightAveraging, StochasticWeightAveraging)."""
+    copies = [getattr(callback, "_average_model", None) for callback in callbacks_of(trainer)]
+    return [copy for copy in copies if isinstance(copy, nn.Module)]
+
+
+def loss_scale(trainer: Trainer) -> float:
+    """What gradients outside the optimizers' parameters are still multiplied by: the loss scale of 16-bit training."""
+    scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
+    return float(scaler.get_scale()) if scaler is not None else 1.0
+
+
+@contextmanager
+def shapes_may_change(trainer: Trainer) -> Iterator[None]:
+    """Takes DistributedDataParallel off and wraps the module anew after: its reducer keeps the shapes it has seen."""
+    strategy: Any = trainer.strategy
+    wrapped = isinstance(strategy.model, DistributedDataParallel)
+    if wrapped:
+        strategy.model = trainer.lightning_module
+        gc.collect()  # the old reducer's hooks go with it
+    try:
+        yield
+    finally:
+        if wrapped:
+            strategy.configure_ddp()
+
+
+def announce_removal(trainer: Trainer, module: LightningModule, plan: Any) -> None:
+    """Tells every callback that the model has other shapes now: ``on_channels_removed(trainer, module, plan)``.
+
+    Lightning's own have no such method: to checkpoint and early-stopping callbacks, earlier scores are those of another
+    model from here on, or ``best`` may be the dense one. Files that were saved stay where they are.
+    """
+    for callback in callbacks_of(trainer):
+        listener = getattr(callback, "on_channels_removed", None)
+        if callable(listener):
+            listener(trainer, module, plan)
+        elif isinstance(callback, ModelCheckpoint):
+            callback.best_k_models = {}
+            callback.best_model_path = callback.kth_best_model_path = ""
+            callback.best_model_score = callback.current_score = None
+            callback.kth_value = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
+        elif isinstance(callback, EarlyStopping):
+            worst = torch.tensor(torch.inf)
+            callback.best_score = worst if callback.monitor_op is torch.lt else -worst
+            callback.wait_count = 0

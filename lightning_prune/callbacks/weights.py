@@ -1,0 +1,221 @@
+"""The family that zeroes weights: units are weights, the outcome is zeros at the shapes of the dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_prune.callbacks.lifecycle import PruningCallback
+from lightning_prune.callbacks.logs import by_reason
+from lightning_prune.callbacks.phases import Duration
+from lightning_prune.callbacks.step import Step
+from lightning_prune.callbacks.trail import TrailWriter
+from lightning_prune.callbacks.trainer import log_to_loggers
+from lightning_prune.callbacks.zeros import check_zeros, keep_zeros, prune_everywhere
+from lightning_prune.functional import budget
+from lightning_prune.masks import detach, find_targets
+from lightning_prune.masks.units import WeightUnits
+
+_ASKED_FOR = ("excluded", "not in include", "first or last layer")
+
+
+class WeightPruning(PruningCallback):
+    """Base of the methods that zero weights. A subclass gives ``score(units) -> [weights]`` and what else it needs.
+
+    Without gates the sparsify phase trains the dense network, and its end prunes in one shot. Names of gates are those
+    of parameters.
+
+    Args:
+        target_sparsity: share of prunable weights that are zero after the prune, met to the weight; in [0, 1).
+        target_compression: the same as prunable weights / non-zero ones, ≥ 1; give one of the two.
+        warmup: dense training first. An int counts epochs, a float is a share of the training, "300 steps" steps.
+        sparsify: training under the masks, up to the hard prune; as ``warmup``.
+        finetune: training after the prune; None takes what is left.
+        include: fnmatch patterns on parameter or module names, whole or from any dot on; None takes every conv and
+            linear weight.
+        exclude: patterns of weights to leave dense.
+        skip_first: leave the stem dense.
+        skip_last: leave the classifier dense.
+        min_keep: least share of each layer's weights to keep.
+        recalibrate_batches: training batches on which BatchNorm statistics are re-estimated after the prune; 0: none.
+        max_gap: warn if accuracy on those batches falls by more than this from the soft to the hard network.
+        trail: kept shares, e.g. ``[0.5, 0.2, 0.1]``; an ordinary checkpoint is saved at the first validation after
+            each is crossed.
+        trail_dir: folder of the trail; default ``<log dir>/trail``.
+        trail_metric: validation metric noted in the trail; default the first ``val*acc*`` or ``val*`` that is logged.
+        histogram_every: log weight histograms every that many epochs to loggers that can (costs a second for 10 M
+            weights); 0: never.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    units: WeightUnits
+
+    def __init__(
+        self,
+        target_sparsity: float | None = None,
+        target_compression: float | None = None,
+        warmup: Duration = 0,
+        sparsify: Duration = 0.6,
+        finetune: Duration | None = None,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+        skip_first: bool = False,
+        skip_last: bool = False,
+        min_keep: float = 0.01,
+        recalibrate_batches: int = 20,
+        max_gap: float = 0.05,
+        trail: Sequence[float] | None = None,
+        trail_dir: str | None = None,
+        trail_metric: str | None = None,
+        histogram_every: int = 0,
+    ) -> None:
+        if not 0 <= min_keep < 1:
+            raise ValueError(f"min_keep={min_keep} is a share of each layer, in [0, 1).")
+        self.target_sparsity = budget.one_target(target_sparsity, target_compression)
+        self.layers = {"include": include, "exclude": exclude, "skip_first": skip_first, "skip_last": skip_last}
+        self.min_keep = min_keep
+        self.trail = TrailWriter(trail, trail_dir, trail_metric) if trail else None
+        super().__init__(warmup, sparsify, finetune, recalibrate_batches, max_gap, histogram_every)
+
+    def reset(self) -> None:
+        super().reset()
+        self.units = WeightUnits((), ())
+        self.skipped: list[Any] = []
+        self.zeros_at_prune: list[int] = []
+        if self.trail is not None:
+            self.trail.entries.clear()
+
+    # ---- what a method may say further ------------------------------------------------------------------------------
+
+    def final_masks(self, score: Tensor, early: bool) -> list[Tensor]:
+        """What to keep at the hard prune, one bool tensor a layer: the highest scores, to the weight.
+
+        Args:
+            score: [weights].
+            early: the phase was cut short; a method that prunes step by step may keep more.
+        """
+        assert self.target_sparsity is not None
+        keep = budget.keep_count(self.units.numel, 1 - self.target_sparsity)
+        return budget.exact_masks(self.units.split(score), self.units.floors, keep)
+
+    def layer_zeros(self) -> list[int]:
+        """Zeros of each layer; in the sparsify phase those that the method would leave now."""
+        return self.units.zeros()
+
+    # ---- the family -------------------------------------------------------------------------------------------------
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        targets, self.skipped = find_targets(pl_module, **self.layers)  # type: ignore[arg-type]
+        numels = [t.numel for t in targets]
+        self.units = WeightUnits(tuple(targets), tuple(budget.floors(numels, self.min_keep)))
+        self.root = pl_module
+        if self.target_sparsity is not None:
+            keep = budget.keep_count(sum(numels), 1 - self.target_sparsity)
+            budget.check_feasible(self.units.names, numels, self.units.floors, keep)
+        for line in by_reason((n, why) for n, why in self.skipped if why not in _ASKED_FOR):
+            self.monitor.warn_once(line, f"{type(self).__name__} leaves dense {line}.")
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        self.root = pl_module
+
+    def before_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Last layers first: their weights were the last that the optimizer wrote, the first ones are needed next.
+        for target in reversed(self.units.targets if self._gates else ()):
+            self._gates[target.name].renew(target.param)
+
+    def hold(self, step: Step) -> None:
+        keep_zeros(t.param for t in self.units.targets if step.holds(t.param))
+
+    def sites(self) -> Mapping[str, nn.Module]:
+        return {t.name: t.module for t in self.units.targets}
+
+    def remove(self, trainer: Trainer, pl_module: LightningModule, early: bool) -> bool:
+        masks = self.final_masks(self.scored(trainer, pl_module), early)
+        detach(pl_module)
+        prune_everywhere(trainer, self.units.targets, masks)
+        self.zeros_at_prune = self.units.zeros()
+        zeros, numel = sum(self.zeros_at_prune), self.units.numel
+        dead = zeros - sum(m.numel() - int(m.sum()) for m in masks)
+        if dead:
+            rank_zero_warn(
+                f"{dead} kept weights are exactly zero (layers initialised to zero?) and count as pruned from here on: "
+                "train them first, with a longer warmup."
+            )
+        rank_zero_info(
+            f"{type(self).__name__}: pruned {zeros:,} of {numel:,} weights "
+            f"({zeros / numel:.2%}, {numel / max(numel - zeros, 1):.2f}x)."
+        )
+        return True
+
+    def release(self, pl_module: LightningModule) -> None:
+        detach(pl_module)
+
+    def watched(self) -> Sequence[nn.Parameter]:
+        return [t.param for t in self.units.targets]
+
+    def kept(self) -> Tensor:
+        """Share of the weights that is kept now."""
+        zeros = sum(self.zeros_at_prune) if self.stage == "pruned" else 0
+        return torch.tensor(1 - zeros / self.units.numel, dtype=torch.float64)
+
+    def log_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.phases is not None
+        kept = self.kept()
+        own = self.metrics() if self.stage == "soft" else {}
+        shares = {"kept": kept, "sparsity": 1 - kept, "compression": 1 / kept.clamp_min(1 / self.units.numel)}
+        self.monitor.scalars(pl_module, self.phases.at(self.seen), "sparsity", {**own, **shares})
+
+    def log_epoch(self, trainer: Trainer) -> None:
+        zeros = self.layer_zeros()
+        targets = self.units.targets
+        log_to_loggers(
+            trainer,
+            {f"prune/layer/{t.name}/sparsity": z / t.numel for t, z in zip(targets, zeros, strict=True)},
+        )
+        for target, count, floor in zip(targets, zeros, self.units.floors, strict=True):
+            if target.numel - count <= floor < target.numel:
+                self.monitor.warn_once(
+                    f"empty {target.name}",
+                    f"{target.name} is about to empty: {target.numel - count} of {target.numel} weights are left, its "
+                    f"floor is {floor}. Raise min_keep, exclude it, or lower the target.",
+                )
+        self.monitor.histograms(trainer, {f"prune/weights/{t.name}": t.param for t in targets})
+        if self.stage == "pruned":
+            check_zeros(targets, self.zeros_at_prune, zeros)
+
+    def log_removal(self, trainer: Trainer, soft: float | None, hard: float | None) -> None:
+        advice = (
+            "Thresholds had not settled: give the sparsify phase more steps, or lower the final temperature or the "
+            "target."
+        )
+        self.monitor.removal(trainer, soft, hard, self.max_gap, self.recalibrate_batches, advice)
+
+    def after_evaluation(self, trainer: Trainer) -> None:
+        if self.trail is not None and self.stage != "dense":
+            kept = 1 - sum(self.layer_zeros()) / self.units.numel
+            phase = "finetune" if self.stage == "pruned" else "sparsify"
+            self.trail.visit(trainer, kept, self.units.numel, phase)
+
+    def state(self) -> dict[str, Any]:
+        trail = {} if self.trail is None else {"trail": self.trail.state()}
+        return {"names": self.units.names} | trail
+
+    def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
+        names, mine = list(state["names"]), self.units.names
+        if names and names != mine:
+            gone, new = sorted(set(names) - set(mine)), sorted(set(mine) - set(names))
+            raise ValueError(
+                f"The checkpoint's pruned layers are not this run's: it also has {gone[:5]}, this run also has "
+                f"{new[:5]}. Resume with the same model, include, exclude, skip_first and skip_last."
+            )
+        if self.trail is not None and "trail" in state:
+            self.trail.load(state["trail"])
+        if state["stage"] == "pruned":
+            self.zeros_at_prune = self.units.zeros()

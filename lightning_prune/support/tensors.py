@@ -1,0 +1,34 @@
+"""Tensors of a model by name, and parts of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """{name: tensor} of all parameters and buffers, shared ones under each of their names."""
+    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    tensors.update(model.named_buffers(remove_duplicate=False))
+    return tensors
+
+
+def take(tensor: Tensor, kept: Mapping[int, Sequence[int]]) -> Tensor:
+    """Returns the kept entries of a tensor as a new tensor, in the same memory format.
+
+    Args:
+        kept: {dim: indices}; of other dims everything stays.
+    """
+    out = tensor
+    for dim, indices in kept.items():
+        out = out.index_select(dim, torch.tensor(indices, dtype=torch.int64, device=tensor.device))
+    return like_format(out, tensor)
+
+
+def like_format(out: Tensor, tensor: Tensor) -> Tensor:
+    """`out` in channels-last order if `tensor` is in that one only, else contiguous."""
+    if tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+        return out.contiguous(memory_format=torch.channels_last)
+    return out.contiguous()

@@ -1,0 +1,100 @@
+"""The one table of methods that the behaviour tests run through, and a short fit of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from lightning_prune import (
+    FPGMCallback,
+    LTPCallback,
+    MagnitudeCallback,
+    MRTSCallback,
+    NetworkSlimmingCallback,
+    PruningCallback,
+)
+from tests.callbacks import toys
+from tests.toy import Toy, loaders, trainer
+
+Make = Callable[..., PruningCallback]
+
+
+def oneshot(**options: Any) -> MagnitudeCallback:
+    return MagnitudeCallback(schedule="oneshot", **options)
+
+
+WEIGHTS: dict[str, Make] = {
+    "ltp": LTPCallback,
+    "magnitude": MagnitudeCallback,
+    "oneshot": oneshot,
+}
+CHANNELS: dict[str, Make] = {
+    "mrts": MRTSCallback,
+    "slimming": NetworkSlimmingCallback,
+    "fpgm": FPGMCallback,
+}
+SCALES = ("mrts", "slimming")
+TOY_WEIGHTS: dict[str, Make] = {
+    "toy score": toys.WeightScore, "toy statistics": toys.WeightStatistics, "toy gates": toys.WeightGates
+}  # fmt: skip
+TOY_CHANNELS: dict[str, Make] = {
+    "toy channel score": toys.ChannelScore, "toy channel statistics": toys.ChannelStatistics,
+    "toy channel gates": toys.ChannelGates,
+}  # fmt: skip
+METHODS: dict[str, Make] = WEIGHTS | CHANNELS | TOY_WEIGHTS | TOY_CHANNELS
+
+# 8 batches an epoch: the sparsify phase begins at 8 and ends at 32
+PHASES: dict[str, Any] = {"warmup": 1, "sparsify": 3, "recalibrate_batches": 2}
+
+
+def removes_channels(name: str) -> bool:
+    """Whether a method's outcome is smaller shapes; else it is zeros."""
+    return name in CHANNELS | TOY_CHANNELS
+
+
+def target(name: str) -> dict[str, float]:
+    """A target of the method's kind: half of the MACs, or four fifths of the weights."""
+    return {"target_macs": 0.5} if removes_channels(name) else {"target_sparsity": 0.8}
+
+
+def fit(
+    path: Path,
+    make: Make,
+    module: lightning.LightningModule | None = None,
+    callbacks: Iterable[Any] = (),
+    data: dict[str, Any] | None = None,
+    ckpt_path: Any = None,
+    options: dict[str, Any] | None = None,
+    **trainer_options: Any,
+) -> tuple[Any, Any, lightning.Trainer]:
+    """Six epochs of the toy module with the callback that ``make(**options)`` gives."""
+    torch.manual_seed(0)
+    module = Toy() if module is None else module
+    callback = make(**(PHASES | (options or {})))
+    run = trainer(path, [callback, *callbacks], enable_checkpointing=True, **trainer_options)
+    run.fit(module, **(data or loaders()), ckpt_path=ckpt_path)
+    return module, callback, run
+
+
+def keep_all(path: Path, every: int = 3) -> ModelCheckpoint:
+    """A checkpoint every few steps, mid-epoch ones included."""
+    return ModelCheckpoint(dirpath=path, filename="{step}", every_n_train_steps=every, save_top_k=-1)
+
+
+def equal(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two modules hold the same bits under the same names."""
+    one, two = a.state_dict(), b.state_dict()
+    return one.keys() == two.keys() and all(
+        x.shape == y.shape and torch.equal(x, y) for x, y in zip(one.values(), two.values(), strict=True)
+    )
+
+
+def size(module: nn.Module) -> int:
+    """Parameters."""
+    return sum(p.numel() for p in module.parameters())
