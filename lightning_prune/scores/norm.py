@@ -24,4 +24,6 @@ def filter_norm(weight: Tensor, p: float = 2) -> Tensor:
     if not p > 0:
         raise ValueError(f"p={p} must be positive, such as 1 or 2.")
     filters = weight.detach().flatten(1)
-    return torch.linalg.vector_norm(filters if filters.dtype == torch.float64 else filters.float(), p, dim=1)
+    filters = filters if filters.dtype == torch.float64 else filters.float()
+    norms: Tensor = torch.linalg.vector_norm(filters, p, dim=1)
+    return norms
