@@ -14,17 +14,18 @@ from torch.optim import Optimizer
 
 from lightning_prune.channels.analysis.branches import Whole
 from lightning_prune.channels.analysis.constants import constants as find_constants
+from lightning_prune.channels.analysis.folding import check_folded, fold_constants
 from lightning_prune.channels.graph.graph import ChannelGraph
-from lightning_prune.channels.select.requests import check_emptied, from_lists, from_scores, lossless
-from lightning_prune.channels.select.selection import Request, Selection
+from lightning_prune.channels.select.requests import check_emptied, from_lists, from_scores, lossless, nothing
+from lightning_prune.channels.select.selection import Selection
 from lightning_prune.channels.select.selector import Selector
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.channels.surgery.cut import apply_plan, check_optimizers, find_target
 from lightning_prune.channels.surgery.empty import branch_names
 from lightning_prune.channels.surgery.make_plan import make_plan
-from lightning_prune.channels.verify.compare import Proof, check_same, graph_runner, run
-from lightning_prune.channels.verify.find_form import Found, Ties, find_form, runs_without
-from lightning_prune.errors import PlanError, SurgeryError, TargetError
+from lightning_prune.channels.verify.compare import Proof
+from lightning_prune.channels.verify.find_form import Ties, find_form, runs_without
+from lightning_prune.errors import PlanError, TargetError
 from lightning_prune.plan.plan import PruningPlan
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ FORMS = ("auto", "eager", "graph")
 
 @dataclass(frozen=True)
 class Pruned:
-    """What `prune_channels` did.
+    """What `prune_channels` did. Printed, it tells the cost before and after, and the notes.
 
     Attributes:
         model: the compact model, the same object that was given.
@@ -66,7 +67,7 @@ class Pruned:
         costs = (("MACs", self.macs), ("parameters", self.params))
         lines = [
             str(self.plan),
-            ", ".join(f"{name} {old:,} -> {new:,} ({new / max(old, 1):.1%})" for name, (old, new) in costs),
+            ", ".join(f"{name} {old:,} -> {new:,} ({100 * new / max(old, 1):.1f} %)" for name, (old, new) in costs),
             *(f"note: {note}" for note in self.notes),
         ]
         if gone := branch_names(self.plan):
@@ -232,9 +233,14 @@ def remove_channels(
             raise
         found = find_form(network, graph, partial(plan_for, strict=False), example_input, form, verify)
         chosen, notes = found.choice, (str(error), *found.notes)
-    folds, more = _folds(network, example_input, selector, found, constants, verify)
+    folds: dict[str, Tensor] = {}
+    if constants == "fold":
+        folds, more = fold_constants(network, graph, chosen.keep, example_input, silence=not request.lossless)
+        notes += more
+    if verify and (request.lossless or folds):
+        options: dict[str, Any] = {"programs": found.programs, "lossless": request.lossless}
+        notes += check_folded(network, graph, found.plan, folds, example_input, **options)
     apply_plan(found.plan, network, optimizers, averaged, found.programs, folds)
-    notes += more
     if found.plan.form == "graph" and bool(branches.empty.any()):
         notes += ("a rewritten graph keeps a channel of every layer, also of branches that could be removed",)
     notes += tuple(f"{name} keeps a channel of those that were to go: {why}" for name, why in branches.refused.items())
@@ -264,52 +270,3 @@ def _check(form: str, constants: str, scores: Any, keep: Any, amounts: Mapping[s
     for name in ("macs", "params", "channels"):
         if amounts[name] is not None and not 0.0 < amounts[name] < 1.0:
             raise PlanError(f"{name}={amounts[name]}: expected the share that may stay, between 0 and 1, such as 0.5")
-
-
-def _folds(
-    network: nn.Module, example_input: Any, selector: Selector, found: Found[Selection], constants: str, verify: bool
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """({tensor: the constants that it takes up}, notes); compares with the network as it is."""
-    graph, lossless = selector.units.graph, found.choice.request.lossless
-    folds: dict[str, Tensor] = {}
-    notes: tuple[str, ...] = ()
-    if constants == "fold":
-        behind = find_constants(
-            network, graph, example_input, fold=True, removed=~found.choice.keep, silence=not lossless
-        )
-        folds, inexact = behind.folds, behind.inexact
-        if inexact:
-            more = f", and in {len(inexact) - 1} more places" if len(inexact) > 1 else ""
-            notes = (f"constants not folded exactly: {inexact[0]}{more}",)
-    if not verify or not (lossless or folds):
-        return folds, notes
-    runner = run if found.programs is None else graph_runner(found.programs)
-    norms = [f"{path}.weight" for path in graph.norms if f"{path}.weight" in found.plan.cuts]
-    zeroed = [] if lossless else [name for name in norms if 0 in found.plan.cuts[name].kept]
-    same = check_same(network, found.plan, folds, example_input, runner, zeroed)
-    # A folded constant is stored in the model's own dtype, so it can be no more exact than that.
-    if lossless and not (same.equal or (folds and same.difference < 1e-6)):
-        raise SurgeryError(
-            f"removing dead channels changes the output by {same.difference:.1e} "
-            f"(tolerance {same.tolerance:.0e}). The model is unchanged; please report this model"
-        )
-    exact = (
-        f"with the constants folded, the output is within {same.difference:.1e} of the model with zero scale factors"
-    )
-    return folds, notes if lossless else (*notes, exact)
-
-
-def nothing(graph: ChannelGraph, request: Request) -> str:
-    """Explains why a request removes nothing."""
-    asked = int((~request.keep).sum())
-    total, frozen = graph.norm_channels()
-    if asked:
-        return (
-            f"nothing would be removed: all {asked} channel groups that were asked for are needed by floors, alignment "
-            "(divisor) or equal widths; ask for more, or lower divisor and min_channels"
-        )
-    return (
-        f"nothing would be removed: no channel group was asked for, or is dead, on every member. "
-        f"{graph.size} groups may be removed; {frozen} of {total} BatchNorm channels are frozen "
-        "(print the ChannelGraph for the reasons)"
-    )

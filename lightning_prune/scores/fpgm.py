@@ -1,10 +1,30 @@
-"""Temporary."""
+"""FPGM: filter pruning via the geometric median (He et al., CVPR 2019, arXiv 1811.00250)."""
+
+from __future__ import annotations
 
 import torch
 from torch import Tensor
 
 
 def fpgm(weight: Tensor) -> Tensor:
-    """Sum of distances."""
-    flat = weight.detach().flatten(1).double()
-    return torch.cdist(flat, flat).sum(1)
+    """How far each filter is from all others of its layer: the others can replace a filter near their geometric median.
+
+    The sum of Euclidean distances to the other filters, the paper's eq. 6: the filter of least sum is the one nearest
+    to the geometric median. It does not depend on the filter's own norm, so compare it within a layer, or divide it by
+    the layer's mean first.
+
+    Args:
+        weight: filters along dim 0, [C, ...].
+
+    Returns:
+        [C], ≥ 0, float32 or wider; zeros for a single filter.
+
+    Raises:
+        ValueError: ``weight`` has fewer than 2 dims.
+    """
+    if weight.ndim < 2:
+        raise ValueError(f"weight of shape {tuple(weight.shape)} holds no filters: expected [C, ...].")
+    filters = weight.detach().flatten(1)
+    filters = filters if filters.dtype == torch.float64 else filters.float()
+    # By matrix products, distances of near equal filters would be rounding errors.
+    return torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(1)

@@ -23,44 +23,27 @@ import lightning
 import torch
 from torch import Tensor
 
-from lightning_prune import ChannelPruningCallback, MRTSCallback, NetworkSlimmingCallback, TimmClassifier
-from lightning_prune.channels.select.scales import ScaleFactors
-from lightning_prune.channels.select.selector import Choice
+from lightning_prune import ChannelPruning, MRTSCallback, NetworkSlimmingCallback, TimmClassifier
+from lightning_prune.channels.select.units import ChannelUnits
+from lightning_prune.scores import filter_norm
 from lightning_prune.zoo.data import FashionMNISTDataModule
 
 NETWORKS = {"vgg16_bn_cifar": 16, "resnet56_cifar": 8}
 
 
-class FilterNorm(ChannelPruningCallback):
-    """Li et al. 2017: the same share of filters goes in every layer, those of least L1 norm; nothing is pushed."""
+class FilterNorm(ChannelPruning):
+    """Li et al. 2017: the same share of filters goes in every layer, those of least L1 norm; nothing is regularized."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(rule="global", **options)
+    scales_only = True
 
-    def start(self, factors: ScaleFactors) -> None:
-        pass
-
-    def push(self, factors: ScaleFactors, lr: Tensor) -> None:
-        pass
-
-    def chosen(self, factors: ScaleFactors, choice: Choice) -> None:
-        pass
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {}
-
-    def sizes(self, factors: ScaleFactors) -> Tensor:
-        """The rank of each class in its layer, in (0, 1], by the L1 norm of its filters."""
-        assert self.chooser is not None
-        graph = self.chooser.graph
-        norms = torch.zeros(graph.size, dtype=torch.float64)
-        for name, dims in graph.axes.items():
-            if len(graph.shapes[name]) == 4 and 0 in dims:
-                ids = dims[0]
-                norm = self.network.get_parameter(name).detach().double().abs().flatten(1).mean(1)
-                norms.index_add_(0, ids[ids >= 0], norm[ids >= 0])
-        ranks = [(p.argsort().argsort() + 1).double() / len(p) for p in factors.by_layer(norms[factors.groups])]
-        return factors.join(ranks)
+    def score(self, units: ChannelUnits) -> Tensor:
+        """The rank of each group in its layer, in (0, 1], by the L1 norm of its filters."""
+        norms = {n: filter_norm(w, 1) / w[0].numel() for n, w in units.weights().items() if w.ndim == 4}
+        score = units.aggregate(norms, "sum")
+        for i in range(len(units.layers)):
+            mine = units.layer == i
+            score[mine] = (score[mine].argsort().argsort() + 1).double() / int(mine.sum())
+        return score
 
 
 METHODS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
@@ -75,11 +58,11 @@ METHODS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
 class Watch(lightning.Callback):
     """Test accuracy right after the removal, before any finetune step."""
 
-    def __init__(self, callback: ChannelPruningCallback, data: Any) -> None:
+    def __init__(self, callback: ChannelPruning, data: Any) -> None:
         self.callback, self.data, self.accuracy = callback, data, float("nan")
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if self.callback.stage == "compact" and self.accuracy != self.accuracy:
+        if self.callback.stage == "pruned" and self.accuracy != self.accuracy:
             right = total = 0
             pl_module.eval()
             with torch.no_grad():
@@ -136,7 +119,7 @@ def run(name: str, width: int, args: argparse.Namespace) -> dict[str, list[tuple
                 numbers = callback.numbers
                 note(
                     f"{method}, {label}", (before, after, numbers["macs"]),
-                    f"(channels gone {numbers['channels']:.3f}, gap {numbers.get('gap', 0):.2f}, "
+                    f"(channels left {numbers['channels']:.3f}, gap {numbers.get('gap', 0):.2f}, "
                     f"{time.process_time() - clock:.0f} s CPU)",
                 )  # fmt: skip
     return rows

@@ -18,8 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_prune import ChannelGraph
-from lightning_prune.channels.select.scales import ScaleFactors
-from lightning_prune.channels.select.selector import Chooser
+from lightning_prune.channels.prune import remove_channels
+from lightning_prune.channels.select.selector import Selector
+from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.support.latency import compare_latency
 
 CASES = [("resnet18", 224), ("mixnet_s", 224), ("efficientnet_b0", 224)]
@@ -29,11 +30,11 @@ def compact(dense: nn.Module, x: torch.Tensor, share: float, divisor: int) -> tu
     """A compact copy, and the share of the MACs that it has."""
     model = copy.deepcopy(dense)
     graph = ChannelGraph.trace(model, x)
-    factors = ScaleFactors.of(model, graph)
-    chooser = Chooser(model, graph, factors, "css", ("macs", share), 1e-3, 0.05, divisor)
-    choice = chooser.choose(factors.sizes(factors.read()))
-    chooser.cut(model, x, choice.keep)
-    return model, choice.macs
+    units = ChannelUnits.of(model, graph, scales_only=True)
+    assert units.scales is not None
+    selector = Selector(units, rule="css", budget=("macs", share), delta=1e-3, min_channels=0.05, divisor=divisor)
+    selection = selector.select(units.from_scales(units.scales.importance(units.scales.read())))
+    return model, remove_channels(model, x, selector, selection).selection.macs
 
 
 def step_ratio(dense: nn.Module, small: nn.Module, x: torch.Tensor, rounds: int) -> float:

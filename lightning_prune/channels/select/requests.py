@@ -203,3 +203,19 @@ def check_emptied(graph: ChannelGraph, selection: Selection) -> None:
             )
             why = "".join(f": {reason}" for reason in known)
             raise PlanError(f"these keep lists would empty dim {dim} of {name}{why}; keep at least one channel there")
+
+
+def nothing(graph: ChannelGraph, request: Request) -> str:
+    """Explains why a request removes nothing."""
+    asked = int((~request.keep).sum())
+    total, frozen = graph.norm_channels()
+    if asked:
+        return (
+            f"nothing would be removed: all {asked} channel groups that were asked for are needed by floors, alignment "
+            "(divisor) or equal widths; ask for more, or lower divisor and min_channels"
+        )
+    return (
+        f"nothing would be removed: no channel group was asked for, or is dead, on every member. "
+        f"{graph.size} groups may be removed; {frozen} of {total} BatchNorm channels are frozen "
+        "(print the ChannelGraph for the reasons)"
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.select.requests import group_scores
 from lightning_prune.channels.select.scales import ScaleFactors, layers_of
 from lightning_prune.errors import ChannelError
+from lightning_prune.support.patterns import check_patterns, matches
 
 UNTRAINED = "frozen (requires_grad=False, or held by no optimizer)"
 EXCLUDED = "excluded"
@@ -57,8 +57,8 @@ class ChannelUnits:
         Args:
             network: what the graph was traced from.
             graph: its channel graph.
-            exclude: fnmatch patterns, whole or from any dot on, on names of norms (``scales_only``) or of any module or
-                tensor; their channels stay, with all that is tied to them.
+            exclude: fnmatch patterns, whole or from any dot on, on names of norms (``scales_only``) or of any layers
+                and tensors; their channels stay, with all that is tied to them.
             trains: whether a parameter is being trained; what belongs to one that is not stays. None: all are.
             scales_only: only groups with BatchNorm scale factors, in layers of groups with factors of the same norms.
                 Else all groups in dim 0 of a weight, in layers of groups in dim 0 of the same weights.
@@ -66,7 +66,7 @@ class ChannelUnits:
         Raises:
             ChannelError: a pattern matches nothing, or no norm has a scale factor on a removable channel.
         """
-        stay = [*_excluded(network, graph, exclude, scales_only), *_untrained(network, graph, trains)]
+        stay = [*_excluded(graph, exclude, scales_only), *_untrained(network, graph, trains)]
         held = torch.zeros(graph.size, dtype=torch.bool)
         for ids, _ in stay:
             held[ids[ids >= 0]] = True
@@ -225,31 +225,8 @@ def _untrained(
             yield dims[0], UNTRAINED
 
 
-def _excluded(
-    network: nn.Module, graph: ChannelGraph, patterns: Sequence[str], norms: bool
-) -> Iterator[tuple[Tensor, str]]:
+def _excluded(graph: ChannelGraph, patterns: Sequence[str], norms: bool) -> Iterator[tuple[Tensor, str]]:
     """(groups, why) of what the patterns match."""
-    if norms:
-        known = {name: [name] for name in graph.norms}
-        rows = {name: graph.scale_ids(name) for name in known}
-    else:
-        rows = {name: dims[0] for name, dims in graph.axes.items() if 0 in dims}
-        known = {name: _ancestors(name) for name in rows}
-    for pattern in patterns:
-        hit = [name for name, names in known.items() if any(_matches(n, pattern) for n in names)]
-        if not hit:
-            kind = "BatchNorm" if norms else "layer"
-            raise ChannelError(
-                f"exclude={pattern!r} matches no {kind}; names are those of the modules, such as {list(known)[:3]}"
-            )
-        yield from ((ids, EXCLUDED) for name in hit if (ids := rows[name]) is not None)
-
-
-def _ancestors(name: str) -> list[str]:
-    """A tensor's name, and those of all modules that hold it."""
-    parts = name.split(".")
-    return [".".join(parts[:i]) for i in range(len(parts), 0, -1)]
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatch(name, pattern) or fnmatch(name, f"*.{pattern}")
+    names = [f"{path}.weight" for path in graph.norms] if norms else [n for n, d in graph.axes.items() if 0 in d]
+    check_patterns(patterns, names, "exclude", "BatchNorm" if norms else "layer", ChannelError)
+    yield from ((graph.axes[n][0], EXCLUDED) for n in names if matches(n, patterns) and 0 in graph.axes.get(n, {}))

@@ -51,7 +51,7 @@ def test_a_selection_counts_branches_that_are_removed() -> None:
     assert select(selector).kept[selector.units.layers.index(("blocks.0.0.1",))] == (3, 6)
 
 
-def test_norms_that_have_yet_to_wake_are_given_their_time() -> None:
+def test_norms_that_start_at_zero_are_given_their_time() -> None:
     model = residual("blocks.0.3", shift=False)
     selector = make_selector(model)
     assert bool(select(selector).keep.all())
@@ -71,3 +71,10 @@ def test_what_is_excluded_or_listed_stays_in_a_branch_that_goes() -> None:
     for each in (small, model):
         assert [m.out_channels for m in each.blocks[0].modules() if isinstance(m, nn.Conv2d)] == [0, 6, 8]
         train(each, torch.optim.SGD(each.parameters(), 1e-3), EXAMPLE)
+
+
+def test_a_score_of_zero_empties_nothing() -> None:
+    selector = make_selector(residual(), rule=None, delta=1.0, min_channels=1)
+    selection = selector.select(torch.zeros(selector.units.size), removal=True)
+    assert all(kept == 1 for kept, _ in selection.kept)
+    assert not selection.empty.any()
