@@ -22,6 +22,7 @@ from lightning_prune.channels import (
 )
 from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
 from lightning_prune.metrics import CompressionRatio, Sparsity
+from lightning_prune.plan.record import plan_of
 from lightning_prune.report import SparsityReport, sparsity_report
 from lightning_prune.zoo.classifier import TimmClassifier
 
@@ -47,6 +48,7 @@ __all__ = [
     "Trail",
     "TrailEntry",
     "load_pruned",
+    "plan_of",
     "prune_channels",
     "pruned_state_dict",
     "save_pruned",

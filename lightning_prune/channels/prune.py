@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.channels.analysis.branches import Branches, Whole
+from lightning_prune.channels.analysis.branches import Branches, RemovedBranches
 from lightning_prune.channels.analysis.constants import constants as find_constants
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.graph.keep import kept_mask
@@ -177,20 +177,20 @@ def prune_channels(
     branches = Branches.of(model, graph, form) if whole_branches else None
     if lossless:
         found = find_constants(model, graph, example_input, fold=constants == "fold")
-        dead = ~found.live & (~found.nonzero | ~found.unfoldable if constants == "fold" else ~found.nonzero)
-        asleep = branches.asleep() if branches else frozenset[str]()
+        dead = ~found.varying & (~found.nonzero | ~found.unfoldable if constants == "fold" else ~found.nonzero)
+        silent = branches.silent() if branches else frozenset[str]()
         if branches is not None:
-            dead |= branches.useless(asleep)
+            dead |= branches.unused(silent)
         wanted, score = ~dead, torch.zeros(graph.size)
     else:
         wanted, score = choose(graph, scores, keep, ratio, threshold, reduce, none=branches is not None)
-        dead, asleep = dead_groups(graph, scores, wanted, ratio, macs), frozenset[str]()
-    whole = Whole.none(graph.size)
+        dead, silent = dead_groups(graph, scores, wanted, ratio, macs), frozenset[str]()
+    whole = RemovedBranches.none(graph.size)
     if branches is not None:
         made = partial(make_plan, model, graph, example_input=example_input, form="eager")
         runs = runs_without(model, graph, made, example_input, train=verify)
         stay = listed(graph, keep or {})
-        whole = branches.whole(dead, stay=stay, constants=not lossless, asleep=asleep, check=runs)
+        whole = branches.removable(dead, stay=stay, constants=not lossless, silent=silent, check=runs)
     if keep is not None:
         check_emptied(graph, wanted, whole.empty | whole.floored, whole.refused)
     limits: dict[str, Any] = {"divisor": divisor, "min_channels": min_channels}

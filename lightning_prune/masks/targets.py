@@ -97,7 +97,7 @@ def _reason_to_skip(module: nn.Module, attribute: str) -> str | None:
     if is_lazy(param):
         return "not initialised yet: run one forward before fit"
     if not param.numel():
-        return "nothing is left of it: its branch was removed whole"
+        return "nothing is left of it: its branch was removed"
     if "StdConv" in type(module).__name__:
         return "standardised in forward: its zeros would not stay zero"
     if not param.requires_grad:

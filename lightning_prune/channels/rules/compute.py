@@ -8,7 +8,7 @@ from lightning_prune.channels.rules.registry import elementwise, rule
 from lightning_prune.channels.trace.call import Call, Outcome, Value
 from lightning_prune.channels.trace.sites import Sum
 
-SILENT = "a spatial or kernel dim"
+KERNEL_DIM = "a spatial or kernel dim"
 COMPUTED = "the weight is computed while running (as in CondConv) or constant: no parameter has its channels"
 
 
@@ -19,7 +19,7 @@ def _spatial(call: Call, x: Value, weight: Value, first: int) -> None:
             call.freeze(labels, "the operator mixes neighbouring channels")
     for dim, labels in weight.axes.items():
         if dim >= 2:
-            call.context.labels.freeze(labels, SILENT)
+            call.context.labels.freeze(labels, KERNEL_DIM)
 
 
 def meet(call: Call, x: Tensor | None, weight: Tensor | None) -> None:
@@ -96,7 +96,7 @@ def _eca(call: Call, x: Value, weight: Value) -> Value | None:
     if weight.shape[:2] != (1, 1) or call.shape != x.shape:
         return None
     for labels in weight.axes.values():
-        call.context.labels.freeze(labels, SILENT)
+        call.context.labels.freeze(labels, KERNEL_DIM)
     call.context.approximations.append(f"eca at {call.where}: neighbouring channels change")
     return Value(call.shape, dict(x.axes))
 
@@ -223,7 +223,7 @@ def addmm(call: Call) -> Outcome:
 
 @rule("einsum")
 def einsum(call: Call) -> Outcome:
-    """One class for each letter and place; a letter that is summed in only one operand freezes."""
+    """One channel group for each letter and place; a letter that is summed in only one operand freezes."""
     left, _, right = call["equation"].replace(" ", "").partition("->")
     terms, tensors = left.split(","), call["tensors"]
     if "." in left or not right or any(len(set(t)) < len(t) for t in [*terms, right]):

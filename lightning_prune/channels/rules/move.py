@@ -110,7 +110,7 @@ def expand(call: Call) -> Outcome:
 
 @rule("repeat", "tile")
 def repeat(call: Call) -> Outcome:
-    """Whole tensor repeated: copies of a channel are one class."""
+    """Whole tensor repeated: copies of a channel are one channel group."""
     x, shift = call.x, len(call.shape) - len(call.x.shape)
     axes = {d + shift: labels.repeat(call.shape[d + shift] // x.shape[d]) for d, labels in x.axes.items()}
     return Value(call.shape, axes)

@@ -34,7 +34,7 @@ def layer_norm(call: Call) -> Outcome:
 
 @rule("group_norm")
 def group_norm(call: Call) -> Outcome:
-    """A group's statistics run over all of its channels and over space: a group goes whole, or not at all."""
+    """A group's statistics run over all of its channels and over space: a group loses all channels, or none."""
     x, groups = call["input"], call["num_groups"]
     out = call.keep_axes(x, {0: 0, 1: 1}, "its statistics run over this dim")
     channels = x.axes.get(1)

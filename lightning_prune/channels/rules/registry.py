@@ -1,7 +1,7 @@
 """The table of operator rules, and the rules for operators that act on each element alone.
 
-A rule takes a `Call` and returns the labels of its outputs. It unites labels that must live or die together, freezes
-what it cannot follow, and never guesses. An operator without a rule freezes its arguments.
+A rule takes a `Call` and returns the labels of its outputs. It unites labels of channels that are removed together,
+freezes what it cannot follow, and never guesses. An operator without a rule freezes its arguments.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def padded(labels: Tensor | None, size: int) -> Tensor:
 
 
 def elementwise(call: Call) -> Outcome:
-    """Arguments broadcast against each other: channels at the same place are one class."""
+    """Arguments broadcast against each other: channels at the same place are one channel group."""
     shape = call.shape
     axes: dict[int, Tensor] = {}
     operands = [(value, len(shape) - len(value.shape)) for value in values(call.arguments)]

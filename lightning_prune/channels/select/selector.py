@@ -156,9 +156,9 @@ class Chooser:
         if self._branches is None:
             return gone
         gone[self._here.groups[sizes == 0]] = True
-        asleep = self._branches.asleep() if last else frozenset[str]()
-        gone |= self._branches.useless(asleep)
-        return self._branches.whole(gone, stay=self._stay, constants=True, asleep=asleep).empty
+        silent = self._branches.silent() if last else frozenset[str]()
+        gone |= self._branches.unused(silent)
+        return self._branches.removable(gone, stay=self._stay, constants=True, silent=silent).empty
 
     def describe(self, keep: Tensor) -> Choice:
         """What a choice comes to, at the sizes that the last one was made by. keep: bool of shape (all classes,)."""

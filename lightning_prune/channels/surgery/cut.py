@@ -40,7 +40,7 @@ def check_fits(plan: PruningPlan, model: nn.Module, *, after: bool = False) -> N
         check_indices(name, cut)
     check_empty(plan, model)
     if plan.empty and plan.form == "graph":
-        raise PlanError("the plan removes whole branches from a rewritten graph; only a model's own code can do that")
+        raise PlanError("the plan removes branches from a rewritten graph; only a model's own code can do that")
     for path, changes in plan.attributes.items():
         if path not in modules:
             raise PlanError(f"the plan changes module {path!r}, which {kind} does not have")

@@ -19,7 +19,6 @@ from lightning_prune.channels.verify.tensors import (
     LazyRun,
     Reader,
     Step,
-    awake,
     cast,
     folded,
     masked,
@@ -27,6 +26,7 @@ from lightning_prune.channels.verify.tensors import (
     reading,
     rounded,
     sliced,
+    without_zeros,
 )
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.support.modes import mode, split_input
@@ -164,7 +164,7 @@ def check_eager(
     Raises:
         Exception: whatever the sliced model raises.
     """
-    return _compare(model, plan, example_input, runner, (awake(model, plan),), None, {})
+    return _compare(model, plan, example_input, runner, (without_zeros(model, plan),), None, {})
 
 
 def check_same(

@@ -48,21 +48,21 @@ def prove(
             except Exception as error:
                 path = locate(model, plan, example_input)
                 failure = f"the model's own code fails at {name_layer(model, path)}: {type(error).__name__}: {error}"
-            # The nearest plan that this code can express: equal widths first, then whole ones.
+            # The nearest plan that this code can express: equal widths first, then all of them.
             more = [] if path is None else _nearer(graph, model, path, tried)
             proof = None
             if not more:
                 break
             equal = equal + more
         if proof is not None:
-            return chosen, plan, with_teeth(proof), (), None
+            return chosen, plan, conclusive(proof), (), None
     if form == "eager":
         plan_for(equal, "eager")  # raises if the reason is that nothing is left to remove
         raise SurgeryError(f"{failure}. The model is unchanged; form='graph' may be able to express it")
     if any(earlier.empty for earlier in plans_of(model).values()):
         raise SurgeryError(
-            f"{failure or 'form=graph was asked for'}; and no rewritten graph runs a model whose branches went whole. "
-            "The model is unchanged; undo its plan first, with plan_of(model).undo(model)"
+            f"{failure or 'form=graph was asked for'}; and no rewritten graph runs a model with removed branches. "
+            "The model is unchanged; undo its plan first, with lightning_prune.plan_of(model).undo(model)"
         )
     chosen, plan = plan_for([], "graph")
     try:
@@ -77,16 +77,16 @@ def prove(
             f"{failure}. The model is unchanged"
         )
     note = f"the compact model runs as a rewritten graph: {failure or 'form=graph was asked for'}"
-    return chosen, plan, graph_proof and with_teeth(graph_proof), (note,), programs
+    return chosen, plan, graph_proof and conclusive(graph_proof), (note,), programs
 
 
 def runs_without(
     model: nn.Module, graph: ChannelGraph, plan_for: Callable[[Tensor], PruningPlan], example_input: Any, train: bool
 ) -> Check:
-    """A check of whether a model's own code runs without some classes, in eval mode and perhaps in train mode.
+    """A check of whether a model's own code runs without some channel groups, in eval mode and perhaps in train mode.
 
     Args:
-        plan_for: makes the plan of the classes to keep.
+        plan_for: makes the plan of the groups to keep.
         train: whether to run it in train mode, in which norms may wait for other processes.
     """
 
@@ -110,15 +110,16 @@ def _nearer(
 ) -> list[tuple[Tensor, ...]]:
     """The next thing to try for the class of module that failed; empty when there is nothing left."""
     kind = type(model.get_submodule(path))
-    for whole in (False, True):
-        if (kind, whole) not in tried:
-            tried.add((kind, whole))
-            if more := expressible(graph, model, path, whole):
+    for keep_all in (False, True):
+        if (kind, keep_all) not in tried:
+            tried.add((kind, keep_all))
+            if more := expressible(graph, model, path, keep_all):
                 return more
     return []
 
 
-def with_teeth(proof: Proof) -> Proof:
+def conclusive(proof: Proof) -> Proof:
+    """Raises SurgeryError for a check that would have passed whatever was removed."""
     if proof.effect <= 10 * proof.tolerance and not proof.effect > 10 * proof.difference:
         raise SurgeryError(
             f"the check proves nothing: masking the removed channels changes the output by {proof.effect:.1e} only. "
