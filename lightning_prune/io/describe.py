@@ -13,8 +13,6 @@ from torch import nn
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.report import removed_weights, sparsity_report
 
-__all__ = ["sparsity", "versions"]
-
 
 def versions() -> dict[str, str]:
     """The versions of what wrote the file."""

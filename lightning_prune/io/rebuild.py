@@ -19,8 +19,6 @@ from torch.nn.modules import module as hooks
 
 from lightning_prune.errors import RecipeError
 
-__all__ = ["build", "build_meta", "first_difference"]
-
 
 @contextmanager
 def _limit(registrations: int) -> Iterator[None]:

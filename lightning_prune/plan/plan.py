@@ -54,7 +54,7 @@ class PruningPlan:
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Returns the plan as JSON text, and writes it to `path` if given. Equal index lists are stored once."""
-        text = json.dumps(self.to_data())
+        text = json.dumps(codec.to_data(vars(self)))
         if path is not None:
             Path(path).write_text(text)
         return text
@@ -73,19 +73,6 @@ class PruningPlan:
             except OSError as error:
                 raise PlanError(f"{source!r} is neither JSON text nor a readable file: {error}") from error
         return cls(**codec.parse(text))
-
-    def to_data(self) -> dict[str, Any]:
-        """The plan as plain dicts, lists, numbers and strings. Equal index lists are stored once."""
-        return codec.to_data(vars(self))
-
-    @classmethod
-    def from_data(cls, data: Any) -> PruningPlan:
-        """Makes a plan of what `to_data` returned, after it was JSON; all of it is checked.
-
-        Raises:
-            PlanError: naming the first thing that is not as it has to be.
-        """
-        return cls(**codec.from_data(data))
 
     def apply(
         self, model: nn.Module, *, optimizers: Iterable[Optimizer] = (), averaged: Iterable[nn.Module] = ()

@@ -8,6 +8,7 @@ summed over, its value says whether it is dead (zero), foldable (its contributio
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,21 +60,17 @@ def constants(
         removed: bool of shape (groups,): fold only these; by default all constant groups.
         silence: the scale factors of `removed` count as zero, whatever they are.
     """
+    run = partial(_constants, model, graph, example_input, fold, removed, silence)
     try:
-        return _constants(model, graph, example_input, fold, removed, silence, torch.float64)
+        return run(torch.float64)
     except RuntimeError:  # a dtype is written into the graph
-        return _constants(model, graph, example_input, fold, removed, silence, None)
+        return run(None)
 
 
 def _constants(
-    model: nn.Module,
-    graph: ChannelGraph,
-    example_input: Any,
-    fold: bool,
-    removed: Tensor | None,
-    silence: bool,
+    model: nn.Module, graph: ChannelGraph, example_input: Any, fold: bool, removed: Tensor | None, silence: bool,
     dtype: torch.dtype | None,
-) -> Constants:
+) -> Constants:  # fmt: skip
     size = graph.size
     varying, nonzero, unfoldable = (torch.zeros(size, dtype=torch.bool) for _ in range(3))
     seen = torch.zeros(size, dtype=torch.bool)

@@ -18,21 +18,9 @@ from lightning_prune.channels.graph.propagate import operator_name, shape_of
 from lightning_prune.channels.trace.sites import module_path
 
 COUNTED = (
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "conv_transpose3d",
-    "linear",
-    "matmul",
-    "mm",
-    "bmm",
-    "addmm",
-    "baddbmm",
-    "einsum",
-    "scaled_dot_product_attention",
-)
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear",
+    "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention",
+)  # fmt: skip
 """Operators that PyTorch's own flop counter counts, as they are called in an exported graph."""
 
 

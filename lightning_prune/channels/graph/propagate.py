@@ -114,9 +114,10 @@ def _call(module: GraphModule, node: Node, known: dict[Node, Any], context: Cont
     outputs = [m for m in (meta if isinstance(meta, (tuple, list)) else [meta]) if isinstance(m, Tensor)]
     labelled = any(value.axes for value in values([args, kwargs]))
     _note_inputs(node, known, context)
+    plain = tuple(Value(shape_of(m)) for m in outputs)
+    unlabelled = plain if isinstance(meta, (tuple, list)) else next(iter(plain), None)
     if not labelled or not outputs:
-        results = tuple(Value(shape_of(m)) for m in outputs)
-        return results if isinstance(meta, (tuple, list)) else (results[0] if results else None)
+        return unlabelled
     name = operator_name(node.target)
     call = Call(context, node, name, bind(node.target, args, kwargs), tuple(map(shape_of, outputs)), describe(node))
     rule = RULES.get(name)
@@ -124,8 +125,7 @@ def _call(module: GraphModule, node: Node, known: dict[Node, Any], context: Cont
         rule = elementwise
     if rule is None:
         call.freeze_all("operator without a rule")
-        results = tuple(Value(shape) for shape in call.out_shapes)
-        return results if isinstance(meta, (tuple, list)) else results[0]
+        return unlabelled
     return rule(call)
 
 

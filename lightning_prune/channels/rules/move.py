@@ -10,18 +10,8 @@ from lightning_prune.channels.trace.call import Call, Outcome, Value
 from lightning_prune.channels.trace.labels import UNLABELLED
 
 
-@rule(
-    "view",
-    "reshape",
-    "_unsafe_view",
-    "view_copy",
-    "flatten",
-    "unflatten",
-    "reshape_as",
-    "view_as",
-    "_reshape_alias",
-    "expand_as",
-)
+@rule("view", "reshape", "_unsafe_view", "view_copy", "flatten", "unflatten", "reshape_as", "view_as",
+      "_reshape_alias", "expand_as")  # fmt: skip
 def reshape(call: Call) -> Outcome:
     """Runs the reshape on the labels; sizes that count labelled channels are recorded for rewriting."""
     if call.name == "expand_as":

@@ -54,28 +54,11 @@ class Widths:
         return shape[dim] if ids is None else kept_count(ids, self.keep)
 
 
-Adapter = Callable[[Any, Widths], dict[str, "int | tuple[int, ...] | None"]]
-ADAPTERS: dict[str, Adapter] = {}
-"""{class name: function (module, widths) -> {attribute: new value, None where unknown}}"""
-
-
-def adapter(*names: str) -> Callable[[Adapter], Adapter]:
-    """Registers how the attributes of the classes `names` follow their widths."""
-
-    def register(function: Adapter) -> Adapter:
-        ADAPTERS.update(dict.fromkeys(names, function))
-        return function
-
-    return register
-
-
-@adapter("CrossStage", "CrossStage3")
 def _cross_stage(module: Any, widths: Widths) -> dict[str, Any]:
     half = widths.new(module.expand_chs // 2)
     return {"expand_chs": None if half is None else 2 * half}
 
 
-@adapter("SHSA")
 def _shsa(module: Any, widths: Widths) -> dict[str, Any]:
     attended, rest = widths.new(module.pdim), widths.new(module.dim - module.pdim)
     return {
@@ -85,12 +68,20 @@ def _shsa(module: Any, widths: Widths) -> dict[str, Any]:
     }
 
 
-@adapter("SelectiveKernel")
 def _selective_kernel(module: Any, widths: Widths) -> dict[str, Any]:
     if not module.split_input:
         return {}
     part = widths.new(module.in_channels // module.num_paths)
     return {"in_channels": None if part is None else part * module.num_paths}
+
+
+ADAPTERS: dict[str, Callable[[Any, Widths], dict[str, int | tuple[int, ...] | None]]] = {
+    "CrossStage": _cross_stage,
+    "CrossStage3": _cross_stage,
+    "SHSA": _shsa,
+    "SelectiveKernel": _selective_kernel,
+}
+"""{class name: function (module, widths) -> {attribute: new value, None where unknown}}"""
 
 
 def _standard(module: nn.Module, widths: Widths) -> dict[str, Any]:
@@ -122,22 +113,9 @@ def _standard(module: nn.Module, widths: Widths) -> dict[str, Any]:
 
 
 NOT_WIDTHS = (
-    "num_heads",
-    "heads",
-    "num_paths",
-    "num_groups",
-    "num_scales",
-    "num_experts",
-    "radix",
-    "cardinality",
-    "kernel_size",
-    "stride",
-    "padding",
-    "dilation",
-    "window_size",
-    "resolution",
-    "num_classes",
-)
+    "num_heads", "heads", "num_paths", "num_groups", "num_scales", "num_experts", "radix", "cardinality",
+    "kernel_size", "stride", "padding", "dilation", "window_size", "resolution", "num_classes",
+)  # fmt: skip
 """Attributes that count something else; they may have the value of a width by chance."""
 
 
