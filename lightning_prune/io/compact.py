@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lightning_prune.channels.surgery.cut import check_fits
 from lightning_prune.channels.trace.options import check_options
 from lightning_prune.errors import ChannelError, RecipeError
+from lightning_prune.io.recipe import MAX_ITEMS, MAX_TEXT
 from lightning_prune.io.sparsefile import DTYPES
 from lightning_prune.plan import codec
 from lightning_prune.plan.plan import PruningPlan
@@ -27,8 +28,6 @@ Specs = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 MAX_PLANS = 16
 MAX_INPUTS = 16
 MAX_SETTINGS = 32
-MAX_ITEMS = 256  # of one attribute or setting
-MAX_TEXT = 256
 INPUT_BYTES = 64 * 2**20  # of the inputs to trace, and 4 times the tensors of the file
 DENSE_BYTES = 512 * 2**20  # of the dense model, and 64 times the tensors of the file: a bitmask of zeros takes 1/32
 INPUT_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}

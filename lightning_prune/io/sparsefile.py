@@ -34,7 +34,7 @@ from torch import Tensor
 from lightning_prune.errors import PrunedFileError
 from lightning_prune.io.bitmask import bits, decode, popcount
 from lightning_prune.support import schema
-from lightning_prune.support.schema import clipped, is_count, is_int, is_list, is_object
+from lightning_prune.support.schema import is_count, is_int, is_list, is_object
 
 FORMAT, COMPACT_FORMAT = 1, 2  # readers of before there were plans refuse the second by its number
 METADATA_KEY = "lightning_prune"
@@ -59,7 +59,7 @@ def fail(
     path: str | Path, problem: str, remedy: str = "It is damaged or not what it claims: get it again."
 ) -> NoReturn:
     """Raises `PrunedFileError` with the path, the problem (what a file says can be long: cut) and the next step."""
-    raise PrunedFileError(f"{path}: {clipped(problem, 1000)}. {remedy}")
+    raise PrunedFileError(f"{path}: {problem:.1000}. {remedy}")
 
 
 @dataclass(frozen=True)

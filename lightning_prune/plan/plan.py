@@ -20,13 +20,9 @@ _SURGERY: dict[str, Callable[..., nn.Module]] = {}
 
 
 def register_surgery(apply: Callable[..., nn.Module], undo: Callable[..., nn.Module]) -> None:
-    """Says how plans are applied and undone.
+    """Says how plans are applied, (plan, model, optimizers, averaged), and undone, (plan, model).
 
-    `lightning_prune.channels.surgery` does, when it is imported: it builds on plans, so a plan cannot import it.
-
-    Args:
-        apply: called with (plan, model, optimizers, averaged), see `PruningPlan.apply`.
-        undo: called with (plan, model), see `PruningPlan.undo`.
+    `lightning_prune.channels.surgery` calls it when it is imported: it builds on plans, so they cannot import it.
     """
     _SURGERY.update(apply=apply, undo=undo)
 

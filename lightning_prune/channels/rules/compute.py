@@ -12,10 +12,10 @@ KERNEL_DIM = "a spatial or kernel dim"
 COMPUTED = "the weight is computed while running (as in CondConv) or constant: no parameter has its channels"
 
 
-def _spatial(call: Call, x: Value, weight: Value, first: int) -> None:
+def _spatial(call: Call, x: Value, weight: Value) -> None:
     """Freezes labelled dims that a kernel or a window slides over, and the kernel's own dims."""
     for dim, labels in x.axes.items():
-        if dim >= first:
+        if dim >= 2:
             call.freeze(labels, "the operator mixes neighbouring channels")
     for dim, labels in weight.axes.items():
         if dim >= 2:
@@ -46,7 +46,7 @@ def conv(call: Call) -> Outcome:
         return Value(call.shape)
     if eca := _eca(call, x, weight):
         return eca
-    _spatial(call, x, weight, 2)
+    _spatial(call, x, weight)
     inputs, rows = x.axes.get(1), weight.axes.get(0)
     call.costs(rows, weight.axes.get(1))
     if weight.shape[1] > 1:
@@ -105,7 +105,7 @@ def _eca(call: Call, x: Value, weight: Value) -> Value | None:
 def conv_transpose(call: Call) -> Outcome:
     """As a convolution with dims 0 and 1 of the weight swapped."""
     x, weight, groups = call["input"], call["weight"], call["groups"]
-    _spatial(call, x, weight, 2)
+    _spatial(call, x, weight)
     columns, rows, inputs = weight.axes.get(0), weight.axes.get(1), x.axes.get(1)
     if weight.shape[0] > groups:
         call.consumes("input", x, 1)
