@@ -30,6 +30,7 @@ from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, 
 from lightning_prune.io.describe import own_version
 from lightning_prune.masks import Gate, WeightUnits
 from lightning_prune.metrics import CompressionRatio, Sparsity
+from lightning_prune.plan.record import plan_of
 from lightning_prune.report import SparsityReport, sparsity_report
 from lightning_prune.zoo.classifier import TimmClassifier
 
@@ -65,6 +66,7 @@ __all__ = [
     "WeightUnits",
     "__version__",
     "load_pruned",
+    "plan_of",
     "prune_channels",
     "pruned_state_dict",
     "save_pruned",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.channels.analysis.branches import Whole
+from lightning_prune.channels.analysis.branches import RemovedBranches
 from lightning_prune.channels.analysis.constants import constants as find_constants
 from lightning_prune.channels.analysis.folding import check_folded, fold_constants
 from lightning_prune.channels.graph.graph import ChannelGraph
@@ -207,7 +207,7 @@ def remove_channels(
     graph, request = selector.units.graph, selection.request
     optimizers, averaged = list(optimizers), list(averaged)
     planned = partial(make_plan, network, graph, example_input=example_input)
-    branches = Whole.none(graph.size)
+    branches = RemovedBranches.none(graph.size)
     if remove_branches:
         runs = runs_without(network, graph, partial(planned, form="eager"), example_input, train=verify)
         branches = selector.removable(request, runs)

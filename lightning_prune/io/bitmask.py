@@ -14,8 +14,6 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["bits", "decode", "encode", "plain_zeros", "popcount"]
-
 ENTRY_BYTES = 120  # about what one more entry costs in the header of a file, so that small tensors stay dense
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _POPCOUNT = torch.tensor([bin(byte).count("1") for byte in range(256)])

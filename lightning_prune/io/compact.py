@@ -16,20 +16,18 @@ from torch import Tensor, nn
 from lightning_prune.channels.surgery.cut import check_fits
 from lightning_prune.channels.trace.options import check_options
 from lightning_prune.errors import ChannelError, RecipeError
+from lightning_prune.io.recipe import MAX_ITEMS, MAX_TEXT
 from lightning_prune.io.sparsefile import DTYPES
+from lightning_prune.plan import codec
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.plan.record import plans_of
 from lightning_prune.support.schema import as_json, is_list, is_object, is_text
-
-__all__ = ["apply_plans", "check_dense_size", "cut_shapes", "data_of_plans", "pending", "plans_below", "read_plans"]
 
 Specs = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 MAX_PLANS = 16
 MAX_INPUTS = 16
 MAX_SETTINGS = 32
-MAX_ITEMS = 256  # of one attribute or setting
-MAX_TEXT = 256
 INPUT_BYTES = 64 * 2**20  # of the inputs to trace, and 4 times the tensors of the file
 DENSE_BYTES = 512 * 2**20  # of the dense model, and 64 times the tensors of the file: a bitmask of zeros takes 1/32
 INPUT_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
@@ -69,7 +67,7 @@ def data_of_plans(plans: Mapping[str, PruningPlan]) -> dict[str, Any]:
         RecipeError: a plan is not plain JSON.
     """
     try:
-        return dict(as_json({path: plan.to_data() for path, plan in plans.items()}))
+        return dict(as_json({path: codec.to_data(vars(plan)) for path, plan in plans.items()}))
     except ValueError as error:
         raise RecipeError(f"a pruning plan is not plain JSON ({error})") from None
 
@@ -94,7 +92,7 @@ def read_plans(data: Any, specs: Specs) -> dict[str, PruningPlan]:
     allowed = 4096 + 2 * sum(n for shape, _ in specs.values() if math.prod(shape) for n in shape)
     if indices > allowed:
         raise RecipeError(f"its pruning plans keep {indices} indices, more than its tensors can have ({allowed})")
-    plans = {path: PruningPlan.from_data(plan) for path, plan in data.items()}
+    plans = {path: PruningPlan(**codec.from_data(plan)) for path, plan in data.items()}
     for plan in plans.values():
         _check_settings(plan)
         _check_inputs(plan, _bytes(specs))

@@ -14,8 +14,6 @@ from torch import nn
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.report import removed_weights, sparsity_report
 
-__all__ = ["own_version", "sparsity", "versions"]
-
 
 def own_version() -> str:
     """The version of this package, from its metadata; "unknown" where it runs from a source tree."""

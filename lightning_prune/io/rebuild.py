@@ -23,8 +23,6 @@ from lightning_prune.io.compact import Specs, check_dense_size, cut_shapes
 from lightning_prune.io.recipe import check_recipe, plain_kwargs, recipe_of
 from lightning_prune.plan.plan import PruningPlan
 
-__all__ = ["build", "build_meta", "checked_recipe", "first_difference", "largest_dim"]
-
 
 @contextmanager
 def _limit(registrations: int) -> Iterator[None]:

@@ -18,8 +18,6 @@ from lightning_prune.errors import RecipeError
 from lightning_prune.support.network import holders
 from lightning_prune.support.schema import as_json, is_list, is_object, is_text
 
-__all__ = ["check_recipe", "is_named", "network_of", "plain_kwargs", "recipe_of"]
-
 MAX_JSON_BYTES = 64 * 2**10
 MAX_ITEMS = 256  # of one list or object
 MAX_DEPTH = 6
@@ -27,24 +25,11 @@ MAX_TEXT = 256
 MAX_INT = 8192  # or the greatest dimension of the file's tensors, if that is more; image sizes are in no shape
 
 # Arguments of create_model and build_model_with_cfg that read files, reach the network, or leave the meta device.
-FORBIDDEN = frozenset(
-    {
-        "pretrained",
-        "pretrained_cfg",
-        "pretrained_cfg_overlay",
-        "pretrained_filter_fn",
-        "pretrained_model_args",
-        "pretrained_strict",
-        "checkpoint_path",
-        "cache_dir",
-        "scriptable",
-        "exportable",
-        "no_jit",
-        "pruned",
-        "device",
-        "dtype",
-    }
-)
+FORBIDDEN = frozenset({
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_filter_fn", "pretrained_model_args",
+    "pretrained_strict", "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "pruned",
+    "device", "dtype",
+})  # fmt: skip
 
 
 def plain_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:

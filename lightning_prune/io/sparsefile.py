@@ -34,16 +34,7 @@ from torch import Tensor
 from lightning_prune.errors import PrunedFileError
 from lightning_prune.io.bitmask import bits, decode, popcount
 from lightning_prune.support import schema
-from lightning_prune.support.schema import clipped, is_count, is_int, is_list, is_object
-
-__all__ = [
-    "DTYPES",
-    "Header",
-    "TensorSpec",
-    "fail",
-    "read_header",
-    "read_tensors",
-]
+from lightning_prune.support.schema import is_count, is_int, is_list, is_object
 
 FORMAT, COMPACT_FORMAT = 1, 2  # readers of before there were plans refuse the second by its number
 METADATA_KEY = "lightning_prune"
@@ -56,19 +47,10 @@ MAX_DIMS = 16
 MAX_DIM = 2**48
 
 DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
+    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 Entry = tuple[tuple[int, ...], torch.dtype]  # shape and dtype
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -77,7 +59,7 @@ def fail(
     path: str | Path, problem: str, remedy: str = "It is damaged or not what it claims: get it again."
 ) -> NoReturn:
     """Raises `PrunedFileError` with the path, the problem (what a file says can be long: cut) and the next step."""
-    raise PrunedFileError(f"{path}: {clipped(problem, 1000)}. {remedy}")
+    raise PrunedFileError(f"{path}: {problem:.1000}. {remedy}")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -37,31 +37,25 @@ class Skipped(NamedTuple):
     reason: str
 
 
-def _weights(root: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """(full name, module, attribute) of each conv and linear weight below ``root``, metrics left out."""
-    metrics = tuple(f"{n}." for n, m in root.named_modules() if isinstance(m, Metric))
-    for prefix, module in root.named_modules(remove_duplicate=True):
-        attributes: tuple[str, ...] = ()
-        if isinstance(module, (_ConvNd, nn.Linear)):
-            attributes = ("weight",)
-        elif isinstance(module, nn.MultiheadAttention):
-            attributes = tuple(a for a in _ATTENTION_WEIGHTS if getattr(module, a) is not None)
-        for attribute in attributes:
-            name = f"{prefix}.{attribute}" if prefix else attribute
-            if not name.startswith(metrics):
-                yield name, module, attribute
-
-
-def _checked_weights(
+def _weights(
     root: nn.Module, include: Sequence[str] | None, exclude: Sequence[str] | None
 ) -> list[tuple[str, nn.Module, str]]:
-    """All of `_weights`; raises if there is none, or if a pattern matches none."""
-    found = list(_weights(root))
-    names = [name for name, _, _ in found]
-    if not names:
+    """(full name, module, attribute) of each conv and linear weight below ``root``, metrics left out.
+
+    Raises if there is none, or if a pattern matches none.
+    """
+    metrics = tuple(f"{n}." for n, m in root.named_modules() if isinstance(m, Metric))
+    found = []
+    for prefix, module in root.named_modules():
+        attributes: tuple[str, ...] = ("weight",) if isinstance(module, (_ConvNd, nn.Linear)) else ()
+        if isinstance(module, nn.MultiheadAttention):
+            attributes = tuple(a for a in _ATTENTION_WEIGHTS if getattr(module, a) is not None)
+        found += [(f"{prefix}.{a}" if prefix else a, module, a) for a in attributes]
+    found = [entry for entry in found if not entry[0].startswith(metrics)]
+    if not found:
         raise ValueError(f"{type(root).__name__} has no conv or linear weight: there is nothing to prune.")
-    check_patterns(include or (), names, "include", "prunable weight")
-    check_patterns(exclude or (), names, "exclude", "prunable weight")
+    for argument, patterns in (("include", include), ("exclude", exclude)):
+        check_patterns(patterns or (), [name for name, _, _ in found], argument, "prunable weight")
     return found
 
 
@@ -73,17 +67,14 @@ def prunable_weights(
     Raises:
         ValueError: there is none, or a pattern matches none.
     """
-    found = _checked_weights(root, include, exclude)
-    seen: set[int] = set()
-    weights = []
+    found = _weights(root, include, exclude)
+    weights: dict[int, tuple[str, Tensor]] = {}
     for name, module, attribute in found:
-        wanted = not include or matches(name, include)
-        # A tie is the same Parameter; where the weight is computed from others, each module has its own.
-        identity = id(module._parameters.get(attribute, module))
-        if wanted and not matches(name, exclude or ()) and identity not in seen:
-            seen.add(identity)
-            weights.append((name, getattr(module, attribute)))
-    return weights
+        if (not include or matches(name, include)) and not matches(name, exclude or ()):
+            # A tie is the same Parameter; where the weight is computed from others, each module has its own.
+            identity = id(module._parameters.get(attribute, module))
+            weights.setdefault(identity, (name, getattr(module, attribute)))
+    return list(weights.values())
 
 
 def _reason_to_skip(module: nn.Module, attribute: str) -> str | None:
@@ -97,7 +88,7 @@ def _reason_to_skip(module: nn.Module, attribute: str) -> str | None:
     if is_lazy(param):
         return "not initialised yet: run one forward before fit"
     if not param.numel():
-        return "nothing is left of it: its branch was removed whole"
+        return "nothing is left of it: its branch was removed"
     if "StdConv" in type(module).__name__:
         return "standardised in forward: its zeros would not stay zero"
     if not param.requires_grad:
@@ -143,7 +134,7 @@ def find_targets(
     Raises:
         ValueError: a pattern matches nothing, or nothing is left to prune.
     """
-    found = _checked_weights(root, include, exclude)
+    found = _weights(root, include, exclude)
     names = [name for name, _, _ in found]
     first, last = _first_and_last(root, names)
     targets: dict[nn.Parameter, Target] = {}

@@ -20,13 +20,9 @@ _SURGERY: dict[str, Callable[..., nn.Module]] = {}
 
 
 def register_surgery(apply: Callable[..., nn.Module], undo: Callable[..., nn.Module]) -> None:
-    """Says how plans are applied and undone.
+    """Says how plans are applied, (plan, model, optimizers, averaged), and undone, (plan, model).
 
-    `lightning_prune.channels.surgery` does, when it is imported: it builds on plans, so a plan cannot import it.
-
-    Args:
-        apply: called with (plan, model, optimizers, averaged), see `PruningPlan.apply`.
-        undo: called with (plan, model), see `PruningPlan.undo`.
+    `lightning_prune.channels.surgery` calls it when it is imported: it builds on plans, so they cannot import it.
     """
     _SURGERY.update(apply=apply, undo=undo)
 
@@ -54,7 +50,7 @@ class PruningPlan:
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Returns the plan as JSON text, and writes it to `path` if given. Equal index lists are stored once."""
-        text = json.dumps(self.to_data())
+        text = json.dumps(codec.to_data(vars(self)))
         if path is not None:
             Path(path).write_text(text)
         return text
@@ -73,19 +69,6 @@ class PruningPlan:
             except OSError as error:
                 raise PlanError(f"{source!r} is neither JSON text nor a readable file: {error}") from error
         return cls(**codec.parse(text))
-
-    def to_data(self) -> dict[str, Any]:
-        """The plan as plain dicts, lists, numbers and strings. Equal index lists are stored once."""
-        return codec.to_data(vars(self))
-
-    @classmethod
-    def from_data(cls, data: Any) -> PruningPlan:
-        """Makes a plan of what `to_data` returned, after it was JSON; all of it is checked.
-
-        Raises:
-            PlanError: naming the first thing that is not as it has to be.
-        """
-        return cls(**codec.from_data(data))
 
     def apply(
         self, model: nn.Module, *, optimizers: Iterable[Optimizer] = (), averaged: Iterable[nn.Module] = ()

@@ -43,12 +43,12 @@ class Compact:
     Attributes:
         plan: what was done to it since it was dense.
         buffers: {name: the dense buffer} of the cut buffers that no state dict brings back.
-        asleep: parameters that need no gradient now that nothing is left of them, and did before.
+        without_grad: parameters that need no gradient now that nothing is left of them, and did before.
     """
 
     plan: PruningPlan
     buffers: dict[str, Tensor] = field(default_factory=dict)
-    asleep: tuple[str, ...] = ()
+    without_grad: tuple[str, ...] = ()
 
     @staticmethod
     def on(module: nn.Module) -> Compact | None:
@@ -73,15 +73,15 @@ class Compact:
             for name, buffer in module.named_buffers(remove_duplicate=False)
             if name in plan.cuts and name in unsaved
         }
-        asleep = tuple(
+        without_grad = tuple(
             name
             for name, p in module.named_parameters(remove_duplicate=False)
             if p.requires_grad and name in plan.cuts and 0 in plan.cuts[name].new_shape
         )
         if earlier is None:
-            return Compact(plan, buffers, asleep)
+            return Compact(plan, buffers, without_grad)
         try:
-            return Compact(earlier.plan.then(plan), {**buffers, **earlier.buffers}, earlier.asleep + asleep)
+            return Compact(earlier.plan.then(plan), {**buffers, **earlier.buffers}, earlier.without_grad + without_grad)
         except PlanError as error:
             log.warning("the module no longer knows the way back to its dense form: %s", error)
             return None
@@ -93,10 +93,10 @@ class Compact:
             if name in self.buffers:
                 buffer.copy_(self.buffers[name])
 
-    def wake(self, module: nn.Module) -> None:
-        """Parameters that were empty train again."""
+    def restore_grad(self, module: nn.Module) -> None:
+        """Parameters that were empty need gradients again."""
         for name, p in module.named_parameters(remove_duplicate=False):
-            if name in self.asleep:
+            if name in self.without_grad:
                 p.requires_grad_(True)
 
 

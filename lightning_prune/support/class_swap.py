@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copyreg
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -20,12 +19,6 @@ PREFIX = "_lightning_prune_"
 _BASE = PREFIX + "base"
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    members: Callable[..., Mapping[str, Any]]
-    copied: bool
-
-
 class _Swap(NamedTuple):
     """What a made class remembers."""
 
@@ -34,7 +27,8 @@ class _Swap(NamedTuple):
     args: tuple[Hashable, ...]
 
 
-_RECIPES: dict[str, _Recipe] = {}
+_MEMBERS: dict[str, Callable[..., Mapping[str, Any]]] = {}
+_COPIED: set[str] = set()
 
 
 def recipe(name: str, *, copied: bool) -> Callable[[Callable[..., Mapping[str, Any]]], Callable[..., Any]]:
@@ -47,7 +41,9 @@ def recipe(name: str, *, copied: bool) -> Callable[[Callable[..., Mapping[str, A
     """
 
     def register(members: Callable[..., Mapping[str, Any]]) -> Callable[..., Mapping[str, Any]]:
-        _RECIPES[name] = _Recipe(members, copied)
+        _MEMBERS[name] = members
+        if copied:
+            _COPIED.add(name)
         return members
 
     return register
@@ -109,7 +105,7 @@ def _swaps(module: nn.Module) -> list[_Swap]:
 @cache
 def _subclass(base: type[nn.Module], name: str, args: tuple[Hashable, ...]) -> type[nn.Module]:
     members = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    members |= _RECIPES[name].members(base, *args)
+    members |= _MEMBERS[name](base, *args)
     return type(base.__name__, (base,), {**members, "__reduce_ex__": _reduce, _BASE: _Swap(base, name, args)})
 
 
@@ -118,10 +114,9 @@ def _reduce(module: nn.Module, protocol: Any) -> Any:
     base, swaps = original_class(module), _swaps(module)
     getstate = getattr(base, "__getstate__", None)
     state = dict(getstate(module) if getstate is not None else module.__dict__)
-    for left in swaps:
-        if not _RECIPES[left.recipe].copied:
-            state.pop(data_key(left.recipe), None)
-    kept = tuple((s.recipe, s.args) for s in reversed(swaps) if _RECIPES[s.recipe].copied)
+    for left in {swap.recipe for swap in swaps} - _COPIED:
+        state.pop(data_key(left), None)
+    kept = tuple((s.recipe, s.args) for s in reversed(swaps) if s.recipe in _COPIED)
     if kept:
         return _empty_object, (base, kept), state
     return copyreg._reconstructor, (base, object, None), state  # type: ignore[attr-defined]

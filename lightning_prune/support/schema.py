@@ -64,11 +64,6 @@ def is_object(value: Any, fields: Collection[str] | None = None, most: int | Non
     )
 
 
-def clipped(text: str, most: int) -> str:
-    """What a message repeats of a text from a file: its first `most` characters."""
-    return text if len(text) <= most else text[:most] + "..."
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) != len(pairs):  # two readers could see two different files

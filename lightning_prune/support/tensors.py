@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,13 @@ def state_tensors(model: nn.Module) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors.update(model.named_buffers(remove_duplicate=False))
     return tensors
+
+
+def tensor_caches(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Iterates over the (name, dict) in which a layer caches tensors in eval mode, computed from its parameters."""
+    for name, value in vars(module).items():
+        if isinstance(value, dict) and not name.startswith("_") and any(isinstance(v, Tensor) for v in value.values()):
+            yield name, value
 
 
 def take(tensor: Tensor, kept: Mapping[int, Sequence[int]]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Files of models whose branches went whole: they come back, and those made to do harm do not."""
+"""Files of models with removed branches: they come back, and those made to do harm do not."""
 
 from __future__ import annotations
 

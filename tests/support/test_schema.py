@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_prune.support.schema import as_json, clipped, is_count, is_int, is_list, is_object, is_text, parse
+from lightning_prune.support.schema import as_json, is_count, is_int, is_list, is_object, is_text, parse
 
 REFUSED = {
     '{"a": 1, "a": 1}': "twice",
@@ -48,5 +48,3 @@ def test_checks_know_their_bounds() -> None:
     assert is_text("abc", 3)
     assert not is_text("abcd", 3)
     assert not is_text(b"abc", 3)
-    assert clipped("abcd", 3) == "abc..."
-    assert clipped("abc", 3) == "abc"

@@ -1,4 +1,4 @@
-"""Which branches may go whole: layers that may lose all of their channels, as another path carries the network on.
+"""Which branches may be removed: layers that may lose all channels, as another path carries the network on.
 
 A layer of dead channels on the only path keeps a channel. In a residual branch, a concatenation or a gate it need not:
 what reads it becomes constant, and what it read is of no use any more.
@@ -22,13 +22,13 @@ ONLY_PATH = "no other path leads from the network's input to its output"
 
 
 @dataclass(frozen=True)
-class Whole:
-    """What goes whole.
+class RemovedBranches:
+    """The branches that are removed.
 
     Attributes:
-        empty: bool of shape (classes,): the classes of the layers that lose all channels.
+        empty: bool of shape (groups,): the channel groups of the layers that lose all channels.
         refused: {tensor: why it keeps a channel though all of them were to go}.
-        floored: bool of shape (classes,): those of them that the graph would let go, but not the check.
+        floored: bool of shape (groups,): the groups of those that the graph would let go, but not the check.
     """
 
     empty: Tensor
@@ -36,8 +36,8 @@ class Whole:
     floored: Tensor
 
     @classmethod
-    def none(cls, size: int) -> Whole:
-        """Nothing goes whole, of so many classes."""
+    def none(cls, size: int) -> RemovedBranches:
+        """No branch is removed, of so many channel groups."""
         return cls(torch.zeros(size, dtype=torch.bool), {}, torch.zeros(size, dtype=torch.bool))
 
 
@@ -61,37 +61,37 @@ class Branches:
         rewritten = form == "graph" or is_rewritten(model)
         return None if rewritten else cls(model, graph)
 
-    def asleep(self) -> frozenset[str]:
+    def silent(self) -> frozenset[str]:
         """The BatchNorms whose scale factors are all exactly zero."""
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         weights = {path: parameters.get(f"{path}.weight") for path in self.graph.norms}
         return frozenset(path for path, w in weights.items() if w is not None and len(w) and not bool(w.any()))
 
-    def useless(self, asleep: Collection[str]) -> Tensor:
-        """Classes that only feed norms without a scale factor: bool of shape (classes,)."""
+    def unused(self, silent: Collection[str]) -> Tensor:
+        """Groups that only feed norms without a scale factor: bool of shape (groups,)."""
         nothing = torch.zeros(self.graph.size, dtype=torch.bool)
-        if not asleep:
+        if not silent:
             return nothing
-        flow = self.flows.without(nothing, asleep)
-        # A network of one path that is shut is broken, not finished.
-        return self.flows.unread(flow) if flow.alive else nothing
+        flow = self.flows.without(nothing, silent)
+        # A network of one path that is cut is broken, not finished.
+        return self.flows.unread(flow) if flow.connected else nothing
 
-    def whole(
+    def removable(
         self,
         gone: Tensor,
         *,
         stay: Tensor | None = None,
         constants: bool = False,
-        asleep: Collection[str] = (),
+        silent: Collection[str] = (),
         check: Check = lambda empty: "",
-    ) -> Whole:
+    ) -> RemovedBranches:
         """The layers all of whose channels are to go, where the network can do without, and what goes with them.
 
         Args:
-            gone: the classes that are to go, bool of shape (classes,).
-            stay: the classes that may not go, bool of shape (classes,).
+            gone: the groups that are to go, bool of shape (groups,).
+            stay: the groups that may not go, bool of shape (groups,).
             constants: whether layers go too that would be constant. (What would be of no use goes in any case.)
-            asleep: norms that give the same for any input.
+            silent: norms that give the same for any input.
             check: asked before any of it is settled.
         """
         stay = torch.zeros_like(gone) if stay is None else stay
@@ -100,34 +100,34 @@ class Branches:
         layers = (self._vectors[key] for key in self._vectors if key in self._layers)
         seeds = [(ids, self._name(owners)) for ids, owners in layers if bool(gone[ids].all())]
         if not seeds:
-            return Whole.none(self.graph.size)
-        if not self.flows.without(nothing, asleep).alive:
-            asleep = ()  # the only path is shut: then everything would be of no use
+            return RemovedBranches.none(self.graph.size)
+        if not self.flows.without(nothing, silent).connected:
+            silent = ()  # the only path is cut: then everything would be of no use
         before = self.flows.constant(self.flows.without(nothing))
 
         def close(empty: Tensor) -> Tensor:
-            """With what becomes constant or useless by it, whole layers at a time."""
+            """With what becomes constant or unused by it, whole layers at a time."""
             while True:
-                flow = self.flows.without(empty, asleep)
+                flow = self.flows.without(empty, silent)
                 more = empty | gone | self.flows.unread(flow)
                 if constants:
                     more |= self.flows.constant(flow) & ~before
                 more &= ~stay
-                grown = empty.clone()
+                larger = empty.clone()
                 for ids, _ in self._vectors.values():
                     # A layer that was to go anyway is a seed of its own.
                     if bool(more[ids].all()) and not bool(gone[ids].all()):
-                        grown[ids] = True
-                if bool((grown == empty).all()):
+                        larger[ids] = True
+                if bool((larger == empty).all()):
                     return empty
-                empty = grown
+                empty = larger
 
         together = nothing.clone()
         for ids, _ in seeds:
             together[ids] = True
         together = close(together)
         if not (self._forbids(self.flows.without(together)) or check(together)):
-            return Whole(together, {}, nothing)
+            return RemovedBranches(together, {}, nothing)
         empty, floored, refused = nothing, nothing.clone(), dict[str, str]()
         for ids, name in seeds:  # one by one: an earlier one may be what leaves no path around a later one
             more = empty.clone()
@@ -142,13 +142,13 @@ class Branches:
                 floored[ids] = True
             else:
                 empty = more
-        return Whole(empty, refused, floored)
+        return RemovedBranches(empty, refused, floored)
 
     def _forbids(self, flow: Flow) -> str:
-        """Why those classes may not all go; "" if they may."""
+        """Why those groups may not all go; "" if they may."""
         if bool((flow.empty & self.flows.closed).any()):
             return "an operator reads its channels that cannot do without"
-        if not flow.alive:
+        if not flow.connected:
             return ONLY_PATH
         for ids, owners in self._vectors.values():
             for name in owners if bool(flow.empty[ids].all()) else ():

@@ -8,6 +8,7 @@ summed over, its value says whether it is dead (zero), foldable (its contributio
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,17 +27,17 @@ from lightning_prune.support.modes import mode, split_input
 
 @dataclass(frozen=True)
 class Constants:
-    """What the channels of some classes contribute where they are summed over.
+    """What the channels of some groups contribute where they are summed over.
 
     Attributes:
-        live: bool of shape (classes,): the class depends on the input, or it could not be followed.
-        nonzero: bool of shape (classes,): the class is constant, and its value enters a sum.
-        unfoldable: bool of shape (classes,): folding the class is not exact.
-        folds: {tensor name: what to add to it} for the classes that were asked about.
+        varying: bool of shape (groups,): the group depends on the input, or it could not be followed.
+        nonzero: bool of shape (groups,): the group is constant, and its value enters a sum.
+        unfoldable: bool of shape (groups,): folding the group is not exact.
+        folds: {tensor name: what to add to it} for the groups that were asked about.
         inexact: where folding is not exact, with the reason.
     """
 
-    live: Tensor
+    varying: Tensor
     nonzero: Tensor
     unfoldable: Tensor
     folds: dict[str, Tensor]
@@ -56,26 +57,22 @@ def constants(
 
     Args:
         fold: whether to compute what constants add to the biases behind them.
-        removed: bool of shape (classes,): fold only these; by default all constant classes.
+        removed: bool of shape (groups,): fold only these; by default all constant groups.
         silence: the scale factors of `removed` count as zero, whatever they are.
     """
+    run = partial(_constants, model, graph, example_input, fold, removed, silence)
     try:
-        return _constants(model, graph, example_input, fold, removed, silence, torch.float64)
+        return run(torch.float64)
     except RuntimeError:  # a dtype is written into the graph
-        return _constants(model, graph, example_input, fold, removed, silence, None)
+        return run(None)
 
 
 def _constants(
-    model: nn.Module,
-    graph: ChannelGraph,
-    example_input: Any,
-    fold: bool,
-    removed: Tensor | None,
-    silence: bool,
+    model: nn.Module, graph: ChannelGraph, example_input: Any, fold: bool, removed: Tensor | None, silence: bool,
     dtype: torch.dtype | None,
-) -> Constants:
+) -> Constants:  # fmt: skip
     size = graph.size
-    live, nonzero, unfoldable = (torch.zeros(size, dtype=torch.bool) for _ in range(3))
+    varying, nonzero, unfoldable = (torch.zeros(size, dtype=torch.bool) for _ in range(3))
     seen = torch.zeros(size, dtype=torch.bool)
     folds: dict[str, Tensor] = {}
     inexact: list[str] = []
@@ -99,7 +96,7 @@ def _constants(
                 unknown, zero = unknown & ~hidden, zero | hidden
             free = place.ids >= 0
             seen[place.ids[free]] = True
-            live[place.ids[free & unknown]] = True
+            varying[place.ids[free & unknown]] = True
             present = free & ~unknown & ~zero
             nonzero[place.ids[present]] = True
             if fold and bool(present.any()):
@@ -124,11 +121,11 @@ def _constants(
             feed.append(None)
     with mode(model, False), torch.no_grad():
         NanRun(graph.program.graph_module, watch).run(*feed)
-    return Constants(live | ~seen, nonzero, unfoldable, folds, tuple(dict.fromkeys(inexact)))
+    return Constants(varying | ~seen, nonzero, unfoldable, folds, tuple(dict.fromkeys(inexact)))
 
 
 def _silenced(graph: ChannelGraph, removed: Tensor) -> Step:
-    """Zero scale factors for the removed classes."""
+    """Zero scale factors for the removed groups."""
     norms = {f"{path}.weight" for path in graph.norms}
 
     def step(name: str, tensor: Tensor) -> Tensor:
@@ -168,9 +165,9 @@ def _fold(
     if not bool(chosen.any()):
         return
     name = operator_name(node.target)
-    classes = place.ids[chosen]
+    groups = place.ids[chosen]
     if name not in CONVOLUTIONS and name != "linear":
-        unfoldable[classes] = True
+        unfoldable[groups] = True
         inexact.append(f"{name} at {describe(node)}: a product of two activations has no bias")
         return
     x = bound["input"]
@@ -184,11 +181,11 @@ def _fold(
     spread = (table - table[:, :1]).abs().amax()
     target, sign = _bias_behind(node, names)
     if target is None:
-        unfoldable[classes] = True
+        unfoldable[groups] = True
         inexact.append(f"{name} at {describe(node)}: no bias and no BatchNorm behind it")
         return
     if float(spread) > 1e-6 * float(table.abs().amax()):
-        unfoldable[classes] = True
+        unfoldable[groups] = True
         inexact.append(f"{name} at {describe(node)}: zero padding cuts the constant off at the border")
     middle = table[:, table.shape[1] // 2] if table.shape[1] == 1 else table.median(1).values
     folds[target] = folds.get(target, torch.zeros_like(middle)) + sign * middle

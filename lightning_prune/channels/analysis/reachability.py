@@ -1,4 +1,4 @@
-"""What depends on the input, and what the output depends on, once some classes of channels are gone.
+"""What depends on the input, and what the output depends on, once some channel groups are gone.
 
 Read off the graph call by call; nothing is computed with the model's weights.
 """
@@ -24,23 +24,23 @@ class Flow:
     """Of a graph's calls.
 
     Attributes:
-        empty: bool of shape (classes,): the classes that are gone.
+        empty: bool of shape (groups,): the groups that are gone.
         varies: the calls that depend on the network's input.
         needed: the calls that the network's output depends on.
-        alive: whether every output that depends on the input in the dense model still does.
+        connected: whether every output that depends on the input in the dense model still does.
     """
 
     empty: Tensor
     varies: frozenset[Node]
     needed: frozenset[Node]
-    alive: bool
+    connected: bool
 
 
 class Flows:
     """Follows one graph again and again.
 
     Attributes:
-        closed: bool of shape (classes,): classes whose channels are read by something else than a convolution or a
+        closed: bool of shape (groups,): groups whose channels are read by something else than a convolution or a
             linear layer, of which nothing is known without channels.
     """
 
@@ -74,16 +74,16 @@ class Flows:
             if any(a.op == "get_attr" and isinstance(_held(a), GraphModule) for a in node.all_input_nodes):
                 yield from (str(self._states[a.name]) for a in node.all_input_nodes if a.name in self._states)
 
-    def without(self, empty: Tensor, asleep: Collection[str] = ()) -> Flow:
-        """The flow once some classes are gone.
+    def without(self, empty: Tensor, silent: Collection[str] = ()) -> Flow:
+        """The flow once some channel groups are gone.
 
         Args:
-            empty: those classes, bool of shape (classes,).
-            asleep: norms that give the same for any input.
+            empty: those groups, bool of shape (groups,).
+            silent: norms that give the same for any input.
         """
         stops = {n for n, ids in self._summed.items() if all_in(ids, empty)}
         stops |= {n for n in self._products if self._rowless(n, empty)}
-        stops |= {n for n in self._norms if self._norm_of(n) in asleep}
+        stops |= {n for n in self._norms if self._norm_of(n) in silent}
         varies = self._reached(stops)
         needed: set[Node] = set()
         stack = list(self._outputs)
@@ -103,7 +103,7 @@ class Flows:
         return found
 
     def unread(self, flow: Flow) -> Tensor:
-        """Classes that nothing reads which the output depends on: bool of shape (classes,)."""
+        """Groups that nothing reads which the output depends on: bool of shape (groups,)."""
         read = self.closed.clone()
         for node, ids in self._summed.items():
             if node in flow.needed and not self._rowless(node, flow.empty):
@@ -111,12 +111,12 @@ class Flows:
         return self._read & ~read
 
     def constant(self, flow: Flow) -> Tensor:
-        """Classes that are the same for any input, wherever they are read: bool of shape (classes,)."""
-        live = self.closed.clone()
+        """Groups that are the same for any input, wherever they are read: bool of shape (groups,)."""
+        varying = self.closed.clone()
         for node, ids in self._summed.items():
             if node.args[0] in flow.varies:
-                live[ids[ids >= 0]] = True
-        return self._read & ~live
+                varying[ids[ids >= 0]] = True
+        return self._read & ~varying
 
     def _norm_of(self, node: Node) -> str:
         weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
@@ -131,7 +131,7 @@ class Flows:
 
 
 def all_in(ids: Tensor, chosen: Tensor) -> bool:
-    """Whether a vector of class ids has chosen classes only, and none that is frozen."""
+    """Whether a vector of group ids has chosen groups only, and none that is frozen."""
     return bool((ids >= 0).all()) and bool(chosen[ids].all())
 
 

@@ -35,10 +35,9 @@ class NanRun(LazyRun):
         if n.op != "call_function":
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        graphs = [a for a in args if isinstance(a, GraphModule)]
-        if len(graphs) == 1:
-            at = next(i for i, a in enumerate(args) if isinstance(a, GraphModule))
-            return NanRun(graphs[0], self.watch).run(*args[at + 1 :])
+        nested = [i for i, a in enumerate(args) if isinstance(a, GraphModule)]
+        if len(nested) == 1:
+            return NanRun(args[nested[0]], self.watch).run(*args[nested[0] + 1 :])
         name = operator_name(n.target)
         if name.startswith("_assert") or name == "sym_constrain_range_for_size":
             return None
@@ -48,13 +47,12 @@ class NanRun(LazyRun):
         if name in ("batch_norm", "instance_norm") and isinstance(bound.get("weight"), Tensor):
             return _batch_norm(super().run_node(n), bound)
         if name in CONVOLUTIONS or name in ("linear", "matmul", "bmm", "mm"):
-            return _product(name, n.target, bound)
+            return _product(n.target, bound)
         out = super().run_node(n)
         if isinstance(out, Tensor) and torch.Tag.pointwise in getattr(n.target, "tags", ()) and out.is_floating_point():
             out = taint(out, list(bound.values()))
             if name == "mul":
-                factors = [t for t in bound.values() if isinstance(t, Tensor)]
-                for factor in factors:
+                for factor in (t for t in bound.values() if isinstance(t, Tensor)):
                     out = out.masked_fill((factor == 0).broadcast_to(out.shape), 0)
         return out
 
@@ -68,12 +66,10 @@ def _batch_norm(out: Tensor, bound: dict[str, Any]) -> Tensor:
     return torch.where((weight == 0).view(view), shift.view(view), out)
 
 
-def _product(name: str, target: Any, bound: dict[str, Any]) -> Tensor:
+def _product(target: Any, bound: dict[str, Any]) -> Tensor:
     """A sum of products in which zero times NaN is zero."""
-    keys = ("input", "weight") if name in CONVOLUTIONS or name == "linear" else (
-        ("self", "other") if name == "matmul" else ("self", "mat2"))  # fmt: skip
-    if any(k not in bound for k in keys):
-        keys = ("tensor1", "tensor2")
+    pairs = (("input", "weight"), ("self", "other"), ("self", "mat2"), ("tensor1", "tensor2"))
+    keys = next(pair for pair in pairs if all(k in bound for k in pair))
     clean = {k: v.nan_to_num(0.0) if k in keys else v for k, v in bound.items()}
     out: Tensor = target(**clean)
     unknown = {k: bound[k].isnan() for k in keys}

@@ -18,21 +18,9 @@ from lightning_prune.channels.graph.propagate import operator_name, shape_of
 from lightning_prune.channels.trace.sites import module_path
 
 COUNTED = (
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "conv_transpose3d",
-    "linear",
-    "matmul",
-    "mm",
-    "bmm",
-    "addmm",
-    "baddbmm",
-    "einsum",
-    "scaled_dot_product_attention",
-)
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear",
+    "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention",
+)  # fmt: skip
 """Operators that PyTorch's own flop counter counts, as they are called in an exported graph."""
 
 
@@ -53,7 +41,7 @@ class _Term:
 
 @dataclass(frozen=True)
 class ChannelCost:
-    """What a model costs as a function of the classes that are kept.
+    """What a model costs as a function of the channel groups that are kept.
 
     MACs are multiply-accumulates of convolutions and matrix products for one sample at the traced input size, as
     counted by `torch.utils.flop_counter` (which counts two operations for each).
@@ -84,32 +72,32 @@ class ChannelCost:
         return cls(graph.size, tuple(macs), tuple(params))
 
     def macs(self, keep: Tensor | None = None) -> int:
-        """MACs of one sample when the classes in `keep` (bool of shape (classes,)) stay; None keeps all."""
+        """MACs of one sample when the groups in `keep` (bool of shape (groups,)) stay; None keeps all."""
         return round(sum(term.value(self._all(keep)) for term in self._macs))
 
     def macs_by_layer(self, keep: Tensor | None = None) -> dict[str, float]:
-        """MACs of each module when the classes in `keep` stay, the most expensive first."""
+        """MACs of each module when the groups in `keep` stay, the most expensive first."""
         found: dict[str, float] = {}
         for term in self._macs:
             found[term.layer] = found.get(term.layer, 0.0) + term.value(self._all(keep))
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     def params(self, keep: Tensor | None = None) -> int:
-        """Parameters when the classes in `keep` stay; None keeps all."""
+        """Parameters when the groups in `keep` stay; None keeps all."""
         return round(sum(term.value(self._all(keep)) for term in self._params))
 
-    def macs_per_class(self) -> Tensor:
-        """What removing each class alone saves: float64 of shape (classes,). Savings of several overlap."""
-        return self._per_class(self._macs)
+    def macs_per_group(self) -> Tensor:
+        """What removing each group alone saves: float64 of shape (groups,). Savings of several overlap."""
+        return self._per_group(self._macs)
 
-    def params_per_class(self) -> Tensor:
-        """What removing each class alone saves: float64 of shape (classes,). Savings of several overlap."""
-        return self._per_class(self._params)
+    def params_per_group(self) -> Tensor:
+        """What removing each group alone saves: float64 of shape (groups,). Savings of several overlap."""
+        return self._per_group(self._params)
 
     def _all(self, keep: Tensor | None) -> Tensor:
         return torch.ones(self.size, dtype=torch.bool) if keep is None else keep
 
-    def _per_class(self, terms: tuple[_Term, ...]) -> Tensor:
+    def _per_group(self, terms: tuple[_Term, ...]) -> Tensor:
         saved = torch.zeros(self.size, dtype=torch.float64)
         for term in terms:
             left = torch.ones(self.size, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""`ChannelGraph`: which channel indices of which tensors must live or die together."""
+"""`ChannelGraph`: which channel indices of which tensors can only be removed together."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from lightning_prune.channels.trace.sites import Count, Frozen, Member, Parts, P
 
 @dataclass(frozen=True, repr=False)
 class ChannelGraph:
-    """The channel classes of a model.
+    """The channel groups of a model: what can only be removed together.
 
     Attributes:
-        axes: {tensor name: {dim: class ids, int64 of shape (size of the dim,)}}. An id from 0 on is a class that may
+        axes: {tensor name: {dim: group ids, int64 of shape (size of the dim,)}}. An id from 0 on is a group that may
             be removed; -1 - r is frozen for the reasons `frozen_reasons[r]`.
         shapes: {tensor name: shape}.
-        size: the number of removable classes.
+        size: the number of removable groups.
         counts, equal_parts: the places in the code that have to change with the channels.
         norms: names of the modules that are batch norms with scale factors.
         sums: the places where channels are summed over.
         products: what the number of multiplications depends on.
         picks: channels picked by constant numbers.
-        inputs: {module path: class ids of the channels of each tensor that enters it}.
+        inputs: {module path: group ids of the channels of each tensor that enters it}.
         program: the exported program that all this was read from.
     """
 
@@ -101,7 +101,7 @@ class ChannelGraph:
 
     @property
     def groups(self) -> dict[int, list[Member]]:
-        """{class id: its members}. Removing a class means removing all its members."""
+        """{group id: its members}. Removing a group means removing all its members."""
         if "groups" not in self._cache:
             found: dict[int, list[Member]] = {i: [] for i in range(self.size)}
             for name, dim, ids in self.each():
@@ -112,8 +112,8 @@ class ChannelGraph:
                 for identity, indices in where.items():
                     found[identity].append(Member(name, dim, tuple(indices)))
             self._cache["groups"] = found
-        classes: dict[int, list[Member]] = self._cache["groups"]
-        return classes
+        groups: dict[int, list[Member]] = self._cache["groups"]
+        return groups
 
     @property
     def frozen(self) -> list[Frozen]:
@@ -126,13 +126,13 @@ class ChannelGraph:
         return found
 
     def each(self) -> Iterator[tuple[str, int, Tensor]]:
-        """Iterates over (tensor name, dim, class ids)."""
+        """Iterates over (tensor name, dim, group ids)."""
         for name, dims in self.axes.items():
             for dim, ids in dims.items():
                 yield name, dim, ids
 
     def scale_ids(self, norm: str) -> Tensor | None:
-        """Class ids of a batch norm's channels, int64 [channels]; None where nothing can go: it has one channel."""
+        """Group ids of a batch norm's channels, int64 [channels]; None where nothing can go: it has one channel."""
         return self.axes.get(f"{norm}.weight", {}).get(0)
 
     def norm_channels(self) -> tuple[int, int]:
@@ -161,7 +161,7 @@ def _finish(
     program: ExportedProgram,
     norms: tuple[str, ...],
 ) -> ChannelGraph:
-    """Turns roots into small class ids and freezes what stands alone."""
+    """Turns roots into small group ids and freezes what stands alone."""
     labels = context.labels
     axes = {(name, dim): vector for name, value in tensors.items() for dim, vector in value.axes.items()}
     vectors = [*axes.values(), *(count.ids for count in context.counts)]
@@ -173,9 +173,9 @@ def _finish(
     flat = labels.find(torch.cat(vectors)) if vectors else torch.empty(0, dtype=torch.int64)
     owned = sum(len(v) for v in axes.values())
     roots, counts = flat[:owned].unique(return_counts=True)
-    lonely = (roots >= FROZEN_IDS) & (counts == 1)
-    if bool(lonely.any()):  # one index of one tensor, related to nothing: no operator that was understood touched it
-        labels.freeze(roots[lonely], "no operator relates it to another tensor")
+    unrelated = (roots >= FROZEN_IDS) & (counts == 1)
+    if bool(unrelated.any()):  # one index of one tensor, related to nothing: no operator that was understood touched it
+        labels.freeze(roots[unrelated], "no operator relates it to another tensor")
         flat = labels.find(flat)
     free = flat[:owned][flat[:owned] >= FROZEN_IDS].unique()
     reasons = labels.reasons()

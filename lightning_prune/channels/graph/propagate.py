@@ -95,9 +95,7 @@ def label_graph(module: GraphModule, inputs: list[Any], context: Context) -> Any
 
 
 def _attribute(module: GraphModule, target: str) -> Any:
-    value: Any = module
-    for name in target.split("."):
-        value = getattr(value, name)
+    value = operator.attrgetter(target)(module)
     return Value(tuple(value.shape)) if isinstance(value, Tensor) else value
 
 
@@ -106,17 +104,17 @@ def _call(module: GraphModule, node: Node, known: dict[Node, Any], context: Cont
     kwargs = _replace(node.kwargs, known)
     if node.target is operator.getitem:
         return args[0][args[1]] if isinstance(args[0], (tuple, list)) else None
-    graphs = [a for a in args if isinstance(a, GraphModule)]
-    if len(graphs) == 1:  # a region under autocast or set_grad_enabled: look inside
-        at = next(i for i, a in enumerate(args) if isinstance(a, GraphModule))
-        return label_graph(graphs[0], list(args[at + 1 :]), context)
+    nested = [i for i, a in enumerate(args) if isinstance(a, GraphModule)]
+    if len(nested) == 1:  # a region under autocast or set_grad_enabled: look inside
+        return label_graph(args[nested[0]], list(args[nested[0] + 1 :]), context)
     meta = node.meta.get("val")
     outputs = [m for m in (meta if isinstance(meta, (tuple, list)) else [meta]) if isinstance(m, Tensor)]
     labelled = any(value.axes for value in values([args, kwargs]))
     _note_inputs(node, known, context)
+    plain = tuple(Value(shape_of(m)) for m in outputs)
+    unlabelled = plain if isinstance(meta, (tuple, list)) else next(iter(plain), None)
     if not labelled or not outputs:
-        results = tuple(Value(shape_of(m)) for m in outputs)
-        return results if isinstance(meta, (tuple, list)) else (results[0] if results else None)
+        return unlabelled
     name = operator_name(node.target)
     call = Call(context, node, name, bind(node.target, args, kwargs), tuple(map(shape_of, outputs)), describe(node))
     rule = RULES.get(name)
@@ -124,8 +122,7 @@ def _call(module: GraphModule, node: Node, known: dict[Node, Any], context: Cont
         rule = elementwise
     if rule is None:
         call.freeze_all("operator without a rule")
-        results = tuple(Value(shape) for shape in call.out_shapes)
-        return results if isinstance(meta, (tuple, list)) else results[0]
+        return unlabelled
     return rule(call)
 
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_prune.channels.rules.registry import elementwise, rule
+from lightning_prune.channels.rules.registry import broadcast, elementwise, rule
 from lightning_prune.channels.trace.call import Call, Outcome, Value
 from lightning_prune.channels.trace.sites import Sum
 
-SILENT = "a spatial or kernel dim"
+KERNEL_DIM = "a spatial or kernel dim"
 COMPUTED = "the weight is computed while running (as in CondConv) or constant: no parameter has its channels"
 
 
-def _spatial(call: Call, x: Value, weight: Value, first: int) -> None:
+def _spatial(call: Call, x: Value, weight: Value) -> None:
     """Freezes labelled dims that a kernel or a window slides over, and the kernel's own dims."""
     for dim, labels in x.axes.items():
-        if dim >= first:
+        if dim >= 2:
             call.freeze(labels, "the operator mixes neighbouring channels")
     for dim, labels in weight.axes.items():
         if dim >= 2:
-            call.context.labels.freeze(labels, SILENT)
+            call.context.labels.freeze(labels, KERNEL_DIM)
 
 
 def meet(call: Call, x: Tensor | None, weight: Tensor | None) -> None:
@@ -46,7 +46,7 @@ def conv(call: Call) -> Outcome:
         return Value(call.shape)
     if eca := _eca(call, x, weight):
         return eca
-    _spatial(call, x, weight, 2)
+    _spatial(call, x, weight)
     inputs, rows = x.axes.get(1), weight.axes.get(0)
     call.costs(rows, weight.axes.get(1))
     if weight.shape[1] > 1:
@@ -96,7 +96,7 @@ def _eca(call: Call, x: Value, weight: Value) -> Value | None:
     if weight.shape[:2] != (1, 1) or call.shape != x.shape:
         return None
     for labels in weight.axes.values():
-        call.context.labels.freeze(labels, SILENT)
+        call.context.labels.freeze(labels, KERNEL_DIM)
     call.context.approximations.append(f"eca at {call.where}: neighbouring channels change")
     return Value(call.shape, dict(x.axes))
 
@@ -105,7 +105,7 @@ def _eca(call: Call, x: Value, weight: Value) -> Value | None:
 def conv_transpose(call: Call) -> Outcome:
     """As a convolution with dims 0 and 1 of the weight swapped."""
     x, weight, groups = call["input"], call["weight"], call["groups"]
-    _spatial(call, x, weight, 2)
+    _spatial(call, x, weight)
     columns, rows, inputs = weight.axes.get(0), weight.axes.get(1), x.axes.get(1)
     if weight.shape[0] > groups:
         call.consumes("input", x, 1)
@@ -166,7 +166,7 @@ def _product_axes(call: Call, first: Value, second: Value) -> dict[int, Tensor]:
     """The axes of a batched product, with the contracted channels united."""
     a, b, rank = len(first.shape), len(second.shape), len(call.shape)
     _meet_products(call, first.axes.get(a - 1), second.axes.get(b - 2))
-    axes = _batch_axes(call, [(first, a - 2), (second, b - 2)], rank - 2)
+    axes = broadcast(call, [(first, a - 2), (second, b - 2)], rank - 2)
     for value, dim, place in ((first, a - 2, rank - 2), (second, b - 1, rank - 1)):
         if dim in value.axes:
             axes[place] = value.axes[dim]
@@ -189,41 +189,20 @@ def _meet_products(call: Call, first: Tensor | None, second: Tensor | None) -> N
             call.freeze(labels, "multiplied with a tensor whose channels no parameter controls")
 
 
-def _batch_axes(call: Call, operands: list[tuple[Value, int]], rank: int) -> dict[int, Tensor]:
-    """Element-by-element treatment of the leading dims of a batched product."""
-    axes: dict[int, Tensor] = {}
-    for dim in range(rank):
-        wide = []
-        for value, leading in operands:
-            d = dim - (rank - leading)
-            if d >= 0 and value.shape[d] > 1:
-                wide.append(value.axes.get(d))
-        labelled = [labels for labels in wide if labels is not None]
-        if labelled:
-            axes[dim] = labelled[0]
-            for labels in labelled[1:]:
-                call.unite(labelled[0], labels)
-            if len(labelled) < len(wide):
-                call.freeze(labelled[0], "combined with a tensor whose channels no parameter controls")
-    return axes
-
-
 @rule("addmm", "baddbmm")
 def addmm(call: Call) -> Outcome:
     """A product plus a broadcast summand."""
-    first, second = (
-        call["mat1" if "mat1" in call.arguments else "batch1"],
-        call["mat2" if "mat2" in call.arguments else "batch2"],
-    )
+    names = ("mat1", "mat2") if "mat1" in call.arguments else ("batch1", "batch2")
+    first, second = (call[name] for name in names)
     product = Value(call.shape, _product_axes(call, first, second))
-    call.consumes("mat1" if "mat1" in call.arguments else "batch1", first, len(first.shape) - 1)
+    call.consumes(names[0], first, len(first.shape) - 1)
     call.arguments = {"product": product, "summand": call["self"]}
     return elementwise(call)
 
 
 @rule("einsum")
 def einsum(call: Call) -> Outcome:
-    """One class for each letter and place; a letter that is summed in only one operand freezes."""
+    """One channel group for each letter and place; a letter that is summed in only one operand freezes."""
     left, _, right = call["equation"].replace(" ", "").partition("->")
     terms, tensors = left.split(","), call["tensors"]
     if "." in left or not right or any(len(set(t)) < len(t) for t in [*terms, right]):
@@ -278,7 +257,7 @@ def attention(call: Call) -> Outcome:
         operands.append((mask, len(mask.shape) - 2))
         for dim in (len(mask.shape) - 1, len(mask.shape) - 2):
             call.freeze(mask.axes.get(dim), "attention mask over positions")
-    axes = _batch_axes(call, operands, rank - 2)
+    axes = broadcast(call, operands, rank - 2)
     share = q.shape[-1] / (q.shape[-1] + v.shape[-1])
     call.costs(*axes.values(), q.axes.get(rank - 1), share=share)
     call.costs(*axes.values(), v.axes.get(rank - 1), share=1 - share)

@@ -10,18 +10,8 @@ from lightning_prune.channels.trace.call import Call, Outcome, Value
 from lightning_prune.channels.trace.labels import UNLABELLED
 
 
-@rule(
-    "view",
-    "reshape",
-    "_unsafe_view",
-    "view_copy",
-    "flatten",
-    "unflatten",
-    "reshape_as",
-    "view_as",
-    "_reshape_alias",
-    "expand_as",
-)
+@rule("view", "reshape", "_unsafe_view", "view_copy", "flatten", "unflatten", "reshape_as", "view_as",
+      "_reshape_alias", "expand_as")  # fmt: skip
 def reshape(call: Call) -> Outcome:
     """Runs the reshape on the labels; sizes that count labelled channels are recorded for rewriting."""
     if call.name == "expand_as":
@@ -110,7 +100,7 @@ def expand(call: Call) -> Outcome:
 
 @rule("repeat", "tile")
 def repeat(call: Call) -> Outcome:
-    """Whole tensor repeated: copies of a channel are one class."""
+    """Whole tensor repeated: copies of a channel are one channel group."""
     x, shift = call.x, len(call.shape) - len(call.x.shape)
     axes = {d + shift: labels.repeat(call.shape[d + shift] // x.shape[d]) for d, labels in x.axes.items()}
     return Value(call.shape, axes)

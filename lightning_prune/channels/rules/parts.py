@@ -53,16 +53,8 @@ def slice_(call: Call) -> Outcome:
     return Value(call.shape, axes)
 
 
-@rule(
-    "split",
-    "split_with_sizes",
-    "chunk",
-    "tensor_split",
-    "unsafe_split",
-    "unsafe_chunk",
-    "split_copy",
-    "split_with_sizes_copy",
-)
+@rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "split_copy",
+      "split_with_sizes_copy")  # fmt: skip
 def split(call: Call) -> Outcome:
     """Consecutive parts of a dim. Equal parts stay equal, or the call has to be rewritten."""
     x, at = call.x, call.dim()

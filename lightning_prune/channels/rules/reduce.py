@@ -34,7 +34,7 @@ def layer_norm(call: Call) -> Outcome:
 
 @rule("group_norm")
 def group_norm(call: Call) -> Outcome:
-    """A group's statistics run over all of its channels and over space: a group goes whole, or not at all."""
+    """A group's statistics run over all of its channels and over space: a group loses all channels, or none."""
     x, groups = call["input"], call["num_groups"]
     out = call.keep_axes(x, {0: 0, 1: 1}, "its statistics run over this dim")
     channels = x.axes.get(1)
@@ -57,79 +57,31 @@ def group_norm(call: Call) -> Outcome:
 def along(call: Call) -> Outcome:
     """The dim that the operator runs along cannot lose entries: the others would change."""
     at = call.dim()
-    keep = {d: d for d in range(len(call.x.shape)) if d != at}
-    out = tuple(call.keep_axes(call.x, keep, "runs along the channels", s) for s in call.out_shapes)
-    return out if len(out) > 1 else out[0]
+    return call.keep_in_all({d: d for d in range(len(call.x.shape)) if d != at}, "runs along the channels")
 
 
-@rule(
-    "mean",
-    "sum",
-    "amax",
-    "amin",
-    "max",
-    "min",
-    "var",
-    "std",
-    "var_mean",
-    "std_mean",
-    "norm",
-    "linalg_vector_norm",
-    "logsumexp",
-    "prod",
-    "argmax",
-    "argmin",
-    "any",
-    "all",
-)
+@rule("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "norm",
+      "linalg_vector_norm", "logsumexp", "prod", "argmax", "argmin", "any", "all")  # fmt: skip
 def reduce(call: Call) -> Outcome:
     """The reduced dims go; a labelled one freezes, because its length or its members enter the result."""
     if call.arguments.get("other") is not None:
         return elementwise(call)
-    x, rank = call.x, len(call.x.shape)
-    gone = call.dims()
+    rank, gone = len(call.x.shape), call.dims()
     keepdim = len(call.out_shapes[0]) == rank
     rest = [d for d in range(rank) if d not in gone]
-    where = {d: d if keepdim else i for i, d in enumerate(rest)}
-    out = tuple(call.keep_axes(x, where, "reduces over the channels", s) for s in call.out_shapes)
-    return out if len(out) > 1 else out[0]
+    return call.keep_in_all({d: d if keepdim else i for i, d in enumerate(rest)}, "reduces over the channels")
 
 
-@rule(
-    "max_pool1d",
-    "max_pool2d",
-    "max_pool3d",
-    "avg_pool1d",
-    "avg_pool2d",
-    "avg_pool3d",
-    "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d",
-    "adaptive_avg_pool3d",
-    "adaptive_max_pool1d",
-    "adaptive_max_pool2d",
-    "lp_pool2d",
-    "max_pool2d_with_indices",
-    "upsample_nearest1d",
-    "upsample_nearest2d",
-    "upsample_nearest3d",
-    "upsample_bilinear2d",
-    "upsample_bicubic2d",
-    "_upsample_nearest_exact2d",
-    "_adaptive_avg_pool2d",
-    "upsample_linear1d",
-    "upsample_trilinear3d",
-    "_upsample_bilinear2d_aa",
-    "_upsample_bicubic2d_aa",
-    "grid_sampler",
-)
+@rule("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+      "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d",
+      "adaptive_max_pool2d", "lp_pool2d", "max_pool2d_with_indices", "upsample_nearest1d",
+      "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_bicubic2d",
+      "_upsample_nearest_exact2d", "_adaptive_avg_pool2d", "upsample_linear1d", "upsample_trilinear3d",
+      "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "grid_sampler")  # fmt: skip
 def pool(call: Call) -> Outcome:
     """Windows over the spatial dims; channels pass."""
-    x = call.x
-    spatial = {"1": 1, "2": 2, "3": 3}[next((c for c in call.name if c in "123"), "2")]
-    first = len(x.shape) - spatial
-    keep = {d: d for d in range(first)}
-    out = tuple(call.keep_axes(x, keep, "windows over the channels", s) for s in call.out_shapes)
-    return out if len(out) > 1 else out[0]
+    spatial = int(next((c for c in call.name if c in "123"), "2"))
+    return call.keep_in_all({d: d for d in range(len(call.x.shape) - spatial)}, "windows over the channels")
 
 
 @rule("normalize")

@@ -1,7 +1,7 @@
 """The table of operator rules, and the rules for operators that act on each element alone.
 
-A rule takes a `Call` and returns the labels of its outputs. It unites labels that must live or die together, freezes
-what it cannot follow, and never guesses. An operator without a rule freezes its arguments.
+A rule takes a `Call` and returns the labels of its outputs. It unites labels of channels that are removed together,
+freezes what it cannot follow, and never guesses. An operator without a rule freezes its arguments.
 """
 
 from __future__ import annotations
@@ -37,25 +37,35 @@ def padded(labels: Tensor | None, size: int) -> Tensor:
 
 
 def elementwise(call: Call) -> Outcome:
-    """Arguments broadcast against each other: channels at the same place are one class."""
-    shape = call.shape
+    """Arguments broadcast against each other: channels at the same place are one channel group."""
+    operands = [(value, len(value.shape)) for value in values(call.arguments)]
+    axes = broadcast(call, operands, len(call.shape))
+    for value, rank in operands:  # an in-place result smaller than an operand would lose axes unnoticed
+        for dim, labels in value.axes.items():
+            if dim + len(call.shape) - rank not in axes:
+                call.freeze(labels, "lost by broadcasting")
+    return Value(call.shape, axes)
+
+
+def broadcast(call: Call, operands: list[tuple[Value, int]], rank: int) -> dict[int, Tensor]:
+    """The axes of the first `rank` dims of an output, over which operands broadcast.
+
+    Args:
+        operands: values, each with the number of its first dims that broadcast.
+    """
     axes: dict[int, Tensor] = {}
-    operands = [(value, len(shape) - len(value.shape)) for value in values(call.arguments)]
-    for dim, size in enumerate(shape):
-        wide = [(v, dim - shift) for v, shift in operands if dim >= shift and v.shape[dim - shift] == size > 1]
-        labelled = [v.axes[d] for v, d in wide if d in v.axes]
+    for dim in range(rank):
+        places = [(value, dim - rank + leading) for value, leading in operands]
+        wide = [value.axes.get(d) for value, d in places if d >= 0 and value.shape[d] == call.shape[dim] > 1]
+        labelled = [labels for labels in wide if labels is not None]
         if not labelled:
             continue
         axes[dim] = labelled[0]
         for labels in labelled[1:]:
-            call.unite(axes[dim], labels)
+            call.unite(labelled[0], labels)
         if len(labelled) < len(wide):
-            call.freeze(axes[dim], "combined with a tensor whose channels no parameter controls")
-    for value, shift in operands:  # an in-place result smaller than an operand would lose axes unnoticed
-        for dim, labels in value.axes.items():
-            if dim + shift < 0 or dim + shift not in axes:
-                call.freeze(labels, "lost by broadcasting")
-    return Value(shape, axes)
+            call.freeze(labelled[0], "combined with a tensor whose channels no parameter controls")
+    return axes
 
 
 rule("dropout", "feature_dropout", "alpha_dropout", "contiguous", "clone", "detach", "alias", "to", "_to_copy",

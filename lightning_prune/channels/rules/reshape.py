@@ -47,7 +47,7 @@ def tie(context: Context, labels: Tensor, dim: int) -> Tensor:
 
 
 def varying_dims(context: Context, labels: Tensor) -> list[int]:
-    """Returns the dims along which the classes of a label tensor differ."""
+    """Returns the dims along which the groups of a label tensor differ."""
     roots = context.labels.find(labels)
     return [d for d in range(roots.ndim) if not torch.equal(roots, roots.narrow(d, 0, 1).expand_as(roots))]
 
@@ -84,7 +84,7 @@ def regroup(call: Call, value: Value, shape: tuple[int, ...]) -> Value:
         spread = spread.reshape([shape[d] for d in new])
         vary = varying_dims(context, spread)
         if not vary:
-            call.freeze(value.axes[axis], "all channels fall into one class")
+            call.freeze(value.axes[axis], "all channels fall into one group")
             continue
         kept = vary[-1]
         if context.options.attention == "heads" and len(vary) > 1:

@@ -186,10 +186,10 @@ def lossless(found: Constants, branches: Branches | None, *, fold: bool) -> Requ
         branches: of the network, if they may be removed.
         fold: whether what is constant and can be folded exactly goes too.
     """
-    dead = ~found.live & (~found.nonzero | ~found.unfoldable if fold else ~found.nonzero)
-    shut = branches.asleep() if branches is not None else frozenset[str]()
+    dead = ~found.varying & (~found.nonzero | ~found.unfoldable if fold else ~found.nonzero)
+    shut = branches.silent() if branches is not None else frozenset[str]()
     if branches is not None:
-        dead |= branches.useless(shut)
+        dead |= branches.unused(shut)
     nothing = torch.zeros_like(dead)
     return Request(nothing.double(), ~dead, dead, nothing, shut=shut, lossless=True)
 

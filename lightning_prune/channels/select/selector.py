@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_prune.channels.analysis.branches import Branches, Whole
+from lightning_prune.channels.analysis.branches import Branches, RemovedBranches
 from lightning_prune.channels.graph.cost import ChannelCost
 from lightning_prune.channels.select.budget import meet_budget
 from lightning_prune.channels.select.repair import check_limits, repair
@@ -94,27 +94,27 @@ class Selector:
         keep = torch.ones(units.size, dtype=torch.bool)
         if target is None:
             keep = self._order(score) >= (self.delta if self.rule is None else math.log(self.delta))
-        shut = self.branches.asleep() if removal and self.branches is not None else frozenset[str]()
+        shut = self.branches.silent() if removal and self.branches is not None else frozenset[str]()
         request = Request(score, keep, units.proven_zero(), units.held, target, shut)
         return self.meet(request, ties=extra_ties)
 
-    def removable(self, request: Request, check: Check = lambda empty: "") -> Whole:
+    def removable(self, request: Request, check: Check = lambda empty: "") -> RemovedBranches:
         """The branches that a request removes.
 
         Args:
             check: says why the network's code cannot run without some groups; "" if it can.
         """
         if self.branches is None:
-            return Whole.none(self.units.size)
-        dead = request.dead | self.branches.useless(request.shut)
-        return self.branches.whole(
-            dead, stay=request.stay, constants=not request.lossless, asleep=request.shut, check=check
+            return RemovedBranches.none(self.units.size)
+        dead = request.dead | self.branches.unused(request.shut)
+        return self.branches.removable(
+            dead, stay=request.stay, constants=not request.lossless, silent=request.shut, check=check
         )
 
     def meet(
         self,
         request: Request,
-        whole: Whole | None = None,
+        whole: RemovedBranches | None = None,
         *,
         ties: Ties = (),
         form: str | None = None,
@@ -132,7 +132,7 @@ class Selector:
             TargetError: the budget cannot be met.
         """
         graph_form = (form or self.form) == "graph"
-        whole = Whole.none(self.units.size) if graph_form else whole or self.removable(request)
+        whole = RemovedBranches.none(self.units.size) if graph_form else whole or self.removable(request)
         empty, ordered = whole.empty, self._order(request.score)
         limits: dict[str, Any] = {
             "divisor": self.divisor, "min_channels": self.min_channels, "empty": empty,
@@ -170,14 +170,14 @@ class Selector:
             )  # fmt: skip
         return self.describe(keep, request, whole, why)
 
-    def describe(self, keep: Tensor, request: Request, whole: Whole | None = None, reason: str = "") -> Selection:
+    def describe(self, keep: Tensor, request: Request, whole: RemovedBranches | None = None, reason: str = "") -> Selection:
         """What keeping some groups, bool [groups], comes to."""
         values, layers = self.units.by_layer(request.score), self.units.by_layer(keep)
         known = [v < math.inf for v in values]
         pairs = [(v[k], mine[k]) for v, mine, k in zip(values, layers, known, strict=True)]
         gaps = [g for v, k in pairs if not math.isnan(g := gap(v, k))]
         share = {name: measure(keep) / self._totals[name] for name, measure in self._measures.items()}
-        whole = whole or Whole.none(len(keep))
+        whole = whole or RemovedBranches.none(len(keep))
         return Selection(
             keep=keep,
             score=request.score,

@@ -17,7 +17,7 @@ from lightning_prune.errors import PlanError
 from lightning_prune.plan.cut import Change, Cut
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.plan.record import Compact, remember
-from lightning_prune.support.tensors import state_tensors, take
+from lightning_prune.support.tensors import state_tensors, take, tensor_caches
 
 
 def check_fits(plan: PruningPlan, model: nn.Module, *, after: bool = False) -> None:
@@ -40,7 +40,7 @@ def check_fits(plan: PruningPlan, model: nn.Module, *, after: bool = False) -> N
         check_indices(name, cut)
     check_empty(plan, model)
     if plan.empty and plan.form == "graph":
-        raise PlanError("the plan removes whole branches from a rewritten graph; only a model's own code can do that")
+        raise PlanError("the plan removes branches from a rewritten graph; only a model's own code can do that")
     for path, changes in plan.attributes.items():
         if path not in modules:
             raise PlanError(f"the plan changes module {path!r}, which {kind} does not have")
@@ -153,13 +153,8 @@ def add_folds(target: nn.Module, folds: dict[str, Tensor]) -> None:
 def clear_caches(target: nn.Module) -> None:
     """Empties the dicts of tensors that some layers cache in eval mode: they were computed from the dense weights."""
     for module in target.modules():
-        for name, value in vars(module).items():
-            if (
-                isinstance(value, dict)
-                and not name.startswith("_")
-                and any(isinstance(v, Tensor) for v in value.values())
-            ):
-                value.clear()
+        for _, cache in tensor_caches(module):
+            cache.clear()
 
 
 def apply_plan(

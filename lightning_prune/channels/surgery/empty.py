@@ -123,10 +123,10 @@ def check_empty(plan: PruningPlan, model: nn.Module) -> None:
         module = modules[path]
         if not may_be_empty(module):
             raise PlanError(f"the plan would empty {path} ({type(module).__name__}), which needs at least one channel")
-        _check_whole(plan, path, module)
+        _check_together(plan, path, module)
 
 
-def _check_whole(plan: PruningPlan, path: str, module: nn.Module) -> None:
+def _check_together(plan: PruningPlan, path: str, module: nn.Module) -> None:
     """All tensors of a module lose their channels together."""
     kept = {
         name: plan.cuts[f"{path}.{name}"].kept if f"{path}.{name}" in plan.cuts else {}

@@ -72,7 +72,7 @@ def build(model: nn.Module, example_input: Any, plan: PruningPlan, options: Any)
 
 
 def keep_of_plan(graph: ChannelGraph, plan: PruningPlan) -> Tensor:
-    """Translates a plan into the classes of another graph of the same model.
+    """Translates a plan into the channel groups of another graph of the same model.
 
     Raises:
         PlanError: the plan cuts what this graph has to keep.

@@ -42,23 +42,23 @@ def undo_plan(plan: PruningPlan, model: nn.Module) -> nn.Module:
     if target is None and records:
         raise PlanError(
             "the model was made compact by another plan, or by more than this one; "
-            "undo all of it with plan_of(model).undo(model)"
+            "undo all of it with lightning_prune.plan_of(model).undo(model)"
         )
     target = find_target(plan, model) if target is None else target
     check_fits(plan, target, after=True)
-    _grow_tensors(plan, target)
+    _restore_tensors(plan, target)
     set_attributes(target, plan.attributes, back=True)
     clear_caches(target)
     fill(target, plan.empty)
     uninstall(target)
     if target in records:
         records[target].restore_buffers(target)
-        records[target].wake(target)
+        records[target].restore_grad(target)
     remember(target, None)
     return model
 
 
-def _grow_tensors(plan: PruningPlan, target: nn.Module) -> None:
+def _restore_tensors(plan: PruningPlan, target: nn.Module) -> None:
     """Gives parameters, their gradients and buffers their dense shapes. Everything was checked before."""
     with torch.no_grad():
         for name, tensor, cut in tensors_to_cut(plan, target):

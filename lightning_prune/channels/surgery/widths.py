@@ -50,32 +50,15 @@ class Widths:
         shape = self.graph.shapes.get(name)
         if shape is None or dim >= len(shape):
             return None
-        classes = self.graph.axes.get(name, {}).get(dim)
-        return shape[dim] if classes is None else kept_count(classes, self.keep)
+        ids = self.graph.axes.get(name, {}).get(dim)
+        return shape[dim] if ids is None else kept_count(ids, self.keep)
 
 
-Adapter = Callable[[Any, Widths], dict[str, "int | tuple[int, ...] | None"]]
-ADAPTERS: dict[str, Adapter] = {}
-"""{class name: function (module, widths) -> {attribute: new value, None where unknown}}"""
-
-
-def adapter(*names: str) -> Callable[[Adapter], Adapter]:
-    """Registers how the attributes of the classes `names` follow their widths."""
-
-    def register(function: Adapter) -> Adapter:
-        ADAPTERS.update(dict.fromkeys(names, function))
-        return function
-
-    return register
-
-
-@adapter("CrossStage", "CrossStage3")
 def _cross_stage(module: Any, widths: Widths) -> dict[str, Any]:
     half = widths.new(module.expand_chs // 2)
     return {"expand_chs": None if half is None else 2 * half}
 
 
-@adapter("SHSA")
 def _shsa(module: Any, widths: Widths) -> dict[str, Any]:
     attended, rest = widths.new(module.pdim), widths.new(module.dim - module.pdim)
     return {
@@ -85,12 +68,20 @@ def _shsa(module: Any, widths: Widths) -> dict[str, Any]:
     }
 
 
-@adapter("SelectiveKernel")
 def _selective_kernel(module: Any, widths: Widths) -> dict[str, Any]:
     if not module.split_input:
         return {}
     part = widths.new(module.in_channels // module.num_paths)
     return {"in_channels": None if part is None else part * module.num_paths}
+
+
+ADAPTERS: dict[str, Callable[[Any, Widths], dict[str, int | tuple[int, ...] | None]]] = {
+    "CrossStage": _cross_stage,
+    "CrossStage3": _cross_stage,
+    "SHSA": _shsa,
+    "SelectiveKernel": _selective_kernel,
+}
+"""{class name: function (module, widths) -> {attribute: new value, None where unknown}}"""
 
 
 def _standard(module: nn.Module, widths: Widths) -> dict[str, Any]:
@@ -103,7 +94,7 @@ def _standard(module: nn.Module, widths: Widths) -> dict[str, Any]:
     if weight.ndim >= 3 and all(hasattr(module, name) for name in ("in_channels", "out_channels", "groups")):
         groups = int(module.groups)  # type: ignore[arg-type]
         if groups > 1:
-            found = widths.groups()  # none are left of a depthwise layer in a branch that goes whole
+            found = widths.groups()  # none are left of a depthwise layer in a branch that is removed
             groups = groups if found is None else found
         new["groups"] = groups
         first, second = (
@@ -122,22 +113,9 @@ def _standard(module: nn.Module, widths: Widths) -> dict[str, Any]:
 
 
 NOT_WIDTHS = (
-    "num_heads",
-    "heads",
-    "num_paths",
-    "num_groups",
-    "num_scales",
-    "num_experts",
-    "radix",
-    "cardinality",
-    "kernel_size",
-    "stride",
-    "padding",
-    "dilation",
-    "window_size",
-    "resolution",
-    "num_classes",
-)
+    "num_heads", "heads", "num_paths", "num_groups", "num_scales", "num_experts", "radix", "cardinality",
+    "kernel_size", "stride", "padding", "dilation", "window_size", "resolution", "num_classes",
+)  # fmt: skip
 """Attributes that count something else; they may have the value of a width by chance."""
 
 
@@ -177,7 +155,7 @@ def _inferred(module: nn.Module, widths: Widths) -> dict[str, Any]:
 
 
 def attribute_changes(model: nn.Module, graph: ChannelGraph, keep: Tensor) -> dict[str, dict[str, Change]]:
-    """Returns {module path: {attribute: change}} for a choice of classes to keep."""
+    """Returns {module path: {attribute: change}} for a choice of channel groups to keep."""
     counts = counts_by_module(graph)
     changes: dict[str, dict[str, Change]] = {}
     for path, module in model.named_modules():
@@ -201,7 +179,7 @@ def counts_by_module(graph: ChannelGraph) -> dict[str, list[Count]]:
     return found
 
 
-def expressible(graph: ChannelGraph, model: nn.Module, failed: str, whole: bool) -> list[tuple[Tensor, ...]]:
+def expressible(graph: ChannelGraph, model: nn.Module, failed: str, keep_all: bool) -> list[tuple[Tensor, ...]]:
     """Equal widths that a module's code may take for granted without showing it in an attribute.
 
     `reshape(B, N, C)` with C from the input's shape ties a view's width to the width that comes in. Asked for only
@@ -209,13 +187,13 @@ def expressible(graph: ChannelGraph, model: nn.Module, failed: str, whole: bool)
 
     Args:
         failed: path of the module that failed.
-        whole: give up on the widths that such modules take in and count, and keep them whole.
+        keep_all: give up on the widths that such modules take in and count, and keep all of their channels.
     """
     kind = type(model.get_submodule(failed))
     paths = {path for path, module in model.named_modules() if type(module) is kind}
     groups: list[tuple[Tensor, ...]] = []
     for path in paths:
-        if whole:
+        if keep_all:
             counted = [c.ids for c in graph.counts if c.module == path]
             groups += [(ids, torch.full_like(ids, -1)) for ids in [*counted, *graph.inputs.get(path, ())]]
             continue
@@ -231,7 +209,7 @@ def expressible(graph: ChannelGraph, model: nn.Module, failed: str, whole: bool)
 
 
 def equal_widths(model: nn.Module, graph: ChannelGraph) -> list[tuple[Tensor, ...]]:
-    """Returns groups of class-id vectors whose kept counts must be equal for the model's own code to run.
+    """Returns groups of vectors of group ids whose kept counts must be equal for the model's own code to run.
 
     Parts of an equal split; and integers in one module that come from one attribute, such as the `key_dim` of all
     heads.

@@ -107,6 +107,11 @@ class Call:
         axes = {dims[dim]: labels for dim, labels in value.axes.items() if dim in dims}
         return Value(self.shape if shape is None else shape, axes)
 
+    def keep_in_all(self, dims: dict[int, int], why: str) -> Outcome:
+        """Carries axes of `x`, as `keep_axes`, to every output."""
+        out = tuple(self.keep_axes(self.x, dims, why, shape) for shape in self.out_shapes)
+        return out if len(out) > 1 else out[0]
+
     def consumes(self, argument: str, value: Value, dim: int) -> None:
         """Records that the call sums over the channels in a dim of an argument."""
         if dim in value.axes:

@@ -13,7 +13,7 @@ UNLABELLED = 0
 
 
 class Labels:
-    """Equivalence classes of channel labels.
+    """Channel labels, and which of them are united to one group.
 
     A union always keeps the smaller root. Because the frozen labels are the smallest, whatever is united with a
     frozen label is frozen too, with its reason attached, and no rule has to think about it.
@@ -25,7 +25,7 @@ class Labels:
         self._reasons: dict[str, int] = {"not controlled by a parameter": UNLABELLED}
 
     def fresh(self, count: int) -> Tensor:
-        """Returns `count` new labels, each its own class: an int64 tensor of shape (count,)."""
+        """Returns `count` new labels, each its own group: an int64 tensor of shape (count,)."""
         start, self._next = self._next, self._next + count
         if self._next > len(self._parent):
             self._parent = torch.cat([self._parent, torch.arange(len(self._parent), 2 * self._next)])
@@ -41,7 +41,7 @@ class Labels:
             roots = above
 
     def unite(self, first: Tensor, second: Tensor) -> None:
-        """Puts `first[i]` and `second[i]` in one class, for every i; the shapes must broadcast."""
+        """Puts `first[i]` and `second[i]` in one group, for every i; the shapes must broadcast."""
         first, second = torch.broadcast_tensors(first, second)
         first, second = first.reshape(-1), second.reshape(-1)
         while True:
@@ -56,7 +56,7 @@ class Labels:
             self._parent.scatter_reduce_(0, torch.maximum(a, b), torch.minimum(a, b), "amin")
 
     def freeze(self, labels: Tensor, reason: str) -> None:
-        """Freezes every class that `labels` touches and remembers why."""
+        """Freezes every group that `labels` touches and remembers why."""
         if labels.numel() == 0:
             return
         identity = self._reasons.setdefault(reason, len(self._reasons))
@@ -65,7 +65,7 @@ class Labels:
         self.unite(labels, torch.tensor(identity))
 
     def reasons(self) -> dict[int, list[str]]:
-        """Returns {frozen root: every reason that was recorded for its class}."""
+        """Returns {frozen root: every reason that was recorded for its group}."""
         texts = list(self._reasons)
         roots = self.find(torch.tensor(list(self._reasons.values()))).tolist()
         grouped: dict[int, list[str]] = {}

@@ -1,6 +1,6 @@
-"""The plain data that a channel graph is made of: members of classes, and places in the code that depend on channels.
+"""The plain data of a channel graph: members of channel groups, and places in the code that depend on channels.
 
-The vectors of a place hold one number for each channel: its label while the rules run, its class id in a
+The vectors of a place hold one number for each channel: its label while the rules run, its group id in a
 `ChannelGraph`.
 """
 
@@ -84,7 +84,7 @@ class Product:
 class Pick:
     """Channels picked by the numbers in a constant, which an input of the graph holds.
 
-    `before` has one class for each channel of the tensor, `after` one for each number.
+    `before` has one group for each channel of the tensor, `after` one for each number.
     """
 
     placeholder: str

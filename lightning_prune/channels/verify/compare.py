@@ -19,7 +19,6 @@ from lightning_prune.channels.verify.tensors import (
     LazyRun,
     Reader,
     Step,
-    awake,
     cast,
     folded,
     masked,
@@ -27,9 +26,11 @@ from lightning_prune.channels.verify.tensors import (
     reading,
     rounded,
     sliced,
+    without_zeros,
 )
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.support.modes import mode, split_input
+from lightning_prune.support.tensors import tensor_caches
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 """Largest allowed difference, relative to the largest output, by the dtype that the check ran in."""
@@ -76,15 +77,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     saved = []
     for module in model.modules():
         saved.append((module, dict(vars(module))))
-        for name, value in vars(module).items():
-            if (
-                isinstance(value, dict)
-                and not name.startswith("_")
-                and any(isinstance(v, Tensor) for v in value.values())
-            ):
-                module.__dict__[name] = {}
-            elif isinstance(value, dict) and not name.startswith("_"):
-                module.__dict__[name] = dict(value)
+        own = {name: dict(v) for name, v in vars(module).items() if isinstance(v, dict) and not name.startswith("_")}
+        module.__dict__.update(own | {name: {} for name, _ in tensor_caches(module)})
     try:
         with mode(model, False), torch.no_grad():
             yield
@@ -164,7 +158,7 @@ def check_eager(
     Raises:
         Exception: whatever the sliced model raises.
     """
-    return _compare(model, plan, example_input, runner, (awake(model, plan),), None, {})
+    return _compare(model, plan, example_input, runner, (without_zeros(model, plan),), None, {})
 
 
 def check_same(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_prune.channels.surgery.cut import set_attributes
 from lightning_prune.channels.surgery.empty import emptied
 from lightning_prune.channels.verify.compare import exact_dtypes, random_like, run, untouched
-from lightning_prune.channels.verify.tensors import Reader, awake, masked, reader, sliced
+from lightning_prune.channels.verify.tensors import Reader, masked, reader, sliced, without_zeros
 from lightning_prune.plan.plan import PruningPlan
 
 
@@ -25,7 +25,7 @@ def locate(model: nn.Module, plan: PruningPlan, example_input: Any) -> str | Non
     """Returns the path of the first module that raises, or whose output differs; None if no layer shows it."""
     with untouched(model):
         dtype = exact_dtypes(model)[0]
-        first, batch = awake(model, plan), random_like(example_input, dtype)
+        first, batch = without_zeros(model, plan), random_like(example_input, dtype)
         try:
             expected, _ = _record(model, reader(model, first, masked(plan, dtype)), batch)
             set_attributes(model, plan.attributes)

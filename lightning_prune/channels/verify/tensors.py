@@ -76,8 +76,8 @@ def folded(folds: Mapping[str, Tensor], dtype: torch.dtype | None) -> Step:
     return step
 
 
-def awake(model: nn.Module, plan: PruningPlan) -> Step:
-    """Nothing is switched off.
+def without_zeros(model: nn.Module, plan: PruningPlan) -> Step:
+    """Nothing is zero throughout.
 
     A scale factor of zero (a zero-initialised last norm, a pruned channel) hides every mistake behind it, so there are
     ones there, and small random numbers in rows of weights (and in vectors) that are zero throughout. Channels that are

@@ -1,4 +1,4 @@
-"""Branches that go whole: which may, what goes with them, and that nothing else changes."""
+"""Branches that are removed: which may be, what is removed with them, and that nothing else changes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_dead_branch_goes_whole_and_nothing_else_changes(case: str) -> None:
+def test_a_dead_branch_is_removed_and_nothing_else_changes(case: str) -> None:
     name, norm, shift, branch = CASES[case]
     dense = kill(backbone(name), norm, shift=shift)
     model = copy.deepcopy(dense)
@@ -89,11 +89,11 @@ def test_the_only_path_keeps_a_channel() -> None:
         prune_whole(randomise(Chain()), EXAMPLE, keep={"features.1": []})
 
 
-def test_a_norm_of_zeros_on_the_only_path_makes_nothing_useless() -> None:
+def test_a_norm_of_zeros_on_the_only_path_makes_nothing_unused() -> None:
     model = kill(randomise(Chain()), "features.4", shift=False)
     branches = Branches(model, ChannelGraph.trace(model, EXAMPLE))
-    assert branches.asleep() == {"features.4"}
-    assert not branches.useless(branches.asleep()).any()
+    assert branches.silent() == {"features.4"}
+    assert not branches.unused(branches.silent()).any()
 
 
 def test_two_branches_that_are_all_there_is_do_not_go_together() -> None:
@@ -190,7 +190,7 @@ def test_by_default_only_dead_channels_go_and_no_layer_is_emptied() -> None:
     prune_channels(model, EXAMPLE)
     assert model.blocks[0][0][0].out_channels == 1
     fresh = timm.create_model("resnet18", num_classes=5)
-    assert not fresh.layer1[0].bn2.weight.any()  # timm starts branches at zero: they are asleep, not dead
+    assert not fresh.layer1[0].bn2.weight.any()  # timm starts branches at zero: they are silent, not dead
     for p in (fresh.layer2[0].bn1.weight, fresh.layer2[0].bn1.bias):
         p.data[:3] = 0.0
     prune_channels(fresh, LARGER)

@@ -91,7 +91,7 @@ def test_padding_with_zero_channels_does_not_hide_a_live_stream() -> None:
     found = constants(model, ChannelGraph.trace(model, EXAMPLE), EXAMPLE)
     graph = ChannelGraph.trace(model, EXAMPLE)
     stem = graph.axes["stem.1.weight"][0]
-    assert bool(found.live[stem[stem >= 0]].all())
+    assert bool(found.varying[stem[stem >= 0]].all())
 
 
 class Pointwise(nn.Module):

@@ -1,4 +1,4 @@
-"""Everything downstream of a branch that went whole: files, copies, optimizers, exports, a second pruning."""
+"""Everything downstream of a removed branch: files, copies, optimizers, exports, a second pruning."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_reports_and_weight_targets() -> None:
     targets, skipped = find_targets(model)
     assert all(t.numel for t in targets)
     assert {s.name for s in skipped} == {"blocks.0.0.0.weight", "blocks.0.2.weight"}
-    assert all("branch was removed whole" in s.reason for s in skipped)
+    assert all("branch was removed" in s.reason for s in skipped)
 
 
 def test_export_and_compile() -> None:

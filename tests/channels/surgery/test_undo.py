@@ -92,7 +92,7 @@ def test_two_prunings_are_one_plan_and_one_way_back() -> None:
     both = plan_of(small)
     assert both == first.then(second)
     for wrong in (first, second):
-        with pytest.raises(PlanError, match=r"more than this one; undo all of it with plan_of"):
+        with pytest.raises(PlanError, match=r"more than this one; undo all of it with lightning_prune.plan_of"):
             wrong.undo(small)
     both.undo(small).load_state_dict(dense.state_dict())
     assert torch.equal(small(EXAMPLE), dense(EXAMPLE))
@@ -142,7 +142,7 @@ def test_a_module_that_holds_the_model_knows_its_plan() -> None:
     assert torch.equal(outer["net"](EXAMPLE), small(EXAMPLE))
 
 
-def test_gradients_and_memory_formats_grow_too() -> None:
+def test_gradients_and_memory_formats_are_undone_too() -> None:
     dense = randomise(Chain()).to(memory_format=torch.channels_last)
     plan = prune_channels(dense, EXAMPLE, keep={"features.1": [0, 2, 3]}).plan
     dense(EXAMPLE).square().sum().backward()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_prune.channels import prune_channels
 from lightning_prune.channels.verify.compare import exact_dtypes
-from lightning_prune.channels.verify.tensors import awake, cast, reader, reading
+from lightning_prune.channels.verify.tensors import cast, reader, reading, without_zeros
 from lightning_prune.plan.cut import Cut
 from lightning_prune.plan.plan import PruningPlan
 from tests.channels.models import Chain, random_scores, randomise
@@ -57,7 +57,7 @@ def test_what_is_switched_off_wakes_up_in_the_same_way_each_time() -> None:
     size = len(model.features[1].weight)
     going = Cut((size,), {0: tuple(range(1, size))})
     plan = PruningPlan({"features.1.weight": going, "features.1.bias": going})
-    read = reader(model, awake(model, plan))
+    read = reader(model, without_zeros(model, plan))
     before = {name: t.clone() for name, t in model.state_dict().items()}
     for name in before:
         torch.testing.assert_close(read(name), read(name), rtol=0, atol=0)
