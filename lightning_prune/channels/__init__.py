@@ -1,9 +1,9 @@
-"""Channel surgery: which channels of a model live or die together, and their exact physical removal."""
+"""Channel surgery: which channels of a model are tied, which are selected, and their exact physical removal."""
 
 from lightning_prune.channels.graph.cost import ChannelCost
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.prune import Pruned, prune_channels
-from lightning_prune.errors import ChannelError, PlanError, SurgeryError, TraceError
+from lightning_prune.errors import ChannelError, PlanError, SurgeryError, TargetError, TraceError
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.support.batchnorm import recalibrate
 
@@ -15,6 +15,7 @@ __all__ = [
     "Pruned",
     "PruningPlan",
     "SurgeryError",
+    "TargetError",
     "TraceError",
     "prune_channels",
     "recalibrate",
