@@ -170,7 +170,9 @@ class Selector:
             )  # fmt: skip
         return self.describe(keep, request, whole, why)
 
-    def describe(self, keep: Tensor, request: Request, whole: RemovedBranches | None = None, reason: str = "") -> Selection:
+    def describe(
+        self, keep: Tensor, request: Request, whole: RemovedBranches | None = None, reason: str = ""
+    ) -> Selection:
         """What keeping some groups, bool [groups], comes to."""
         values, layers = self.units.by_layer(request.score), self.units.by_layer(keep)
         known = [v < math.inf for v in values]
