@@ -4,11 +4,12 @@ from lightning_prune.callbacks.channels import ChannelPruning
 from lightning_prune.callbacks.checkpoint import CompactCheckpoint, take_shapes
 from lightning_prune.callbacks.lifecycle import PruningCallback
 from lightning_prune.callbacks.methods.fpgm import FPGMCallback
+from lightning_prune.callbacks.methods.keep_zeros import KeepZeros
 from lightning_prune.callbacks.methods.ltp import LTPCallback
 from lightning_prune.callbacks.methods.magnitude import MagnitudeCallback
 from lightning_prune.callbacks.methods.mrts import MRTSCallback
 from lightning_prune.callbacks.methods.slimming import NetworkSlimmingCallback
-from lightning_prune.callbacks.thresholds import ThresholdPruning
+from lightning_prune.callbacks.methods.thresholds import ThresholdPruning
 from lightning_prune.callbacks.trail import Trail, TrailEntry
 from lightning_prune.callbacks.weights import WeightPruning
 
@@ -19,6 +20,7 @@ __all__ = [
     "ChannelPruningCallback",
     "CompactCheckpoint",
     "FPGMCallback",
+    "KeepZeros",
     "LTPCallback",
     "MRTSCallback",
     "MagnitudeCallback",

@@ -17,9 +17,10 @@ from lightning_prune.callbacks import calibrate
 from lightning_prune.callbacks.checkpoint import ShapeHooks, note_shapes
 from lightning_prune.callbacks.guard import check_launcher
 from lightning_prune.callbacks.lifecycle import PruningCallback
-from lightning_prune.callbacks.logs import by_reason
+from lightning_prune.callbacks.logs import PHASES, by_reason
 from lightning_prune.callbacks.phases import Duration, training_length
 from lightning_prune.callbacks.trainer import announce_removal, averaged_copies, log_to_loggers, shapes_may_change
+from lightning_prune.callbacks.zeros import warn_if_zeros_are_free
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.prune import Pruned, remove_channels
 from lightning_prune.channels.select.latency import share_for_latency
@@ -27,6 +28,7 @@ from lightning_prune.channels.select.selection import Resource, Selection
 from lightning_prune.channels.select.selector import Selector
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.channels.surgery.empty import branch_names
+from lightning_prune.functional.budget import one_share
 from lightning_prune.functional.thresholds import Rule
 from lightning_prune.masks import detach
 from lightning_prune.support.latency import compare_latency
@@ -105,9 +107,11 @@ class ChannelPruning(PruningCallback):
         unknown = sorted(set(surgery or {}) - _SURGERY)
         if unknown:
             raise ValueError(f"surgery has {unknown}: expected some of {sorted(_SURGERY)}, as for prune_channels.")
-        self.budget = self.one_budget(
+        given: tuple[Any, float] = one_share(
             {"macs": target_macs, "params": target_params, "channels": target_channels, "latency": target_latency}
-        )
+        ) or ("macs", 0.5)
+        # A latency begins as that share of the MACs.
+        self.budget: tuple[Resource, float] | None = ("macs", given[1]) if given[0] == "latency" else given
         self.target_latency = target_latency
         self.network_name, self.exclude, self.prune_frozen = network, exclude, prune_frozen
         self.min_keep, self.divisor, self.after = min_keep, divisor, after
@@ -115,23 +119,6 @@ class ChannelPruning(PruningCallback):
         self.surgery = surgery or {}
         self._hooks = ShapeHooks()
         super().__init__(warmup, sparsify, finetune, recalibrate_batches, max_gap, histogram_every)
-
-    def one_budget(self, targets: Mapping[str, float | None]) -> tuple[Resource, float] | None:
-        """The one target that was given, half the MACs if none was; a latency begins as that share of the MACs.
-
-        Raises:
-            ValueError: more than one was given, or a share is not in (0, 1).
-        """
-        given: list[tuple[Any, float]] = [(name, share) for name, share in targets.items() if share is not None]
-        if len(given) > 1:
-            raise ValueError(f"{', '.join(f'target_{n}={share}' for n, share in given)}: give one of them.")
-        for name, share in given or [("macs", 0.5)]:
-            if not 0 < share < 1:
-                raise ValueError(f"target_{name}={share} is the share that may be left, in (0, 1), such as 0.5.")
-        if not given:
-            return "macs", 0.5
-        name, share = given[0]
-        return ("macs" if name == "latency" else name), share
 
     def reset(self) -> None:
         super().reset()
@@ -159,6 +146,7 @@ class ChannelPruning(PruningCallback):
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.root = find_network(pl_module, self.network_name)
+        warn_if_zeros_are_free(trainer, self.root)
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         """Trace the network on this batch's input, or on one of the shapes that a checkpoint names."""
@@ -272,7 +260,7 @@ class ChannelPruning(PruningCallback):
         assert self.phases is not None
         numbers = {name: value for name, value in self.numbers.items() if not math.isnan(value)}
         own = self.metrics() if self.stage == "soft" else {}
-        self.monitor.scalars(pl_module, self.phases.at(self.seen), "macs", {**own, **numbers})
+        self.monitor.scalars(pl_module, "macs", {**own, **numbers, "phase": PHASES[self.phases.at(self.seen)]})
 
     def log_epoch(self, trainer: Trainer) -> None:
         if self.stage == "soft" and self.selection is not None:

@@ -33,16 +33,10 @@ def check_launcher(trainer: Trainer, callback: str) -> None:
         )
 
 
-def check_alone(trainer: Trainer, callback: Callback, base: type[Callback]) -> None:
-    """Raise if another callback that prunes shares the fit: one would strip the other's masks, or change its shapes.
-
-    Args:
-        trainer: whose callbacks are looked at.
-        callback: the one that asks.
-        base: what all callbacks that prune are instances of.
-    """
+def check_alone(trainer: Trainer, callback: Callback) -> None:
+    """Raise if another callback that prunes shares the fit: one would strip the other's masks, or change its shapes."""
     for other in callbacks_of(trainer):
-        if isinstance(other, base) and other is not callback:
+        if getattr(other, "prunes", False) and other is not callback:
             raise ValueError(
                 f"{type(callback).__name__} and {type(other).__name__} cannot prune in the same fit: each changes the "
                 "weights that the other works on. Fit twice: remove channels first, then zero weights."

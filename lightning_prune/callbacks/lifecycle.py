@@ -19,7 +19,7 @@ from lightning_prune.callbacks.gates import GateTrainer
 from lightning_prune.callbacks.guard import OptimizerGuard, check_alone, check_strategy
 from lightning_prune.callbacks.method import PruningMethod
 from lightning_prune.callbacks.options import naming_near_options
-from lightning_prune.callbacks.phases import phases_of, training_length
+from lightning_prune.callbacks.phases import Phases, phases_of, training_length
 from lightning_prune.callbacks.step import Step
 from lightning_prune.callbacks.trainer import writes_logs_now
 from lightning_prune.errors import CalibrationError
@@ -46,7 +46,8 @@ class PruningCallback(PruningMethod, Callback):
         """Called before the model is complete: refuses what can be refused, resets an earlier fit."""
         if stage == "fit":
             check_strategy(trainer, type(self).__name__)
-            check_alone(trainer, self, PruningCallback)
+            if self.prunes:
+                check_alone(trainer, self)
             self.check(trainer)
             self.release(pl_module)
             self.reset()
@@ -61,7 +62,7 @@ class PruningCallback(PruningMethod, Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when the length of the training is known: resolves the phases, watches the optimizers."""
         self.accumulate = trainer.accumulate_grad_batches
-        self.phases = phases_of(trainer, *self.durations)
+        self.phases = phases_of(trainer, *self.durations) if self.prunes else Phases(0, 0, 0)
         self._guard.watch(trainer.optimizers, self.watched())
         if self.removes_at == "batch end":
             self._remove_if_due(trainer, pl_module)

@@ -37,9 +37,9 @@ class Monitor:
             self._said.add(key)
             rank_zero_warn(message)
 
-    def scalars(self, pl_module: LightningModule, phase: Phase, bar: str, values: Mapping[str, Tensor | float]) -> None:
+    def scalars(self, pl_module: LightningModule, bar: str, values: Mapping[str, Tensor | float]) -> None:
         """Scalars of a step, by name without ``prune/``; the one named ``bar`` shows in the progress bar."""
-        for name, value in {"phase": PHASES[phase], **values}.items():
+        for name, value in values.items():
             tensor = torch.as_tensor(value, dtype=torch.float32)
             pl_module.log(f"prune/{name}", tensor, prog_bar=name == bar, on_step=True, on_epoch=False, batch_size=1)
 

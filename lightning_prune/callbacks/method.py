@@ -29,10 +29,12 @@ class PruningMethod:
         phases: where they lie; None before the length of the training is known.
         units: what the method scores, from the beginning of the sparsify phase on.
         observed: {layer: mean over calibration batches and ranks of what `observe` returned}.
+        prunes: whether units are removed at all, and not just held.
         removes_at: whether a family removes before an epoch's validation, or at the start of the next batch.
         observes: which side of a layer `observe` gets.
     """
 
+    prunes = True
     removes_at: Literal["batch end", "batch start"] = "batch end"
     observes: Literal["output", "input"] = "output"
     units: Any

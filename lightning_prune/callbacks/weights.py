@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_prune.callbacks.lifecycle import PruningCallback
-from lightning_prune.callbacks.logs import by_reason
+from lightning_prune.callbacks.logs import PHASES, by_reason
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.callbacks.step import Step
 from lightning_prune.callbacks.trail import TrailWriter
@@ -166,11 +166,13 @@ class WeightPruning(PruningCallback):
         return torch.tensor(1 - zeros / self.units.numel, dtype=torch.float64)
 
     def log_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self.phases is not None
         kept = self.kept()
-        own = self.metrics() if self.stage == "soft" else {}
-        shares = {"kept": kept, "sparsity": 1 - kept, "compression": 1 / kept.clamp_min(1 / self.units.numel)}
-        self.monitor.scalars(pl_module, self.phases.at(self.seen), "sparsity", {**own, **shares})
+        numbers: dict[str, Any] = {"kept": kept, "sparsity": 1 - kept}
+        numbers["compression"] = 1 / kept.clamp_min(1 / self.units.numel)
+        if self.prunes and self.phases is not None:
+            own = self.metrics() if self.stage == "soft" else {}
+            numbers = {**own, **numbers, "phase": PHASES[self.phases.at(self.seen)]}
+        self.monitor.scalars(pl_module, "sparsity", numbers)
 
     def log_epoch(self, trainer: Trainer) -> None:
         zeros = self.layer_zeros()

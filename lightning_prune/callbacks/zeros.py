@@ -6,11 +6,14 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_prune.callbacks.trainer import averaged_copies
-from lightning_prune.masks import Target
+from lightning_prune.callbacks.trainer import averaged_copies, callbacks_of
+from lightning_prune.masks import Target, prunable_weights
 from lightning_prune.masks.ltp import zeros_step_
+
+_SPARSE = 0.2  # share of zeros from which on a network is one that was pruned
 
 
 @torch.no_grad()
@@ -59,4 +62,25 @@ def check_zeros(targets: Sequence[Target], before: Sequence[int], now: Sequence[
         raise RuntimeError(
             f"Pruned weights came back in {', '.join(lost[:5])}: something other than the gradient moves them "
             "(an optimizer with added noise, or weights written to directly). Use a plain optimizer in finetune."
+        )
+
+
+def warn_if_zeros_are_free(trainer: Trainer, network: nn.Module) -> None:
+    """Warn if a sparse network is trained without a callback that holds its zeros: the first steps would fill them.
+
+    Layers that are zero throughout do not count: they were initialised so.
+    """
+    if any(hasattr(callback, "zeros_at_prune") for callback in callbacks_of(trainer)):
+        return
+    try:
+        weights = [w.detach() for _, w in prunable_weights(network)]
+    except ValueError:  # no conv or linear weight
+        return
+    counts = [(w.numel(), int(torch.count_nonzero(w))) for w in weights]
+    numel, zeros = (sum(n for n, kept in counts if kept), sum(n - kept for n, kept in counts if kept))
+    if zeros > _SPARSE * numel:
+        rank_zero_warn(
+            f"{zeros / numel:.0%} of the weights of {type(network).__name__} are zero, and training will fill them: add "
+            "KeepZeros() to the Trainer's callbacks. If channels are to be removed as well, do that first: a sparse "
+            "network tells little of which channels matter."
         )

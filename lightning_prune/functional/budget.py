@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -31,6 +31,21 @@ def one_target(sparsity: float | None, compression: float | None) -> float | Non
             "1.0 would leave nothing."
         )
     return sparsity
+
+
+def one_share(targets: Mapping[str, float | None]) -> tuple[str, float] | None:
+    """The one target that was given, of some shares that may be left by name; None if none was.
+
+    Raises:
+        ValueError: more than one was given, or a share is not in (0, 1).
+    """
+    given = [(name, share) for name, share in targets.items() if share is not None]
+    if len(given) > 1:
+        raise ValueError(f"{', '.join(f'target_{name}={share}' for name, share in given)}: give one of them.")
+    for name, share in given:
+        if not 0 < share < 1:
+            raise ValueError(f"target_{name}={share} is the share that may be left, in (0, 1), such as 0.5.")
+    return given[0] if given else None
 
 
 def keep_count(numel: int, share: float) -> int:

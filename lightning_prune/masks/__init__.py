@@ -2,7 +2,7 @@
 
 from lightning_prune.masks.attach import attach, detach, is_attached
 from lightning_prune.masks.gates import Gate, HardGate, MaskGate, SoftGate
-from lightning_prune.masks.targets import Skipped, Target, find_targets
+from lightning_prune.masks.targets import Skipped, Target, find_targets, prunable_weights
 from lightning_prune.masks.units import WeightUnits
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "detach",
     "find_targets",
     "is_attached",
+    "prunable_weights",
 ]

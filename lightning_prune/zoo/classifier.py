@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_prune.callbacks.checkpoint import CompactCheckpoint
+from lightning_prune.callbacks.zeros import warn_if_zeros_are_free
 from lightning_prune.functional.schedules import anneal
 from lightning_prune.zoo import models as _models  # registers the CIFAR networks with timm
 
@@ -80,6 +81,10 @@ class TimmClassifier(CompactCheckpoint, LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, num_classes] of images [N, in_chans, H, W]."""
         return self.model(x)  # type: ignore[no-any-return]
+
+    def on_fit_start(self) -> None:
+        """Warns if the network is sparse and nothing holds its zeros."""
+        warn_if_zeros_are_free(self.trainer, self.model)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._step(batch, "train")

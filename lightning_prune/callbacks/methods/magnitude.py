@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_prune.callbacks.methods.thresholds import ThresholdPruning
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
-from lightning_prune.callbacks.thresholds import ThresholdPruning
 from lightning_prune.functional import budget
 from lightning_prune.functional.schedules import cubic_path
 from lightning_prune.masks import Gate, HardGate

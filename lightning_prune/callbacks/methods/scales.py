@@ -16,6 +16,7 @@ from lightning_prune.callbacks.step import Step
 from lightning_prune.channels.select.scales import ScaleFactors
 from lightning_prune.channels.select.selection import Selection
 from lightning_prune.channels.select.units import ChannelUnits
+from lightning_prune.functional.budget import one_share
 from lightning_prune.functional.mrts import Information, proximal_step
 from lightning_prune.functional.thresholds import RULES, Rule, check_delta
 
@@ -93,9 +94,8 @@ class ScalePruning(ChannelPruning):
         if delta is not None:
             check_delta(delta, rule)
             shares = {"macs": target_macs, "params": target_params, "channels": target_channels}
-            for name, share in (shares | {"latency": target_latency}).items():
-                if share is not None:
-                    raise ValueError(f"target_{name}={share}, delta={delta}: give one of them.")
+            if given := one_share(shares | {"latency": target_latency}):
+                raise ValueError(f"target_{given[0]}={given[1]}, delta={delta}: give one of them.")
             self.budget = self._share = None
         self.delta, self.rule = (1e-3 if delta is None else delta), rule
         self.tau, self.mode, self.travel, self.lam, self.ceiling = tau, mode, travel, lam, ceiling
