@@ -80,7 +80,7 @@ def warn_if_zeros_are_free(trainer: Trainer, network: nn.Module) -> None:
     numel, zeros = (sum(n for n, kept in counts if kept), sum(n - kept for n, kept in counts if kept))
     if zeros > _SPARSE * numel:
         rank_zero_warn(
-            f"{zeros / numel:.0%} of the weights of {type(network).__name__} are zero, and training will fill them: add "
-            "KeepZeros() to the Trainer's callbacks. If channels are to be removed as well, do that first: a sparse "
-            "network tells little of which channels matter."
+            f"{zeros / numel:.0%} of the weights of {type(network).__name__} are zero, and training will fill them: "
+            "add KeepZeros() to the Trainer's callbacks. If channels are to be removed as well, do that first: a "
+            "sparse network tells little of which channels matter."
         )
