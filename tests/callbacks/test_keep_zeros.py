@@ -75,9 +75,7 @@ def test_nothing_to_hold_is_said(tmp_path: Path) -> None:
 def test_channels_go_from_a_sparse_model_with_its_zeros_held(tmp_path: Path) -> None:
     module = sparse(tmp_path / "first")
     share = zeros(module) / 1264
-    with pytest.warns(
-        UserWarning, match=r"80% of the weights of Sequential are zero.*KeepZeros.*do that first"
-    ):
+    with pytest.warns(UserWarning, match=r"80% of the weights of Sequential are zero.*KeepZeros.*do that first"):
         fit(tmp_path / "free", MRTSCallback, module, max_epochs=5, options={"target_macs": 0.7})
     module = sparse(tmp_path / "first")
     with warnings.catch_warnings(record=True) as said:

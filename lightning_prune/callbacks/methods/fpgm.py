@@ -17,8 +17,7 @@ from lightning_prune.scores.fpgm import fpgm
 class FPGMCallback(ChannelPruning):
     """Filter pruning via geometric median (He et al., CVPR 2019, arXiv 1811.00250) on any network, with any norm.
 
-    Filters nearest to the geometric median of their layer, those that the others can replace, are removed at once
-    after the sparsify phase. Scores are divided by their layer's mean, so that one order serves all layers (the paper
+    Filters nearest to the geometric median of their layer, those that the others can replace, are removed at once. Scores are divided by their layer's mean, so that one order serves all layers (the paper
     prunes every layer by the same share).
 
     Args:
@@ -27,8 +26,8 @@ class FPGMCallback(ChannelPruning):
         target_params: the same for parameters.
         target_channels: the same for channels, of those that may be removed.
         target_latency: the same for the CPU latency, measured. Give one target.
-        warmup: training before the sparsify phase. An int counts epochs, a float is a share, "300 steps" steps.
-        sparsify: training up to the removal at the start of the next batch; as ``warmup``.
+        warmup: training before the removal. An int counts epochs, a float is a share, "300 steps" steps.
+        sparsify: further training up to the removal, in which the selection is logged; as ``warmup``.
         finetune: training after the removal; None takes what is left.
         network: name of the child of the LightningModule to prune; None: the innermost that holds all parameters.
         exclude: fnmatch patterns on names of layers, whole or from any dot on, whose channels stay.
@@ -52,8 +51,8 @@ class FPGMCallback(ChannelPruning):
         target_params: float | None = None,
         target_channels: float | None = None,
         target_latency: float | None = None,
-        warmup: Duration = 0.1,
-        sparsify: Duration = 0.5,
+        warmup: Duration = 0.5,
+        sparsify: Duration = 0,
         finetune: Duration | None = None,
         network: str | None = None,
         exclude: Sequence[str] = (),
