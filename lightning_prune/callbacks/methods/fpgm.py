@@ -17,8 +17,9 @@ from lightning_prune.scores.fpgm import fpgm
 class FPGMCallback(ChannelPruning):
     """Filter pruning via geometric median (He et al., CVPR 2019, arXiv 1811.00250) on any network, with any norm.
 
-    Filters nearest to the geometric median of their layer, those that the others can replace, are removed at once. Scores are divided by their layer's mean, so that one order serves all layers (the paper
-    prunes every layer by the same share).
+    Filters nearest to the geometric median of their layer, those that the others can replace, are removed at once.
+    Scores are divided by their layer's mean, so that one order serves all layers (the paper prunes every layer by the
+    same share).
 
     Args:
         target_macs: share of the multiply-accumulates that may be left, in (0, 1); met within 1 %. Half of them
