@@ -97,7 +97,7 @@ def test_gates_follow_their_exact_gradient(case: str, tmp_path: Path) -> None:
     found: dict[str, Tensor] = {}
     # The phase outlasts what is compared; its last step is the removal's.
     callback = Plain(target_sparsity=0.5, sparsify=f"{(STEPS + 1) * max(manual, 1)} steps", recalibrate_batches=0)
-    options = {"max_steps": STEPS + 1, "max_epochs": -1, "limit_val_batches": 0} | options
+    options = {"max_epochs": 3, "limit_val_batches": 0} | options
     run = trainer(tmp_path, [callback, Note()], **options)
     run.fit(Still(manual), loaders()["train_dataloaders"])
     wanted = reference(batches, per_step)
