@@ -162,7 +162,7 @@ class ChannelPruning(PruningCallback):
             network, graph, exclude=self.exclude, scales_only=self.scales_only,
             trains=None if self.prune_frozen else lambda p: p.requires_grad and (not held or id(p) in held),
         )  # fmt: skip
-        for line in by_reason(self.units.frozen.items()):
+        for line in by_reason((n, why) for n, why in self.units.frozen.items() if why != "the network's output"):
             self.monitor.warn_once(line, f"{type(self).__name__} leaves whole {line}.")
         self.selector = Selector(
             self.units, rule=self.rule, budget=self.budget, delta=self.delta, min_channels=self.min_keep,

@@ -63,12 +63,19 @@ class Monitor:
 
 
 def by_reason(skipped: Iterable[tuple[str, str]]) -> list[str]:
-    """What was left out, one line for each reason: "3 layers, a, b and c: frozen"."""
+    """What was left out, one line for each kind of reason: "a, b and 3 more: layer_norm: its statistics depend ..."."""
     groups: dict[str, list[str]] = {}
     for name, reason in skipped:
-        groups.setdefault(reason, []).append(name)
+        groups.setdefault(_kind(reason), []).append(name)
     lines = []
-    for reason, names in groups.items():
+    for kind, names in groups.items():
         shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-        lines.append(f"{shown}: {reason}")
+        lines.append(f"{shown}: {kind}")
     return lines
+
+
+def _kind(reason: str) -> str:
+    """The first of a graph's reasons, "operator at place (Class): why; ...", without its place."""
+    first = reason.split("; ")[0]
+    operator, at, rest = first.partition(" at ")
+    return f"{operator}: {rest.partition('): ')[2]}" if at and "): " in rest else first
