@@ -43,11 +43,7 @@ def to_data(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Reads a plan's fields from JSON text.
-
-    Raises:
-        PlanError: the text is not a plan, or of a version that this library does not know.
-    """
+    """A plan's fields from JSON text; raises `PlanError` if it is none, or of a version that is not known."""
     try:
         data = schema.parse(text)
     except ValueError as error:
@@ -58,10 +54,7 @@ def parse(text: str) -> dict[str, Any]:
 def from_data(data: Any) -> dict[str, Any]:
     """A plan's fields from what `to_data` returned, after it was JSON. Types are checked, down to the last index.
 
-    Whether the plan fits a model is checked when it is applied.
-
-    Raises:
-        PlanError: naming the first thing that is not as it has to be.
+    Whether the plan fits a model is checked when it is applied. Raises `PlanError` at the first thing that is wrong.
     """
     data = _object(data, "the plan")
     if data.get("format") != FORMAT or not is_int(data.get("version")) or data["version"] != VERSION:

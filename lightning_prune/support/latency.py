@@ -17,14 +17,7 @@ from lightning_prune.support.modes import mode, split_input
 
 @dataclass(frozen=True)
 class Latency:
-    """Median seconds of a forward pass in eval mode, before and after.
-
-    Attributes:
-        before, after: seconds.
-        ratio: median of the ratios of neighbouring runs, after / before.
-        batch: samples in a pass.
-        threads: of torch.
-    """
+    """Median seconds of a forward pass in eval mode, before and after; ``ratio`` is that of neighbouring runs."""
 
     before: float
     after: float
@@ -40,13 +33,9 @@ class Latency:
 
 
 def compare_latency(before: nn.Module, after: nn.Module, example_input: Any, batch: int, rounds: int = 9) -> Latency:
-    """Times two models on the CPU in turn; what is on another device is copied.
+    """Times two models that take the same input on the CPU in turn; what is on another device is copied.
 
-    Args:
-        before, after: models that take the same input.
-        example_input: as for `ChannelGraph.trace`; its first dim becomes ``batch``.
-        batch: samples in a pass.
-        rounds: pairs of passes, after one that is not counted.
+    The first dim of ``example_input`` becomes ``batch``; a first pair of passes is not counted.
     """
     args, kwargs = pytree.tree_map(lambda v: _resized(v, batch), split_input(example_input))
     models = [m if _on_cpu(m) else copy.deepcopy(m).cpu() for m in (before, after)]
