@@ -41,19 +41,19 @@ def variance_of_magnitude(numel: Tensor | float, sum_abs: Tensor, sum_sq: Tensor
     return (sum_sq / numel - (sum_abs / numel) ** 2).clamp_min(0)
 
 
-def temperature_floor(numel: int, weights_in_band: float = 16.0, ceiling: float = 0.25) -> float:
+def temperature_floor(numel: int, weights_in_band: float = 16.0) -> float:
     """Least ``T0`` at which about ``weights_in_band`` weights of a layer lie within ``|w² − τ| < 4T``.
 
     For Gaussian weights at ``τ = σ²`` that count is ``8·T0·0.363·0.242·numel`` (Var|w| = 0.363 σ², density of w²/σ² at
-    1 = 0.242). Below it, the threshold gradient of a small layer is exactly 0 nearly always and τ moves in jerks.
+    1 = 0.242). Below it, the threshold gradient of a small layer is exactly 0 nearly always and τ moves in jerks. At
+    most 0.25, for layers of a few dozen weights.
 
     Args:
         numel: weights in the layer.
         weights_in_band: weights wanted in the band; 0 switches the floor off.
-        ceiling: upper bound of the result, for layers of a few dozen weights.
     """
     gaussian_share = 8 * (1 - 2 / math.pi) * math.exp(-0.5) / math.sqrt(2 * math.pi)
-    return min(ceiling, weights_in_band / (gaussian_share * numel))
+    return min(0.25, weights_in_band / (gaussian_share * numel))
 
 
 def gaussian_threshold(sparsity: float) -> float:

@@ -20,10 +20,7 @@ def to_data(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A plan's fields as plain dicts, lists, numbers and strings. Equal index lists are stored once."""
     lists: dict[tuple[int, ...], int] = {}
     tensors = {
-        name: {
-            "shape": list(cut.shape),
-            "kept": {str(d): lists.setdefault(k, len(lists)) for d, k in cut.kept.items()},
-        }
+        name: {"shape": list(cut.shape), "kept": {str(d): lists.setdefault(k, len(lists)) for d, k in cut.kept.items()}}
         for name, cut in fields["cuts"].items()
     }
     data = {
