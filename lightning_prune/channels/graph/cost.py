@@ -32,10 +32,7 @@ class _Term:
     layer: str = ""
 
     def value(self, keep: Tensor) -> float:
-        out = self.base
-        for ids in self.widths:
-            out *= kept_count(ids, keep) / len(ids)
-        return out
+        return self.base * math.prod(kept_count(ids, keep) / len(ids) for ids in self.widths)
 
 
 @dataclass(frozen=True)

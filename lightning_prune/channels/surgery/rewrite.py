@@ -7,6 +7,7 @@ train mode and one for eval mode, over the same parameters.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,16 +43,16 @@ class GraphCode:
     out_spec: Any
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        flat = pytree.tree_leaves((args, kwargs))
-        feed = []
-        for kind, what in self.sources:
-            if kind == "state":
-                path, _, name = what.rpartition(".")
-                feed.append(getattr(model.get_submodule(path), name))
-            else:
-                feed.append(flat[what] if kind == "input" else what)
-        out = self.module(*feed)
-        return pytree.tree_unflatten(out, self.out_spec)
+        def read(name: str) -> Any:
+            path, _, leaf = name.rpartition(".")
+            return getattr(model.get_submodule(path), leaf)
+
+        return pytree.tree_unflatten(self.module(*self.feed((args, kwargs), read)), self.out_spec)
+
+    def feed(self, inputs: Any, read: Callable[[str], Any]) -> list[Any]:
+        """What the graph takes, with a tensor of the state dict as `read` makes it."""
+        flat = pytree.tree_leaves(inputs)
+        return [read(w) if kind == "state" else flat[w] if kind == "input" else w for kind, w in self.sources]
 
 
 Programs = dict[tuple[str, bool], GraphCode]

@@ -113,11 +113,10 @@ def run(model: nn.Module, read: Reader, example: Any) -> list[Tensor]:
 def graph_runner(programs: Programs) -> Callable[..., list[Tensor]]:
     """Runs the eval graph with tensors from outside, as `run` runs a module."""
 
+    code = programs["forward", False]
+
     def runner(_: nn.Module, read: Reader, batch: Any) -> list[Tensor]:
-        args, kwargs = split_input(batch)
-        flat = pytree.tree_leaves((args, kwargs))
-        code = programs["forward", False]
-        feed = [Later(read, w) if kind == "state" else flat[w] if kind == "input" else w for kind, w in code.sources]
+        feed = code.feed(split_input(batch), lambda name: Later(read, name))
         out = LazyRun(code.module).run(*feed)
         return [t for t in out if isinstance(t, Tensor) and t.is_floating_point()]
 
