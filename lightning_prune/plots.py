@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["scale_histograms"]
 
 
 def scale_histograms(
     rows: Mapping[str, Mapping[str, Tensor]], thresholds: Mapping[str, float] | None = None, bins: int = 40
-) -> Figure:
+) -> Any:
     """Histograms of |γ|: a row for each method and a column for each layer, as the paper's Figures 3 and 6.
 
     Args:
@@ -24,7 +19,7 @@ def scale_histograms(
         bins: of each histogram, over the range of its column.
 
     Returns:
-        A matplotlib figure; ``savefig`` writes it.
+        A ``matplotlib.figure.Figure``; ``savefig`` writes it.
 
     Raises:
         ValueError: there is nothing to plot, or methods differ in their layers.

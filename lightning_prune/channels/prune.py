@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.channels.analysis.branches import RemovedBranches
+from lightning_prune.channels.analysis.constants import check_folded, fold_constants
 from lightning_prune.channels.analysis.constants import constants as find_constants
-from lightning_prune.channels.analysis.folding import check_folded, fold_constants
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.select.requests import check_emptied, from_lists, from_scores, lossless, nothing
 from lightning_prune.channels.select.selection import Selection
@@ -22,7 +22,7 @@ from lightning_prune.channels.select.selector import Selector
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.channels.surgery.cut import apply_plan, check_optimizers, find_target
 from lightning_prune.channels.surgery.empty import branch_names
-from lightning_prune.channels.surgery.make_plan import make_plan
+from lightning_prune.channels.surgery.widths import make_plan
 from lightning_prune.channels.verify.compare import Proof
 from lightning_prune.channels.verify.find_form import Ties, find_form, runs_without
 from lightning_prune.errors import PlanError, TargetError
@@ -225,14 +225,15 @@ def remove_channels(
         check_optimizers(plan, find_target(plan, network), optimizers)
         return chosen, plan
 
+    missed: tuple[str, ...] = ()
     try:
         found = find_form(network, graph, plan_for, example_input, form, verify)
-        chosen, notes = found.choice, found.notes
     except TargetError as error:
         if on_miss == "raise":
             raise
         found = find_form(network, graph, partial(plan_for, strict=False), example_input, form, verify)
-        chosen, notes = found.choice, (str(error), *found.notes)
+        missed = (str(error),)
+    chosen, notes = found.selected, missed + found.notes
     folds: dict[str, Tensor] = {}
     if constants == "fold":
         folds, more = fold_constants(network, graph, chosen.keep, example_input, silence=not request.lossless)

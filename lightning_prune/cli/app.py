@@ -29,7 +29,6 @@ from lightning_prune.io import save_pruned
 from lightning_prune.zoo.classifier import TimmClassifier
 from lightning_prune.zoo.data.module import ImageDataModule
 
-__all__ = ["main"]
 PRUNED_FILE = "pruned.safetensors"
 PRESET = {"class_path": "lightning_prune.LTPCallback", "init_args": {"warmup": 0.4, "sparsify": 0.4}}
 
@@ -73,11 +72,7 @@ class PruneCLI(LightningCLI):
             self._validate()
 
     def fit(self, **kwargs: Any) -> None:
-        """Fit; after Ctrl-C say how to go on.
-
-        Raises:
-            SystemExit: it was interrupted.
-        """
+        """Fit; after Ctrl-C say how to go on, by `SystemExit`."""
         try:
             self.trainer.fit(**kwargs)
         except SystemExit:  # so recent versions of Lightning end after Ctrl-C; earlier ones return
@@ -87,11 +82,7 @@ class PruneCLI(LightningCLI):
             raise SystemExit(f"\nInterrupted {self._place()}: no {PRUNED_FILE} was written. {self._resume()}")
 
     def after_fit(self) -> None:
-        """Save the pruned file and print the table.
-
-        Raises:
-            SystemExit: nothing was pruned.
-        """
+        """Save the pruned file and print the table; `SystemExit` where nothing was pruned."""
         if not self.summary.pruned:
             raise SystemExit(
                 f"\nNothing was pruned: the training ended {self._place()}, so no {PRUNED_FILE} was written. "

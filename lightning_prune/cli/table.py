@@ -10,7 +10,7 @@ from lightning_prune.callbacks import ChannelPruning, PruningCallback
 from lightning_prune.io.recipe import network_of
 from lightning_prune.report import sparsity_report
 
-__all__ = ["BeforeAfter"]
+METRIC = "val/acc"
 
 
 class BeforeAfter(Callback):
@@ -20,11 +20,10 @@ class BeforeAfter(Callback):
 
     Args:
         pruning: the callback of the same trainer that prunes.
-        metric: validation metric to compare.
     """
 
-    def __init__(self, pruning: PruningCallback, metric: str = "val/acc") -> None:
-        self.pruning, self.metric = pruning, metric
+    def __init__(self, pruning: PruningCallback) -> None:
+        self.pruning = pruning
         self.before: float | None = None
         self.after: float | None = None
         self.measured_at = -1  # global step of the last validation of the pruned network
@@ -45,7 +44,7 @@ class BeforeAfter(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called after each validation; the sanity check does not count."""
-        score = trainer.callback_metrics.get(self.metric)
+        score = trainer.callback_metrics.get(METRIC)
         if score is None or trainer.sanity_checking:
             return
         if self.pruning.stage == "dense":
@@ -73,7 +72,7 @@ class BeforeAfter(Callback):
         left = self.dense_weights / max(report.prunable - report.zeros, 1)
         rows = [
             ("", "dense", "pruned"),
-            (self.metric, _percent(self.before), _percent(self.after)),
+            (METRIC, _percent(self.before), _percent(self.after)),
             ("prunable weights", f"{self.dense_weights:,}", f"{report.prunable:,}"),
             ("zeros among them", "0", f"{report.zeros:,} ({report.sparsity:.2%})"),
             ("compression", "1.00x", f"{left:.2f}x"),

@@ -9,17 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+BETAS, EPS = (0.9, 0.98), 1e-12
+
 
 def adam_step_(
-    value: Tensor,
-    grad: Tensor,
-    mean: Tensor,
-    square: Tensor,
-    count: Tensor,
-    active: Tensor,
-    lr: float,
-    betas: tuple[float, float] = (0.9, 0.98),
-    eps: float = 1e-12,
+    value: Tensor, grad: Tensor, mean: Tensor, square: Tensor, count: Tensor, active: Tensor, lr: float
 ) -> None:
     """Move ``value`` by one Adam step (Kingma & Ba 2015) where ``active``; elsewhere nothing changes.
 
@@ -27,14 +21,12 @@ def adam_step_(
         value, grad, mean, square, count: shape [layers]; all but ``grad`` are updated in place.
         active: bool [layers].
         lr: step size, in units of ``value``.
-        betas: decay of the first and second moment.
-        eps: added to the root of the second moment.
     """
-    b1, b2 = betas
+    b1, b2 = BETAS
     grad = torch.where(active, grad, torch.zeros_like(grad))
     count.add_(active.to(count.dtype))
     mean.copy_(torch.where(active, b1 * mean + (1 - b1) * grad, mean))
     square.copy_(torch.where(active, b2 * square + (1 - b2) * grad * grad, square))
-    corrected = mean / (1 - b1**count).clamp_min(eps)
-    root = (square / (1 - b2**count).clamp_min(eps)).sqrt() + eps
+    corrected = mean / (1 - b1**count).clamp_min(EPS)
+    root = (square / (1 - b2**count).clamp_min(EPS)).sqrt() + EPS
     value.sub_(torch.where(active, lr * corrected / root, torch.zeros_like(value)))

@@ -1,4 +1,4 @@
-"""Mutual regularization: what pushes a BatchNorm scale factor to zero or away from it (Chen & Yang 2023, section 2.2).
+"""Mutual regularization: what moves a BatchNorm scale factor to zero or away from it (Chen & Yang 2023, section 2.2).
 
 The penalty on the scale factors of a layer is ``φ(γ) = Σ τ|γ_i| − |I(γ_i; z_i)|`` [eq. 4]. The paper names no estimator
 for the mutual information I between a scale factor and its channel's output ``z = γ·ẑ + β``; without noise it would
@@ -107,17 +107,6 @@ class ClassInformation:
         return gamma * (self.total / (square * self.total + noise) - self.within / (square * self.within + noise))
 
 
-def penalty(gamma: Tensor, tau: float, information: Information) -> Tensor:
-    """``φ(γ) = Σ τ|γ_i| − |I(γ_i)|`` [eq. 4], a scalar."""
-    size = gamma.abs()
-    return (tau * size - information.value(size).abs()).sum()
-
-
-def penalty_grad(gamma: Tensor, tau: float, information: Information) -> Tensor:
-    """dφ/dγ, shape of ``gamma``; 0 where γ is 0."""
-    return gamma.sign() * (tau - information.slope(gamma.abs()))
-
-
 def fixed_points(tau: float, information: Information) -> tuple[float, float] | None:
     """(repeller, attractor): where ``dI/dγ = τ``, first rising and then falling. None if the slope stays below τ."""
     grid = _STEEPEST
@@ -180,5 +169,5 @@ def proximal_step(
         information: None leaves plain L1.
         ceiling: upper bound of the result, broadcast; the paper's ε.
     """
-    pushed = gamma if information is None else gamma + step * information.slope(gamma)
-    return torch.minimum((pushed - step * tau).clamp_min(0), torch.as_tensor(ceiling, dtype=gamma.dtype))
+    moved = gamma if information is None else gamma + step * information.slope(gamma)
+    return torch.minimum((moved - step * tau).clamp_min(0), torch.as_tensor(ceiling, dtype=gamma.dtype))

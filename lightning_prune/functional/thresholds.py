@@ -58,27 +58,6 @@ def costs(values: Tensor, rule: Rule) -> Tensor:
     return out.masked_fill(size == 0, -torch.inf)
 
 
-def keep_by_delta(values: Tensor, rule: Rule, delta: float) -> Tensor:
-    """What a rule keeps of a layer at a given δ; at least the largest factor always stays.
-
-    Args:
-        values: the layer's factors, ≥ 0, shape [channels].
-        rule: one of `RULES`.
-        delta: in (0, 1); for the rule "global", the threshold itself, > 0.
-
-    Returns:
-        bool [channels].
-
-    Raises:
-        ValueError: ``delta`` out of its range.
-    """
-    check_delta(delta, rule)
-    keep = costs(values, rule) >= math.log(delta)
-    if not bool(keep.any()):
-        keep[values.argmax()] = True
-    return keep
-
-
 def check_delta(delta: float, rule: Rule) -> None:
     """Raise ValueError unless ``delta`` is in (0, 1), or positive for the rule "global"."""
     if not (0 < delta < 1 or (rule == "global" and delta > 0)):
@@ -87,7 +66,7 @@ def check_delta(delta: float, rule: Rule) -> None:
 
 
 def boundary(values: Tensor, keep: Tensor) -> float:
-    """The threshold that a choice amounts to: midway between the largest factor that goes and the smallest that stays.
+    """The threshold of a selection: midway between the largest factor that goes and the smallest that stays.
 
     Returns:
         0 if nothing goes; the smallest kept factor if some larger one goes (a budget broke the order).

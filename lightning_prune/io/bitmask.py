@@ -34,10 +34,7 @@ def plain_zeros(tensor: Tensor) -> Tensor:
 
 
 def encode(tensor: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Packs a tensor as (mask, values), or returns None if that would not be smaller.
-
-    Args:
-        tensor: contiguous, on the CPU, n elements of 1, 2, 4 or 8 bytes.
+    """Packs a contiguous tensor on the CPU, of n elements, as (mask, values); None if that would not be smaller.
 
     Returns:
         mask uint8 (ceil(n / 8),) and values (number of elements that are not all-zero bits,), in the tensor's dtype.
@@ -62,16 +59,7 @@ def popcount(mask: Tensor) -> int:
 
 
 def decode(mask: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Unpacks what `encode` packed.
-
-    Args:
-        mask: uint8, ceil(n / 8) bytes, with as many set bits as there are values.
-        values: what is stored, in any dtype.
-        shape: shape of the result, of n elements.
-
-    Returns:
-        A new tensor in the dtype of the values.
-    """
+    """Unpacks what `encode` packed, to a new tensor of this shape in the dtype of the values."""
     octets = torch.empty(len(mask) * 8, dtype=torch.bool)
     for bit in range(8):
         octets[bit::8] = (mask >> bit & 1).bool()

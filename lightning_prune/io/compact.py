@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.surgery.cut import check_fits
-from lightning_prune.channels.trace.options import check_options
+from lightning_prune.channels.trace.call import Options
 from lightning_prune.errors import ChannelError, RecipeError
 from lightning_prune.io.recipe import MAX_ITEMS, MAX_TEXT
 from lightning_prune.io.sparsefile import DTYPES
@@ -61,11 +61,7 @@ def plans_below(model: nn.Module, network: nn.Module) -> dict[str, PruningPlan]:
 
 
 def data_of_plans(plans: Mapping[str, PruningPlan]) -> dict[str, Any]:
-    """Plans by path as plain data.
-
-    Raises:
-        RecipeError: a plan is not plain JSON.
-    """
+    """Plans by path as plain data; RecipeError where one is not plain JSON."""
     try:
         return dict(as_json({path: codec.to_data(vars(plan)) for path, plan in plans.items()}))
     except ValueError as error:
@@ -73,11 +69,7 @@ def data_of_plans(plans: Mapping[str, PruningPlan]) -> dict[str, Any]:
 
 
 def read_plans(data: Any, specs: Specs) -> dict[str, PruningPlan]:
-    """Makes plans of what a file says, within bounds that its tensors set.
-
-    Args:
-        data: {path of the compact part: plan}, from JSON.
-        specs: shape and dtype of the file's tensors.
+    """Makes plans of what a file says, {path of the compact part: plan}, within bounds that its tensors set.
 
     Raises:
         RecipeError, PlanError: naming what is wrong.
@@ -112,11 +104,9 @@ def _check_settings(plan: PruningPlan) -> None:
                 raise RecipeError(f"the setting {name[:MAX_TEXT]!r} of a pruning plan is not short and plain")
         if is_list(value) and len(value) > MAX_ITEMS:
             raise RecipeError(f"the setting {name[:MAX_TEXT]!r} of a pruning plan has {len(value)} items")
-    settings = {"groups": "tie", "attention": "dims", "allow_inexact": [], **plan.settings}
-    inexact = settings["allow_inexact"]
-    if not is_list(inexact, lambda name: is_text(name, MAX_TEXT)):
+    if not is_list(plan.settings.get("allow_inexact", []), lambda name: is_text(name, MAX_TEXT)):
         raise RecipeError("the setting 'allow_inexact' of a pruning plan is not a list of names")
-    check_options(settings["groups"], settings["attention"], inexact)
+    Options.of_plan(plan.settings)
 
 
 def _check_inputs(plan: PruningPlan, tensors: int) -> None:
@@ -136,11 +126,7 @@ def _check_inputs(plan: PruningPlan, tensors: int) -> None:
 
 
 def pending(plans: Mapping[str, PruningPlan], model: nn.Module, network: nn.Module) -> dict[str, PruningPlan]:
-    """The plans that a network in a model does not have behind it yet.
-
-    Raises:
-        RecipeError: a part is compact in another way.
-    """
+    """The plans that a network in a model does not have behind it yet; RecipeError if a part is compact otherwise."""
     present = plans_below(model, network)
     remedy = "give it its dense shapes back first, with lightning_prune.plan_of(model).undo(model)"
     for path, own in present.items():
@@ -159,10 +145,7 @@ def _part(network: nn.Module, path: str) -> nn.Module:
 
 
 def cut_shapes(plans: Mapping[str, PruningPlan], network: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Checks plans against a network on any device, which they do not change.
-
-    Returns:
-        {name below the network: the shape after} of what they cut.
+    """{name below the network: shape after} of what plans cut; the network, on any device, does not change.
 
     Raises:
         RecipeError, PlanError: naming the first tensor or attribute that is not there, or not as the plan says.
@@ -193,11 +176,7 @@ def _check_attributes(plan: PruningPlan, part: nn.Module) -> None:
 
 
 def check_dense_size(meta: nn.Module, specs: Specs) -> None:
-    """Checks that the dense model, which has to be built first, is in proportion to what is left of it.
-
-    Raises:
-        RecipeError: it is not.
-    """
+    """RecipeError unless the dense model, which has to be built first, is in proportion to what is left of it."""
     dense = sum(t.numel() * t.element_size() for t in meta.state_dict().values() if isinstance(t, Tensor))
     allowed = DENSE_BYTES + 64 * _bytes(specs)
     if dense > allowed:
@@ -209,8 +188,7 @@ def check_dense_size(meta: nn.Module, specs: Specs) -> None:
 def apply_plans(plans: Mapping[str, PruningPlan], network: nn.Module) -> None:
     """Makes a network compact, after `cut_shapes` has checked that the plans fit.
 
-    Raises:
-        RecipeError: a plan's graph cannot be traced and rewritten; that part is as it was.
+    RecipeError if a plan's graph cannot be traced and rewritten; that part is as it was.
     """
     for path, plan in plans.items():
         try:

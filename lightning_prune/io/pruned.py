@@ -22,36 +22,13 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_prune.errors import ChannelError, RecipeError
+from lightning_prune.io import compact, sparsefile
 from lightning_prune.io.bitmask import bits, encode, plain_zeros
-from lightning_prune.io.compact import (
-    apply_plans,
-    check_dense_size,
-    cut_shapes,
-    data_of_plans,
-    pending,
-    plans_below,
-    read_plans,
-)
 from lightning_prune.io.describe import sparsity, versions
 from lightning_prune.io.rebuild import build, build_meta, checked_recipe, first_difference, largest_dim
 from lightning_prune.io.recipe import check_recipe, is_named, network_of
-from lightning_prune.io.sparsefile import (
-    COMPACT_FORMAT,
-    DTYPE_NAMES,
-    FORMAT,
-    MASK,
-    MAX_HEADER_BYTES,
-    METADATA_KEY,
-    VALUES,
-    canonical,
-    digest,
-    fail,
-    read_header,
-    read_tensors,
-)
+from lightning_prune.io.sparsefile import DTYPE_NAMES, fail, read_header, read_tensors
 from lightning_prune.masks import is_attached
-
-__all__ = ["load_pruned", "pruned_state_dict", "save_pruned"]
 
 
 def save_pruned(
@@ -88,9 +65,9 @@ def save_pruned(
     state, aliases = _tensors(path, network)
     specs = {key: (tuple(t.shape), t.dtype) for key, t in (state | {k: state[a] for k, a in aliases.items()}).items()}
     try:
-        own_plans = plans_below(model, network)
-        plans = data_of_plans(own_plans)
-        checked = read_plans(plans, specs)
+        own_plans = compact.plans_below(model, network)
+        plans = compact.data_of_plans(own_plans)
+        checked = compact.read_plans(plans, specs)
         try:
             name, arguments = checked_recipe(model, network, name, kwargs, specs, checked)
         except (RecipeError, ChannelError) as error:
@@ -109,11 +86,11 @@ def save_pruned(
         if packed is None:
             entries[key] = tensor
         else:
-            entries[key + MASK], entries[key + VALUES] = packed
+            entries[key + sparsefile.MASK], entries[key + sparsefile.VALUES] = packed
         encoding = "dense" if packed is None else "sparse"
         described[key] = {"shape": list(tensor.shape), "dtype": DTYPE_NAMES[tensor.dtype], "encoding": encoding}
     info: dict[str, Any] = {
-        "format": COMPACT_FORMAT if plans else FORMAT,
+        "format": sparsefile.COMPACT_FORMAT if plans else sparsefile.FORMAT,
         "name": name,
         "kwargs": arguments,
         "versions": versions(),
@@ -121,10 +98,10 @@ def save_pruned(
         "tensors": described,
         "aliases": aliases,
     } | ({"plans": plans} if plans else {})
-    info["sha256"] = digest(canonical(info), entries)
-    metadata = {METADATA_KEY: json.dumps(info, allow_nan=False, separators=(",", ":"))}
+    info["sha256"] = sparsefile.digest(sparsefile.canonical(info), entries)
+    metadata = {sparsefile.METADATA_KEY: json.dumps(info, allow_nan=False, separators=(",", ":"))}
     content = safetensors.torch.save(entries, metadata)
-    if int.from_bytes(content[:8], "little") > MAX_HEADER_BYTES:
+    if int.from_bytes(content[:8], "little") > sparsefile.MAX_HEADER_BYTES:
         fail(path, "the description of the model is too long for a file", "It has too many tensors, or kept channels.")
     _write(path, content)
     return path
@@ -159,23 +136,23 @@ def load_pruned(path: str | Path, model: nn.Module | None = None, *, device: str
     if model is None and name is None:
         fail(path, "it was saved without a timm name", "Pass model= a module to fill.")
     try:
-        plans = read_plans(header.info.get("plans", {}), specs)
+        plans = compact.read_plans(header.info.get("plans", {}), specs)
         meta = None
         if model is None:
             check_recipe(name, kwargs, largest_dim(specs))
             meta = build_meta(name, kwargs, len(specs))
         network = network_of(model) if model is not None else meta
         assert network is not None
-        plans = pending(plans, network if model is None else model, network)
-        difference = first_difference(network, specs, cut_shapes(plans, network))
+        plans = compact.pending(plans, network if model is None else model, network)
+        difference = first_difference(network, specs, compact.cut_shapes(plans, network))
         if difference is not None:
             raise RecipeError(difference)
         if meta is not None and plans:
-            check_dense_size(meta, specs)
+            compact.check_dense_size(meta, specs)
         state = read_tensors(path, header)
         if meta is not None:
             model = network = build(meta, name, kwargs)
-        apply_plans(plans, network)
+        compact.apply_plans(plans, network)
     except (RecipeError, ChannelError) as error:
         fail(path, str(error), "Check the installed timm version, or pass model= a module that fits.")
     _fill(path, network, state)

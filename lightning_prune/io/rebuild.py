@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
@@ -47,25 +48,20 @@ def _limit(registrations: int) -> Iterator[None]:
 
 
 def _create(name: str, kwargs: dict[str, Any]) -> nn.Module:
-    import timm
-
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, **kwargs)
+        return model
     except RecipeError:
         raise
     except Exception as error:  # constructors raise what they like
         reason = f"{type(error).__name__}: {error}"
         raise RecipeError(f"timm cannot build {name!r} with these arguments ({reason[:300]})") from error
-    return model
 
 
 def build_meta(name: str, kwargs: dict[str, Any], tensors: int) -> nn.Module:
-    """Builds a checked recipe on the meta device: modules and shapes, no weights.
+    """Builds a recipe that passed `check_recipe` on the meta device: modules and shapes, no weights.
 
-    Args:
-        name: timm name that passed `check_recipe`.
-        kwargs: its arguments.
-        tensors: how many tensors the model should have; a build of far more stops early.
+    ``tensors`` is how many it should have: a build of far more stops early.
 
     Raises:
         RecipeError: if timm cannot build it, or it grows too large.
@@ -73,13 +69,6 @@ def build_meta(name: str, kwargs: dict[str, Any], tensors: int) -> nn.Module:
     # real models register at most 6 things per tensor; small ones need some room
     with _limit(20 * tensors + 5_000), torch.device("meta"):
         return _create(name, kwargs)
-
-
-def _unsaved_bytes(model: nn.Module) -> int:
-    """Bytes of tensors that a model holds outside its state_dict."""
-    saved = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
-    held = [tensor for module in model.modules() for tensor in (*vars(module).values(), *module._buffers.values())]
-    return sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor) and id(t) not in saved)
 
 
 def build(meta: nn.Module, name: str, kwargs: dict[str, Any]) -> nn.Module:
@@ -91,28 +80,24 @@ def build(meta: nn.Module, name: str, kwargs: dict[str, Any]) -> nn.Module:
         RecipeError: if the model would hold far more outside its state_dict than in it, or cannot be built.
     """
     inside = sum(t.numel() * t.element_size() for t in meta.state_dict().values())
-    outside = _unsaved_bytes(meta)
+    saved = {id(tensor) for tensor in meta.state_dict(keep_vars=True).values()}
+    held = [tensor for module in meta.modules() for tensor in (*vars(module).values(), *module._buffers.values())]
+    outside = sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor) and id(t) not in saved)
     if outside > 4 * inside + 64 * 2**20:
         raise RecipeError(f"the arguments ask for {outside} bytes of tensors that are not in the file")
     return _create(name, kwargs)
 
 
 def first_difference(
-    model: nn.Module,
-    tensors: Specs,
-    cuts: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    model: nn.Module, tensors: Specs, cuts: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 ) -> str | None:
-    """Compares a model's state_dict with the tensors it is to be filled with.
+    """A sentence about the first key, in the model's order, that differs from the tensors to fill it with, or None.
 
     Floating-point widths may differ, since a model can be converted after it is built.
 
     Args:
-        model: a model, on any device.
         tensors: shape and dtype by key.
         cuts: the shapes, by key, that tensors of the model will have once it is made compact.
-
-    Returns:
-        A sentence about the first key, in the model's order, that differs; None if all fit.
     """
     state = model.state_dict()
     for key, tensor in state.items():
@@ -136,13 +121,9 @@ def largest_dim(specs: Specs) -> int:
 
 
 def checked_recipe(
-    model: nn.Module,
-    network: nn.Module,
-    name: str | None,
-    kwargs: Mapping[str, Any] | None,
-    specs: Specs,
+    model: nn.Module, network: nn.Module, name: str | None, kwargs: Mapping[str, Any] | None, specs: Specs,
     plans: Mapping[str, PruningPlan],
-) -> tuple[str | None, dict[str, Any]]:
+) -> tuple[str | None, dict[str, Any]]:  # fmt: skip
     """The timm name (or None) and arguments that rebuild a network, from what was given and what the model tells.
 
     Raises:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import timm
 from lightning.pytorch import LightningModule
 from torch import nn
 
@@ -33,11 +34,7 @@ FORBIDDEN = frozenset({
 
 
 def plain_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments as they come back from JSON (tuples are lists).
-
-    Raises:
-        RecipeError: naming the first argument that is not plain JSON.
-    """
+    """The arguments as they come back from JSON (tuples are lists); RecipeError naming the first that is not plain."""
     out = {}
     for key, value in kwargs.items():
         try:
@@ -77,18 +74,13 @@ def _check_key(key: Any) -> None:
 
 
 def check_recipe(name: Any, kwargs: Any, largest_dim: int) -> None:
-    """Checks that a name is timm's and that its arguments are small and plain.
+    """Checks that a name (architecture, or architecture and tag) is timm's and that its arguments are small and plain.
 
-    Args:
-        name: what to call; an architecture, or architecture and tag, of timm's registry.
-        kwargs: its arguments.
-        largest_dim: the greatest dimension among the tensors the model is to hold.
+    ``largest_dim`` is the greatest dimension among the tensors the model is to hold.
 
     Raises:
         RecipeError: if anything is not allowed.
     """
-    import timm
-
     if not is_text(name, MAX_TEXT) or not name.replace(".", "_").isidentifier():
         raise RecipeError("the model's name is not a timm name (a source such as hf-hub: or local-dir: is not allowed)")
     if not timm.is_model(name):
@@ -102,10 +94,14 @@ def check_recipe(name: Any, kwargs: Any, largest_dim: int) -> None:
         raise RecipeError("the model's arguments are too long")
 
 
+def _config(network: nn.Module) -> dict[str, Any]:
+    config = getattr(network, "pretrained_cfg", None)
+    return config if isinstance(config, dict) else {}
+
+
 def _timm_name(network: nn.Module) -> str:
     """The architecture and tag that a network tells, or nothing."""
-    config = getattr(network, "pretrained_cfg", None)
-    config = config if isinstance(config, dict) else {}
+    config = _config(network)
     # the tag decides nothing about the shapes, but the loaded model's mean and std come with it
     return ".".join(part for part in (config.get("architecture"), config.get("tag")) if part)
 
@@ -132,17 +128,13 @@ def network_of(model: nn.Module) -> nn.Module:
 
 def recipe_of(model: nn.Module, network: nn.Module) -> tuple[str | None, dict[str, Any]]:
     """What a model tells of how it was built: timm name (or None) and keyword arguments."""
-    from timm import models
-
     hparams = getattr(model, "hparams", None) if model is not network else None
-    config = getattr(network, "pretrained_cfg", None)
-    config = config if isinstance(config, dict) else {}
-    name = _timm_name(network) or getattr(hparams, "model_name", "")
+    config, name = _config(network), _timm_name(network) or getattr(hparams, "model_name", "")
     if not name:
         return None, {}
     arguments = dict(getattr(network, "_model_args", {}))
-    if hasattr(models, "get_model_args"):  # timm >= 1.0.31 also follows reset_classifier and set_input_size
-        arguments.update(models.get_model_args(network))
+    if hasattr(timm.models, "get_model_args"):  # timm >= 1.0.31 also follows reset_classifier and set_input_size
+        arguments.update(timm.models.get_model_args(network))
     arguments.update(getattr(hparams, "model_kwargs", None) or {})
     for key in ("num_classes", "in_chans"):
         value = getattr(network, key, getattr(hparams, key, None))

@@ -2,14 +2,13 @@
 
 from lightning_prune.masks.attach import attach, detach, is_attached
 from lightning_prune.masks.gates import Gate, HardGate, MaskGate, SoftGate
-from lightning_prune.masks.targets import Skipped, Target, find_targets, prunable_weights
+from lightning_prune.masks.targets import Target, find_targets, prunable_weights
 from lightning_prune.masks.units import WeightUnits
 
 __all__ = [
     "Gate",
     "HardGate",
     "MaskGate",
-    "Skipped",
     "SoftGate",
     "Target",
     "WeightUnits",

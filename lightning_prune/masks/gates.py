@@ -45,7 +45,7 @@ class Gate:
         return None
 
     def expire(self) -> None:
-        """Forget what was computed from the parameter: it may have changed."""
+        """Drop what was computed from the parameter: it may have changed."""
 
     def renew(self, param: Tensor) -> None:
         """Compute ahead of the forward what can be."""
@@ -71,7 +71,7 @@ class MaskGate(Gate):
         raise NotImplementedError
 
     def expire(self) -> None:
-        """Forget the masked weight: the parameter or the gate has changed."""
+        """Drop the masked weight: the parameter or the gate has changed."""
         self._version = -1
 
     def renew(self, param: Tensor) -> None:
@@ -97,16 +97,12 @@ class MaskGate(Gate):
         buffer, w = self._masked, param.detach()
         if buffer is not None and self._version == param._version and buffer.device == w.device:
             return buffer
-        if (
-            buffer is None
-            or buffer.is_inference()
-            or any(getattr(buffer, k) != getattr(w, k) for k in ("shape", "dtype", "device"))
-            or buffer.stride() != w.stride()
-        ):
+        kind = ("shape", "dtype", "device")
+        fits = buffer is not None and all(getattr(buffer, k) == getattr(w, k) for k in kind)
+        if buffer is None or not fits or buffer.is_inference() or buffer.stride() != w.stride():
             with torch.inference_mode(False):  # a buffer made in validation must serve training too
                 buffer = torch.empty_like(w)
-        self._masked = self.mask(w, buffer)
-        self._version = param._version
+        self._masked, self._version = self.mask(w, buffer), param._version
         return self._masked
 
 
@@ -142,8 +138,8 @@ class HardGate(MaskGate):
         return pruned if out is None else out.copy_(pruned)
 
     def step_(self, w: Tensor, grad: Tensor, count: bool) -> Tensor:
-        alive = at_least_float32(w.detach()).square() > self.tau
-        grad.mul_(alive)
-        kept = alive.sum().to(torch.float32)
+        above = at_least_float32(w.detach()).square() > self.tau
+        grad.mul_(above)
+        kept = above.sum().to(torch.float32)
         zero = torch.zeros_like(kept)
         return torch.stack([zero, zero, kept, kept, zero])

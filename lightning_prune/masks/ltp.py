@@ -96,15 +96,9 @@ def soft_mask(
 
 
 def soft_step_(
-    w: Tensor,
-    grad: Tensor,
-    masked: Tensor,
-    sums: Sums | None,
-    slope: Tensor,
-    shift: Tensor,
-    count: bool,
+    w: Tensor, grad: Tensor, masked: Tensor, sums: Sums | None, slope: Tensor, shift: Tensor, count: bool,
     fuse: bool = False,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Turn ``grad = dL/dv`` into LTP's weight gradient ``grad·m``, in place, and return the layer's sums.
 
     The chunked form does without the sigmoid: ``m = v/w`` and ``w(1 − m) = w − v``.
@@ -112,10 +106,8 @@ def soft_step_(
     Args:
         w: weights.
         grad: gradient in the effective weight, shape of ``w``; multiplied by the gate.
-        masked: ``v``, as `soft_mask` gave it for the same ``w``, slope and shift.
-        sums: what `soft_mask` gave with it; None takes the whole-tensor form.
-        slope: 1/T, 0-dim.
-        shift: −τ/T, 0-dim.
+        masked, sums: as `soft_mask` gave them for the same ``w``, slope and shift; no sums: the whole-tensor form.
+        slope, shift: 1/T and −τ/T, 0-dim.
         count: also count weights above the threshold and inside the band (two more passes); NaN otherwise.
         fuse: compile the passes (those of a step that counts stay as they are).
 
@@ -195,5 +187,4 @@ def chunked_sum(w: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
 def zeros_step_(w: Tensor, grad: Tensor) -> None:
     """Zero ``grad`` in place wherever the weight is exactly 0: what is pruned stays pruned."""
     for x, g in _chunks(w, grad) or [(w.detach(), grad)]:
-        alive = torch.sign(x).square_()  # several times faster than a comparison and masked_fill on the CPU
-        g.mul_(alive)
+        g.mul_(torch.sign(x).square_())  # several times faster than a comparison and masked_fill on the CPU

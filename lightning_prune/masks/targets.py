@@ -67,9 +67,8 @@ def prunable_weights(
     Raises:
         ValueError: there is none, or a pattern matches none.
     """
-    found = _weights(root, include, exclude)
     weights: dict[int, tuple[str, Tensor]] = {}
-    for name, module, attribute in found:
+    for name, module, attribute in _weights(root, include, exclude):
         if (not include or matches(name, include)) and not matches(name, exclude or ()):
             # A tie is the same Parameter; where the weight is computed from others, each module has its own.
             identity = id(module._parameters.get(attribute, module))
@@ -101,14 +100,13 @@ def _first_and_last(root: nn.Module, names: Sequence[str]) -> tuple[set[str], se
     for prefix, module in root.named_modules():
         config: Any = getattr(module, "pretrained_cfg", None)
         if isinstance(config, dict) and config.get("classifier"):
-
-            def of(key: str, prefix: str = prefix, config: dict[str, Any] = config) -> set[str]:
-                value = config.get(key) or ()
-                parts = (value,) if isinstance(value, str) else tuple(value)
+            first, last = (config.get(key) or () for key in ("first_conv", "classifier"))
+            found = []
+            for value in (first, last):
+                parts = (value,) if isinstance(value, str) else value
                 starts = tuple(f"{prefix}.{p}." if prefix else f"{p}." for p in parts)
-                return {n for n in names if n.startswith(starts)} if starts else set()
-
-            return of("first_conv") or {names[0]}, of("classifier") or {names[-1]}
+                found.append({n for n in names if n.startswith(starts)})
+            return found[0] or {names[0]}, found[1] or {names[-1]}
     return {names[0]}, {names[-1]}
 
 
@@ -156,9 +154,8 @@ def find_targets(
         targets.setdefault(param, Target(name, param, module))
     if not targets:
         why = "; ".join(f"{name}: {reason}" for name, reason in skipped[:5])
-        raise ValueError(
-            f"Nothing to prune in {type(root).__name__}: all {len(skipped)} weights were left out ({why})."
-        )
+        left = f"all {len(skipped)} weights were left out ({why})"
+        raise ValueError(f"Nothing to prune in {type(root).__name__}: {left}.")
     left_out = {n for n, _ in skipped}
     for target in list(targets.values()):
         shared = [n for n, m, a in found if m._parameters.get(a) is target.param and n in left_out]

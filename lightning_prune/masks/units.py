@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_prune.functional.ltp import at_least_float32
 from lightning_prune.masks.targets import Target
 
 
@@ -35,7 +36,7 @@ class WeightUnits:
 
     def weights(self) -> list[Tensor]:
         """Each layer's weights now, in float32 or wider, detached."""
-        return [t.param.detach() if t.param.dtype == torch.float64 else t.param.detach().float() for t in self.targets]
+        return [at_least_float32(t.param.detach()) for t in self.targets]
 
     def values(self) -> Tensor:
         """All weights now, [weights]."""

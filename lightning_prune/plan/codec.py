@@ -20,10 +20,7 @@ def to_data(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A plan's fields as plain dicts, lists, numbers and strings. Equal index lists are stored once."""
     lists: dict[tuple[int, ...], int] = {}
     tensors = {
-        name: {
-            "shape": list(cut.shape),
-            "kept": {str(d): lists.setdefault(k, len(lists)) for d, k in cut.kept.items()},
-        }
+        name: {"shape": list(cut.shape), "kept": {str(d): lists.setdefault(k, len(lists)) for d, k in cut.kept.items()}}
         for name, cut in fields["cuts"].items()
     }
     data = {
@@ -43,11 +40,7 @@ def to_data(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Reads a plan's fields from JSON text.
-
-    Raises:
-        PlanError: the text is not a plan, or of a version that this library does not know.
-    """
+    """A plan's fields from JSON text; raises `PlanError` if it is none, or of a version that is not known."""
     try:
         data = schema.parse(text)
     except ValueError as error:
@@ -58,10 +51,7 @@ def parse(text: str) -> dict[str, Any]:
 def from_data(data: Any) -> dict[str, Any]:
     """A plan's fields from what `to_data` returned, after it was JSON. Types are checked, down to the last index.
 
-    Whether the plan fits a model is checked when it is applied.
-
-    Raises:
-        PlanError: naming the first thing that is not as it has to be.
+    Whether the plan fits a model is checked when it is applied. Raises `PlanError` at the first thing that is wrong.
     """
     data = _object(data, "the plan")
     if data.get("format") != FORMAT or not is_int(data.get("version")) or data["version"] != VERSION:

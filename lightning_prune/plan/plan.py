@@ -119,12 +119,10 @@ class PruningPlan:
         """What this plan does to the submodule at `path`, by the names that the submodule itself uses."""
         start = f"{path}."
         cuts = {name.removeprefix(start): cut for name, cut in self.cuts.items() if name.startswith(start)}
-        attributes = {
-            f"{module}.".removeprefix(start).removesuffix("."): changes
-            for module, changes in self.attributes.items()
-            if f"{module}.".startswith(start)
-        }
-        empty = tuple(f"{m}.".removeprefix(start).removesuffix(".") for m in self.empty if f"{m}.".startswith(start))
+        inside = {m: f"{m}.".removeprefix(start).removesuffix(".") for m in (*self.attributes, *self.empty)
+                  if f"{m}.".startswith(start)}  # fmt: skip
+        attributes = {inside[m]: changes for m, changes in self.attributes.items() if m in inside}
+        empty = tuple(inside[m] for m in self.empty if m in inside)
         return PruningPlan(cuts, attributes, self.form, self.inputs, self.settings, empty)
 
     def then(self, second: PruningPlan) -> PruningPlan:

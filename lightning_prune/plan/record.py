@@ -87,14 +87,11 @@ class Compact:
             return None
 
     @torch.no_grad()
-    def restore_buffers(self, module: nn.Module) -> None:
-        """Fills the buffers that no state dict brings back, after they have their dense shapes again."""
+    def restore(self, module: nn.Module) -> None:
+        """Fills the buffers that no state dict brings back; what was empty needs gradients again."""
         for name, buffer in module.named_buffers(remove_duplicate=False):
             if name in self.buffers:
                 buffer.copy_(self.buffers[name])
-
-    def restore_grad(self, module: nn.Module) -> None:
-        """Parameters that were empty need gradients again."""
         for name, p in module.named_parameters(remove_duplicate=False):
             if name in self.without_grad:
                 p.requires_grad_(True)

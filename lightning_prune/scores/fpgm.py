@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_prune.scores import filters_of
+
 
 def fpgm(weight: Tensor) -> Tensor:
     """How far each filter is from all others of its layer: the others can replace a filter near their geometric median.
@@ -22,9 +24,6 @@ def fpgm(weight: Tensor) -> Tensor:
     Raises:
         ValueError: ``weight`` has fewer than 2 dims.
     """
-    if weight.ndim < 2:
-        raise ValueError(f"weight of shape {tuple(weight.shape)} holds no filters: expected [C, ...].")
-    filters = weight.detach().flatten(1)
-    filters = filters if filters.dtype == torch.float64 else filters.float()
+    filters = filters_of(weight)
     # By matrix products, distances of near equal filters would be rounding errors.
     return torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(1)

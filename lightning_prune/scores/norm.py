@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_prune.scores import filters_of
+
 
 def filter_norm(weight: Tensor, p: float = 2) -> Tensor:
     """The p-norm of each filter.
@@ -19,11 +21,7 @@ def filter_norm(weight: Tensor, p: float = 2) -> Tensor:
     Raises:
         ValueError: ``weight`` has fewer than 2 dims, or ``p`` is not positive.
     """
-    if weight.ndim < 2:
-        raise ValueError(f"weight of shape {tuple(weight.shape)} holds no filters: expected [C, ...].")
     if not p > 0:
         raise ValueError(f"p={p} must be positive, such as 1 or 2.")
-    filters = weight.detach().flatten(1)
-    filters = filters if filters.dtype == torch.float64 else filters.float()
-    norms: Tensor = torch.linalg.vector_norm(filters, p, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(filters_of(weight), p, dim=1)
     return norms

@@ -34,10 +34,7 @@ _COPIED: set[str] = set()
 def recipe(name: str, *, copied: bool) -> Callable[[Callable[..., Mapping[str, Any]]], Callable[..., Any]]:
     """Registers a recipe: a function (base class, \\*args) -> {name: member of the subclass}.
 
-    Args:
-        name: what `swap` and pickles call it.
-        copied: whether copies and pickles run the swapped code too; if not, they have the class and the state that
-            the module has without it.
+    With ``copied``, copies and pickles run the swapped code too; else they have the class and the state without it.
     """
 
     def register(members: Callable[..., Mapping[str, Any]]) -> Callable[..., Mapping[str, Any]]:
@@ -57,10 +54,7 @@ def data_key(name: str) -> str:
 def swap(module: nn.Module, name: str, *args: Hashable, data: Any = None) -> None:
     """Makes a module run the code of a recipe, in place of an earlier swap by the same one.
 
-    Args:
-        name: of the recipe.
-        args: what its function gets after the base class.
-        data: what its members find in the module's ``__dict__`` under `data_key`; None for nothing.
+    The recipe's function gets ``args``; its members find ``data``, unless None, in ``__dict__`` under `data_key`.
     """
     restore(module, name)
     kind: Any = type(module)

@@ -14,17 +14,12 @@ from torch.utils import _pytree as pytree
 
 from lightning_prune.support.modes import mode, split_input
 
+_ROUNDS = 9  # pairs of passes, after one that is not counted
+
 
 @dataclass(frozen=True)
 class Latency:
-    """Median seconds of a forward pass in eval mode, before and after.
-
-    Attributes:
-        before, after: seconds.
-        ratio: median of the ratios of neighbouring runs, after / before.
-        batch: samples in a pass.
-        threads: of torch.
-    """
+    """Median seconds of a forward pass in eval mode, before and after; ``ratio`` is that of neighbouring runs."""
 
     before: float
     after: float
@@ -39,20 +34,17 @@ class Latency:
         )
 
 
-def compare_latency(before: nn.Module, after: nn.Module, example_input: Any, batch: int, rounds: int = 9) -> Latency:
-    """Times two models on the CPU in turn; what is on another device is copied.
+def compare_latency(before: nn.Module, after: nn.Module, example_input: Any, batch: int) -> Latency:
+    """Times two models that take the same input on the CPU in turn; what is on another device is copied.
 
-    Args:
-        before, after: models that take the same input.
-        example_input: as for `ChannelGraph.trace`; its first dim becomes ``batch``.
-        batch: samples in a pass.
-        rounds: pairs of passes, after one that is not counted.
+    The first dim of ``example_input`` becomes ``batch``.
     """
     args, kwargs = pytree.tree_map(lambda v: _resized(v, batch), split_input(example_input))
-    models = [m if _on_cpu(m) else copy.deepcopy(m).cpu() for m in (before, after)]
+    there = [all(p.device.type == "cpu" for p in m.parameters()) for m in (before, after)]
+    models = [m if on_cpu else copy.deepcopy(m).cpu() for m, on_cpu in zip((before, after), there, strict=True)]
     times: tuple[list[float], list[float]] = ([], [])
     with torch.inference_mode(), mode(models[0], False), mode(models[1], False):
-        for i in range(rounds + 1):
+        for i in range(_ROUNDS + 1):
             for which in (0, 1) if i % 2 else (1, 0):
                 start = time.perf_counter()
                 models[which](*args, **kwargs)
@@ -61,10 +53,6 @@ def compare_latency(before: nn.Module, after: nn.Module, example_input: Any, bat
     ratio = statistics.median(b / a for a, b in zip(*times, strict=True))
     before_s, after_s = (statistics.median(t) for t in times)
     return Latency(before_s, after_s, ratio, batch, torch.get_num_threads())
-
-
-def _on_cpu(model: nn.Module) -> bool:
-    return all(p.device.type == "cpu" for p in model.parameters())
 
 
 def _resized(value: Any, batch: int) -> Any:

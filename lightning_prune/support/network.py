@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 from torch import nn
 
-__all__ = ["find_network", "holders"]
-
 
 def holders(module: nn.Module) -> Iterator[nn.Module]:
     """The module, then its one child that holds all parameters, that child's, and so on down."""

@@ -8,12 +8,7 @@ from fnmatch import fnmatchcase
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether one of some fnmatch patterns matches a parameter's name or its module's, whole or from any dot on.
-
-    Args:
-        name: full name of a parameter; its module's is what stands before the last dot.
-        patterns: `"layer1.*"`, `"conv2"`, `"head.weight"`; case counts.
-    """
+    """Whether a parameter's name or its module's matches one of some fnmatch patterns, whole or from any dot on."""
     names = (name, name.rpartition(".")[0])
     return any(fnmatchcase(n, p) for pattern in patterns for n in names for p in (pattern, f"*.{pattern}"))
 
@@ -21,16 +16,9 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 def check_patterns(
     patterns: Iterable[str], names: Sequence[str], argument: str, what: str, error: type[ValueError] = ValueError
 ) -> None:
-    """Checks that every pattern matches one of some parameters.
+    """Raises ``error`` for a pattern that matches none of some parameters (at least one), naming those that come near.
 
-    Args:
-        patterns: what the user gave.
-        names: full names of the parameters that are there; at least one.
-        argument: what the user calls the patterns.
-        what: what the parameters are, in the singular.
-
-    Raises:
-        error: a pattern matches none; the message names those that come near.
+    ``argument`` is what the user calls the patterns, ``what`` what the parameters are, in the singular.
     """
     modules = [name.rpartition(".")[0] for name in names]
     for pattern in patterns:

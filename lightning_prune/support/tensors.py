@@ -24,11 +24,7 @@ def tensor_caches(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def take(tensor: Tensor, kept: Mapping[int, Sequence[int]]) -> Tensor:
-    """Returns the kept entries of a tensor as a new tensor, in the same memory format.
-
-    Args:
-        kept: {dim: indices}; of other dims everything stays.
-    """
+    """The kept entries, {dim: indices}, of a tensor as a new tensor in the same memory format; other dims are whole."""
     out = tensor
     for dim, indices in kept.items():
         out = out.index_select(dim, torch.tensor(indices, dtype=torch.int64, device=tensor.device))

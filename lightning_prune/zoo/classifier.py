@@ -17,10 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_prune.callbacks.checkpoint import CompactCheckpoint
 from lightning_prune.callbacks.zeros import warn_if_zeros_are_free
 from lightning_prune.functional.schedules import anneal
-from lightning_prune.zoo import models as _models  # registers the CIFAR networks with timm
-
-__all__ = ["TimmClassifier"]
-_REGISTERED = _models.__name__
+from lightning_prune.zoo import models as _models  # noqa: F401  registers the CIFAR networks with timm
 
 Batch = tuple[Tensor, Tensor]
 

@@ -17,7 +17,7 @@ Layouts:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from timm.layers import ClassifierHead
@@ -25,12 +25,11 @@ from timm.models import build_model_with_cfg, generate_default_cfgs
 from timm.models import register_model as _register_model
 from torch import Tensor, nn
 
-__all__ = ["CifarNet", "CifarResNet", "CifarVGG", "resnet20_cifar", "resnet56_cifar", "vgg16_bn_cifar"]
-
 _Entry = TypeVar("_Entry", bound=Callable[..., nn.Module])
 register_model: Callable[[_Entry], _Entry] = _register_model  # timm is untyped; the decorator returns what it gets
 
-_VGG16: tuple[int | None, ...] = (1, 1, None, 2, 2, None, 4, 4, 4, None, 8, 8, 8, None, 8, 8, 8)  # None: max-pool
+# multiples of the width; None is a 2x2 max-pool
+_VGG16 = (1, 1, None, 2, 2, None, 4, 4, 4, None, 8, 8, 8, None, 8, 8, 8)
 
 
 class CifarNet(nn.Module):
@@ -51,9 +50,7 @@ class CifarNet(nn.Module):
 
     def __init__(self, num_classes: int, in_chans: int, drop_rate: float) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.drop_rate = drop_rate
+        self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         self.grad_checkpointing = False
         self.feature_info: list[dict[str, Any]] = []
 
@@ -77,8 +74,7 @@ class CifarNet(nn.Module):
 
     def get_classifier(self) -> nn.Module:
         """Returns the linear classifier (``nn.Identity`` when ``num_classes`` is 0)."""
-        classifier: nn.Module = self.head.fc
-        return classifier
+        return self.head.fc  # type: ignore[no-any-return]
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the classifier by a fresh one with ``num_classes`` outputs (0 removes it)."""
@@ -99,14 +95,8 @@ class CifarNet(nn.Module):
         raise NotImplementedError
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pools ``(N, num_features, h, w)`` and classifies: ``(N, num_classes)``.
-
-        Args:
-            x: feature maps.
-            pre_logits: return the pooled features ``(N, num_features)`` instead.
-        """
-        out: Tensor = self.head(x, pre_logits=pre_logits)
-        return out
+        """Pools ``(N, num_features, h, w)`` and, unless ``pre_logits``, classifies: ``(N, num_classes)``."""
+        return self.head(x, pre_logits=pre_logits)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images ``(N, in_chans, H, W)``, H and W >= 8, to logits ``(N, num_classes)``."""
@@ -132,8 +122,7 @@ class _Block(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
-        out: Tensor = self.act2(x + shortcut)
-        return out
+        return self.act2(x + shortcut)  # type: ignore[no-any-return]
 
 
 class CifarResNet(CifarNet):
@@ -179,25 +168,17 @@ class CifarResNet(CifarNet):
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.act1(self.bn1(self.conv1(x)))
-        out: Tensor = self.layer3(self.layer2(self.layer1(x)))
-        return out
+        return self.layer3(self.layer2(self.layer1(x)))  # type: ignore[no-any-return]
 
 
 class CifarVGG(CifarNet):
     """A VGG with BatchNorm for small images: convolutions, max-pools and one linear classifier.
 
-    Args:
-        layout: one entry per convolution, its channels as a multiple of ``width``; None is a 2x2 max-pool.
-        num_classes: outputs of the classifier, 0 for pooled features.
-        in_chans: channels of the input.
-        width: channels of the first convolutions.
-        drop_rate: dropout before the classifier, in [0, 1).
-        global_pool: timm's pooling name ("avg", "max", "" for none).
+    The arguments are those of `CifarResNet`, without ``blocks``; ``width`` is that of the first convolutions.
     """
 
     def __init__(
         self,
-        layout: Sequence[int | None] = _VGG16,
         num_classes: int = 10,
         in_chans: int = 3,
         width: int = 64,
@@ -207,10 +188,10 @@ class CifarVGG(CifarNet):
         super().__init__(num_classes, in_chans, drop_rate)
         layers: list[nn.Module] = []
         chs, reduction = in_chans, 1
-        for multiple in layout:
+        for multiple in _VGG16:
             if multiple is None:
                 self._tap(chs, reduction, len(layers) - 1)
-                # ceil_mode leaves even sizes alone and keeps a 1x1 map alive at the last pool of an 8x8 input
+                # ceil_mode leaves even sizes alone and keeps a 1x1 map at the last pool of an 8x8 input
                 layers.append(nn.MaxPool2d(2, 2, ceil_mode=True))
                 reduction *= 2
             else:
@@ -229,8 +210,7 @@ class CifarVGG(CifarNet):
         return {"stem": r"^features\.[01]\.", "blocks": r"^features\.(\d+)"}
 
     def forward_features(self, x: Tensor) -> Tensor:
-        out: Tensor = self.features(x)
-        return out
+        return self.features(x)  # type: ignore[no-any-return]
 
 
 def _cfg(first_conv: str) -> dict[str, Any]:
@@ -250,13 +230,11 @@ def _cfg(first_conv: str) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        "resnet20_cifar": _cfg("conv1"),
-        "resnet56_cifar": _cfg("conv1"),
-        "vgg16_bn_cifar": _cfg("features.0"),
-    }
-)
+default_cfgs = generate_default_cfgs({
+    "resnet20_cifar": _cfg("conv1"),
+    "resnet56_cifar": _cfg("conv1"),
+    "vgg16_bn_cifar": _cfg("features.0"),
+})  # fmt: skip
 
 
 def _build(cls: type[CifarNet], name: str, pretrained: bool, stages: int, **kwargs: Any) -> nn.Module:

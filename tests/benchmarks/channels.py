@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lightning_prune import ChannelPruning, MRTSCallback, NetworkSlimmingCallback, TimmClassifier
 from lightning_prune.channels.select.units import ChannelUnits
-from lightning_prune.scores import filter_norm
+from lightning_prune.scores.norm import filter_norm
 from lightning_prune.zoo.data import FashionMNISTDataModule
 
 NETWORKS = {"vgg16_bn_cifar": 16, "resnet56_cifar": 8}

@@ -121,8 +121,8 @@ def test_torchs_compiler_sees_the_mask_in_one_graph():
 def masked_by_hand(model, x, targets):
     from torch.func import functional_call
 
-    from lightning_prune.functional.ltp import soft_prune
     from lightning_prune.masks import detach
+    from tests.ltp_equations import soft_prune
 
     plain = copy.deepcopy(model)
     detach(plain)

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lightning_prune import LTPCallback, MagnitudeCallback
 from lightning_prune.functional import ltp
+from tests.ltp_equations import soft_l0
 from tests.toy import Toy, loaders, trainer, zeros
 
 
@@ -48,7 +49,7 @@ def test_paper_mode_is_plain_gradient_descent_on_raw_thresholds(tmp_path):
     for i, w in enumerate(weights["first"]):
         variance = ltp.variance_of_magnitude(w.numel(), w.abs().sum(), w.square().sum())
         assert slope[i].item() == pytest.approx(1 / (t0 * variance.item()), rel=1e-4)
-        kept = ltp.soft_l0(w, 0.0, t0 * variance).item()
+        kept = soft_l0(w, 0.0, t0 * variance).item()
         assert stats[i, 2].item() == pytest.approx(kept, rel=1e-4)
     for before, _, _, stats, after in steps:
         expected = (before + lr * (stats[:, 0] + lam * stats[:, 1]).float()).clamp_min(0)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_prune.functional import ltp
 from lightning_prune.zoo.data import DigitsDataModule
+from tests import ltp_equations as ltp
 
 LAM, STEP, EPOCHS = 1e-4, 3e-3, 30
 

@@ -172,10 +172,6 @@ def test_macs_budget_and_cost_agree_with_the_flop_counter() -> None:
     dense = measured()
     assert cost.macs() == dense
     assert cost.params() == sum(p.numel() for p in model.parameters())
-    alone = torch.ones(graph.size, dtype=torch.bool)
-    alone[3] = False
-    assert cost.macs_per_group()[3] == pytest.approx(cost.macs() - cost.macs(alone))
-    assert cost.params_per_group()[3] == pytest.approx(cost.params() - cost.params(alone))
     result = prune_channels(model, EXAMPLE, scores=random_scores(model), macs=0.5)
     assert cost.macs(result.keep) == measured()
     assert cost.params(result.keep) == sum(p.numel() for p in model.parameters())
@@ -188,7 +184,7 @@ def test_dense_model_is_untouched_when_nothing_can_express_the_result(monkeypatc
     model = randomise(Branches())
     before = {k: v.clone() for k, v in model.state_dict().items()}
     attributes = dict(vars(model))
-    monkeypatch.setattr(prove, "check_eager", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("no")))
+    monkeypatch.setattr(prove, "check_plan", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("no")))
     with pytest.raises(SurgeryError, match="unchanged"):
         prune_channels(model, EXAMPLE, scores=random_scores(model), ratio=0.3)
     assert unchanged(model, before)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lightning_prune.functional import ltp
+from tests.ltp_equations import band, gate, soft_l0, soft_prune, threshold_grad, weight_grad
 
 LAM = 0.3
 
@@ -24,12 +25,12 @@ def loss_of(v, target):
 
 
 def total_loss(w, tau, temperature, target):
-    v = ltp.soft_prune(w, tau, temperature)
-    return loss_of(v, target) + LAM * ltp.soft_l0(w, tau, temperature)
+    v = soft_prune(w, tau, temperature)
+    return loss_of(v, target) + LAM * soft_l0(w, tau, temperature)
 
 
 def gradient_in_v(w, tau, temperature, target):
-    v = ltp.soft_prune(w, tau, temperature).detach().requires_grad_()
+    v = soft_prune(w, tau, temperature).detach().requires_grad_()
     (g,) = torch.autograd.grad(loss_of(v, target), v)
     return g
 
@@ -43,14 +44,14 @@ def test_threshold_gradient_is_exact(layer):
     w, tau, temperature, target = layer
     g = gradient_in_v(w, tau, temperature, target)
     numeric = central_difference(lambda t: total_loss(w, t, temperature, target), tau)
-    assert ltp.threshold_grad(w, g, tau, temperature, LAM).item() == pytest.approx(numeric.item(), rel=1e-8)
+    assert threshold_grad(w, g, tau, temperature, LAM).item() == pytest.approx(numeric.item(), rel=1e-8)
 
 
 def test_band_is_the_derivative_of_the_gate_in_the_square(layer):
     w, tau, temperature, _ = layer
-    numeric = central_difference(lambda t: ltp.gate(w, t, temperature), tau)
-    torch.testing.assert_close(ltp.band(w, tau, temperature), -numeric, rtol=1e-8, atol=1e-9)
-    at_threshold = ltp.band(tau.sqrt(), tau, temperature)
+    numeric = central_difference(lambda t: gate(w, t, temperature), tau)
+    torch.testing.assert_close(band(w, tau, temperature), -numeric, rtol=1e-8, atol=1e-9)
+    at_threshold = band(tau.sqrt(), tau, temperature)
     assert at_threshold.item() == pytest.approx(1 / (4 * temperature.item()), rel=1e-12)
 
 
@@ -58,8 +59,8 @@ def test_weight_gradient_treats_the_gate_as_constant(layer):
     """eq. 14: equal to the derivative with the gate frozen, and not to the full derivative."""
     w, tau, temperature, target = layer
     g = gradient_in_v(w, tau, temperature, target)
-    frozen = ltp.gate(w, tau, temperature)
-    ours = ltp.weight_grad(w, g, tau, temperature)
+    frozen = gate(w, tau, temperature)
+    ours = weight_grad(w, g, tau, temperature)
     for i in (0, 7, 23):
 
         def along(x, i=i, gate=frozen):
@@ -72,22 +73,20 @@ def test_weight_gradient_treats_the_gate_as_constant(layer):
     assert (ours - full).abs().max() > 0.1
     # The two dropped terms make up the whole difference: 2w²s·g of the task and 2λws of the penalty.
     w = w.detach()
-    s = ltp.band(w, tau, temperature)
+    s = band(w, tau, temperature)
     torch.testing.assert_close(full - ours, 2 * w**2 * s * g + LAM * 2 * w * s, rtol=1e-9, atol=1e-10)
 
 
 def test_soft_prune_becomes_hard_prune_as_the_temperature_falls(layer):
     w, tau, _, _ = layer
-    torch.testing.assert_close(ltp.soft_prune(w, tau, 1e-9), ltp.hard_prune(w, tau), rtol=0, atol=1e-25)
-    assert ltp.soft_l0(w, tau, 1e-9).item() == pytest.approx(
-        int(torch.count_nonzero(ltp.hard_prune(w, tau))), abs=1e-20
-    )
+    torch.testing.assert_close(soft_prune(w, tau, 1e-9), ltp.hard_prune(w, tau), rtol=0, atol=1e-25)
+    assert soft_l0(w, tau, 1e-9).item() == pytest.approx(int(torch.count_nonzero(ltp.hard_prune(w, tau))), abs=1e-20)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_no_denormals_and_float32_inside(dtype):
     w = torch.linspace(-1, 1, 20001).to(dtype) * 0.05
-    v = ltp.soft_prune(w, 1e-3, 1e-5)
+    v = soft_prune(w, 1e-3, 1e-5)
     assert v.dtype == dtype
     wide = v.float()
     assert not ((wide != 0) & (wide.abs() < torch.finfo(torch.float32).tiny)).any()

@@ -11,8 +11,6 @@ from lightning_prune.functional.mrts import (
     GaussianChannel,
     check_polarises,
     fixed_points,
-    penalty,
-    penalty_grad,
     proximal_step,
 )
 
@@ -26,6 +24,15 @@ ESTIMATORS = {
         0.25,
     ),
 }
+
+
+def penalty(gamma, tau, information):
+    """eq. 4"""
+    return (tau * gamma.abs() - information.value(gamma.abs()).abs()).sum()
+
+
+def penalty_grad(gamma, tau, information):
+    return gamma.sign() * (tau - information.slope(gamma.abs()))
 
 
 @pytest.fixture(params=ESTIMATORS)

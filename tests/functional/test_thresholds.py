@@ -5,9 +5,17 @@ import math
 import pytest
 import torch
 
-from lightning_prune.functional.thresholds import RULES, boundary, costs, gap, keep_by_delta
+from lightning_prune.functional.thresholds import RULES, boundary, check_delta, costs, gap
 
 DELTA = 1e-3
+
+
+def keep_by_delta(gamma, rule, delta):
+    """What a rule keeps at a given δ; at least the largest factor always stays."""
+    keep = costs(gamma, rule) >= math.log(delta)
+    if not keep.any():
+        keep[gamma.argmax()] = True
+    return keep
 
 
 def literal_eq_11(gamma, delta):
@@ -107,7 +115,7 @@ def test_boundary_and_gap():
 
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="delta=2"):
-        keep_by_delta(torch.ones(4), "css", 2)
+        check_delta(2, "css")
     with pytest.raises(ValueError, match="rule='otsu'"):
         costs(torch.ones(4), "otsu")
     with pytest.raises(ValueError, match="not negative"):

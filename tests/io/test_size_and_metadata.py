@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import prune
 
-import lightning_prune.io.pruned as io
+import lightning_prune.io as io
 import lightning_prune.zoo.models  # noqa: F401  registers the CIFAR networks
 from lightning_prune.io import load_pruned, save_pruned
 from lightning_prune.io.sparsefile import read_header
@@ -78,4 +78,4 @@ def test_json_in_the_file_is_strict(tmp_path: Path) -> None:
     header, _, _ = take_apart(path)
     info = json.loads(header["__metadata__"]["lightning_prune"], parse_constant=lambda text: pytest.fail(text))
     assert info["kwargs"]["drop_rate"] == 0.1
-    assert set(io.__all__) == {"load_pruned", "pruned_state_dict", "save_pruned"}
+    assert set(io.__all__) == {"PrunedFileError", "load_pruned", "pruned_state_dict", "save_pruned"}

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from lightning_prune.scores import filter_norm, fpgm
+from lightning_prune.scores.fpgm import fpgm
+from lightning_prune.scores.norm import filter_norm
 
 SHAPES = [(1, 4), (7, 5), (6, 3, 3, 3), (5, 1, 3), (4, 2, 1, 2, 3)]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_prune.channels.analysis.reachability import Flow, Flows
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.surgery.empty import may_be_empty
-from lightning_prune.channels.surgery.install import is_rewritten
+from lightning_prune.channels.surgery.rewrite import is_rewritten
 from lightning_prune.channels.verify.find_form import Check
 
 ONLY_PATH = "no other path leads from the network's input to its output"
@@ -77,14 +77,9 @@ class Branches:
         return self.flows.unread(flow) if flow.connected else nothing
 
     def removable(
-        self,
-        gone: Tensor,
-        *,
-        stay: Tensor | None = None,
-        constants: bool = False,
-        silent: Collection[str] = (),
+        self, gone: Tensor, *, stay: Tensor | None = None, constants: bool = False, silent: Collection[str] = (),
         check: Check = lambda empty: "",
-    ) -> RemovedBranches:
+    ) -> RemovedBranches:  # fmt: skip
         """The layers all of whose channels are to go, where the network can do without, and what goes with them.
 
         Args:
@@ -97,7 +92,7 @@ class Branches:
         stay = torch.zeros_like(gone) if stay is None else stay
         gone = gone & ~stay
         nothing = torch.zeros_like(gone)
-        layers = (self._vectors[key] for key in self._vectors if key in self._layers)
+        layers = [(ids, owners) for key, (ids, owners) in self._vectors.items() if key in self._layers]
         seeds = [(ids, self._name(owners)) for ids, owners in layers if bool(gone[ids].all())]
         if not seeds:
             return RemovedBranches.none(self.graph.size)
@@ -123,8 +118,7 @@ class Branches:
                 empty = larger
 
         together = nothing.clone()
-        for ids, _ in seeds:
-            together[ids] = True
+        together[torch.cat([ids for ids, _ in seeds])] = True
         together = close(together)
         if not (self._forbids(self.flows.without(together)) or check(together)):
             return RemovedBranches(together, {}, nothing)

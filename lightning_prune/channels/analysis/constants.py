@@ -1,7 +1,7 @@
-"""Finds channels that are dead, and the constants that pruned channels leave behind, by running the graph on NaN.
+"""Finds channels that are dead, and folds the constants that pruned channels leave behind, by a run on NaN.
 
 The network's input is NaN, so whatever depends on the input becomes NaN, and what is left is constant whatever the
-input: a BatchNorm whose scale factor is zero emits its shift, and the activation of that. Where such a channel is
+input: a BatchNorm whose scale factor is zero emits its β, and the activation of that. Where such a channel is
 summed over, its value says whether it is dead (zero), foldable (its contribution is the same everywhere), or neither.
 """
 
@@ -13,15 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from lightning_prune.channels.analysis.taint import CONVOLUTIONS, NanRun
 from lightning_prune.channels.graph.graph import ChannelGraph
-from lightning_prune.channels.graph.propagate import describe, operator_name
+from lightning_prune.channels.graph.propagate import describe, input_sources, operator_name
 from lightning_prune.channels.trace.sites import Sum
+from lightning_prune.channels.verify.compare import check_plan, graph_runner, run
 from lightning_prune.channels.verify.tensors import Later, Step, cast, reader
+from lightning_prune.errors import SurgeryError
+from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.support.modes import mode, split_input
 
 
@@ -45,20 +47,13 @@ class Constants:
 
 
 def constants(
-    model: nn.Module,
-    graph: ChannelGraph,
-    example_input: Any,
-    *,
-    fold: bool = False,
-    removed: Tensor | None = None,
+    model: nn.Module, graph: ChannelGraph, example_input: Any, *, fold: bool = False, removed: Tensor | None = None,
     silence: bool = False,
-) -> Constants:
+) -> Constants:  # fmt: skip
     """Runs the model's graph on NaN and looks at every place where channels are summed over.
 
-    Args:
-        fold: whether to compute what constants add to the biases behind them.
-        removed: bool of shape (groups,): fold only these; by default all constant groups.
-        silence: the scale factors of `removed` count as zero, whatever they are.
+    With `fold`, computes what constants add to the biases behind them: those of the groups in `removed`, bool of shape
+    (groups,), or all. With `silence`, the scale factors of `removed` count as zero, whatever they are.
     """
     run = partial(_constants, model, graph, example_input, fold, removed, silence)
     try:
@@ -106,19 +101,13 @@ def _constants(
     for node in by_node:
         watch[node] = lambda bound, node=node: look(node, bound)
     args, kwargs = split_input(example_input)
-    flat = iter(pytree.tree_leaves((args, kwargs)))
+    flat = pytree.tree_leaves((args, kwargs))
     feed: list[Any] = []
-    for spec in graph.program.graph_signature.input_specs:
-        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target is not None:
-            feed.append(Later(read, spec.target))
-        elif spec.kind == InputKind.USER_INPUT:
-            value = next(flat)
-            nan = isinstance(value, Tensor) and value.is_floating_point()
-            feed.append(torch.full_like(value, torch.nan, dtype=dtype) if nan else value)
-        elif spec.kind == InputKind.CONSTANT_TENSOR:
-            feed.append(graph.program.constants[spec.target])
-        else:
-            feed.append(None)
+    for kind, what in input_sources(graph.program):
+        value = flat[what] if kind == "input" else what
+        if kind == "input" and isinstance(value, Tensor) and value.is_floating_point():
+            value = torch.full_like(value, torch.nan, dtype=dtype)
+        feed.append(Later(read, what) if kind == "state" else value)
     with mode(model, False), torch.no_grad():
         NanRun(graph.program.graph_module, watch).run(*feed)
     return Constants(varying | ~seen, nonzero, unfoldable, folds, tuple(dict.fromkeys(inexact)))
@@ -212,3 +201,41 @@ def _readers(node: Node) -> list[Node]:
     return [
         u for u in node.users if not (operator_name(u.target) in ("reshape_as", "view_as") and u.args[0] is not node)
     ]
+
+
+def fold_constants(
+    model: nn.Module, graph: ChannelGraph, keep: Tensor, example_input: Any, *, silence: bool
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """What the constants of the groups that do not stay add to the biases behind them: {tensor name: what}, and notes.
+
+    With `silence`, the scale factors of what goes count as zero; else only what is constant as it is folds.
+    """
+    behind = constants(model, graph, example_input, fold=True, removed=~keep, silence=silence)
+    if not behind.inexact:
+        return behind.folds, ()
+    more = f", and in {len(behind.inexact) - 1} more places" if len(behind.inexact) > 1 else ""
+    return behind.folds, (f"constants not folded exactly: {behind.inexact[0]}{more}",)
+
+
+def check_folded(
+    model: nn.Module, graph: ChannelGraph, plan: PruningPlan, folds: dict[str, Tensor], example_input: Any,
+    programs: Any, *, lossless: bool,
+) -> tuple[str, ...]:  # fmt: skip
+    """Compares what a plan leaves, constants folded, with the model as it is; returns a note unless they are equal.
+
+    Raises SurgeryError if they are not and `lossless` says that they have to be; else the removed scale factors count
+    as zero in the reference.
+    """
+    norms = [f"{path}.weight" for path in graph.norms if f"{path}.weight" in plan.cuts]
+    zeroed = [] if lossless else [name for name in norms if 0 in plan.cuts[name].kept]
+    same = check_plan(model, plan, example_input, graph_runner(programs) if programs else run, folds, zeroed)
+    within = f"within {same.difference:.1e} of the model with zero scale factors"
+    if not lossless:
+        return (f"with the constants folded, the output is {within}",)
+    # A folded constant is stored in the model's own dtype, so it can be no more exact than that.
+    if not (same.equal or (folds and same.difference < 1e-6)):
+        raise SurgeryError(
+            f"removing dead channels changes the output by {same.difference:.1e} "
+            f"(tolerance {same.tolerance:.0e}). The model is unchanged; please report this model"
+        )
+    return ()

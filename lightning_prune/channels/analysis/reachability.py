@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,17 +69,14 @@ class Flows:
 
     def _passed_on(self) -> Iterator[str]:
         """Tensors that a nested graph (a region under autocast) gets: what happens there is not looked at."""
+        root = self.graph.program.graph_module
+        nested = {n for n in root.graph.nodes if isinstance(getattr(root, str(n.target), None), GraphModule)}
         for node in self._nodes:
-            if any(a.op == "get_attr" and isinstance(_held(a), GraphModule) for a in node.all_input_nodes):
+            if nested & set(node.all_input_nodes):
                 yield from (str(self._states[a.name]) for a in node.all_input_nodes if a.name in self._states)
 
     def without(self, empty: Tensor, silent: Collection[str] = ()) -> Flow:
-        """The flow once some channel groups are gone.
-
-        Args:
-            empty: those groups, bool of shape (groups,).
-            silent: norms that give the same for any input.
-        """
+        """The flow once the groups `empty`, bool of shape (groups,), are gone; `silent` norms ignore their input."""
         stops = {n for n, ids in self._summed.items() if all_in(ids, empty)}
         stops |= {n for n in self._products if self._rowless(n, empty)}
         stops |= {n for n in self._norms if self._norm_of(n) in silent}
@@ -140,10 +136,3 @@ def _is_product(node: Node) -> bool:
     if node.op != "call_function" or len(node.args) < 2 or not isinstance(node.args[0], Node):
         return False
     return operator_name(node.target) in CONVOLUTIONS or operator_name(node.target) == "linear"
-
-
-def _held(node: Node) -> Any:
-    value: Any = node.graph.owning_module
-    for name in str(node.target).split("."):
-        value = getattr(value, name, None)
-    return value

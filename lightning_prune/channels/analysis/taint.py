@@ -45,7 +45,7 @@ class NanRun(LazyRun):
         if n in self.watch:
             self.watch[n](bound)
         if name in ("batch_norm", "instance_norm") and isinstance(bound.get("weight"), Tensor):
-            return _batch_norm(super().run_node(n), bound)
+            return _batch_norm(super().run_node(n), bound["weight"], bound.get("bias"))
         if name in CONVOLUTIONS or name in ("linear", "matmul", "bmm", "mm"):
             return _product(n.target, bound)
         out = super().run_node(n)
@@ -57,13 +57,10 @@ class NanRun(LazyRun):
         return out
 
 
-def _batch_norm(out: Tensor, bound: dict[str, Any]) -> Tensor:
-    weight, bias = bound["weight"], bound.get("bias")
-    if weight is None:
-        return out
+def _batch_norm(out: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     view = [1, -1] + [1] * (out.ndim - 2)
-    shift = torch.zeros_like(weight) if bias is None else bias
-    return torch.where((weight == 0).view(view), shift.view(view), out)
+    beta = torch.zeros_like(weight) if bias is None else bias
+    return torch.where((weight == 0).view(view), beta.view(view), out)
 
 
 def _product(target: Any, bound: dict[str, Any]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of a channel choice, without tracing again."""
+"""Parameters and multiply-accumulates as functions of the channel groups that stay, without tracing again."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule, Node, map_arg
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_prune.channels.graph.graph import ChannelGraph
-from lightning_prune.channels.graph.keep import kept_mask
+from lightning_prune.channels.graph.graph import ChannelGraph, kept_count
 from lightning_prune.channels.graph.propagate import operator_name, shape_of
 from lightning_prune.channels.trace.sites import module_path
 
@@ -33,10 +32,7 @@ class _Term:
     layer: str = ""
 
     def value(self, keep: Tensor) -> float:
-        out = self.base
-        for ids in self.widths:
-            out *= int(kept_mask(ids, keep).sum()) / len(ids)
-        return out
+        return self.base * math.prod(kept_count(ids, keep) / len(ids) for ids in self.widths)
 
 
 @dataclass(frozen=True)
@@ -86,28 +82,8 @@ class ChannelCost:
         """Parameters when the groups in `keep` stay; None keeps all."""
         return round(sum(term.value(self._all(keep)) for term in self._params))
 
-    def macs_per_group(self) -> Tensor:
-        """What removing each group alone saves: float64 of shape (groups,). Savings of several overlap."""
-        return self._per_group(self._macs)
-
-    def params_per_group(self) -> Tensor:
-        """What removing each group alone saves: float64 of shape (groups,). Savings of several overlap."""
-        return self._per_group(self._params)
-
     def _all(self, keep: Tensor | None) -> Tensor:
         return torch.ones(self.size, dtype=torch.bool) if keep is None else keep
-
-    def _per_group(self, terms: tuple[_Term, ...]) -> Tensor:
-        saved = torch.zeros(self.size, dtype=torch.float64)
-        for term in terms:
-            left = torch.ones(self.size, dtype=torch.float64)
-            touched = torch.zeros(self.size, dtype=torch.bool)
-            for ids in term.widths:
-                share = torch.bincount(ids[ids >= 0], minlength=self.size).double() / len(ids)
-                left *= 1 - share
-                touched |= share > 0
-            saved[touched] += term.base * (1 - left[touched])
-        return saved
 
 
 def _batch(graph: ChannelGraph) -> int:
@@ -126,15 +102,11 @@ def _flops(module: GraphModule) -> Iterator[tuple[Node, int]]:
             yield from _flops(child)
         elif node.op == "call_function" and operator_name(node.target) in COUNTED:
             with FlopCounterMode(display=False) as counter:
-                node.target(*_meta(node.args), **_meta(node.kwargs))
+                node.target(*map_arg(node.args, _meta), **map_arg(node.kwargs, _meta))
             yield node, counter.get_total_flops()
 
 
-def _meta(argument: Any) -> Any:
-    """The call's arguments as meta tensors."""
-    if isinstance(argument, Node):
-        value = argument.meta["val"]
-        return torch.empty(shape_of(value), dtype=value.dtype, device="meta") if isinstance(value, Tensor) else value
-    if isinstance(argument, (list, tuple)):
-        return tuple(_meta(a) for a in argument) if isinstance(argument, tuple) else [_meta(a) for a in argument]
-    return {k: _meta(v) for k, v in argument.items()} if isinstance(argument, dict) else argument
+def _meta(node: Node) -> Any:
+    """A call's argument as a meta tensor."""
+    value = node.meta["val"]
+    return torch.empty(shape_of(value), dtype=value.dtype, device="meta") if isinstance(value, Tensor) else value

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,12 +12,12 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from lightning_prune.channels.graph.propagate import label_graph, state_values
-from lightning_prune.channels.graph.report import layer_table
-from lightning_prune.channels.trace.call import Context, Value, values
+from lightning_prune.channels.trace.call import Context, Options, Value, values
 from lightning_prune.channels.trace.export import export
 from lightning_prune.channels.trace.labels import FROZEN_IDS, Labels
-from lightning_prune.channels.trace.options import Options, check_options
 from lightning_prune.channels.trace.sites import Count, Frozen, Member, Parts, Pick, Product, Sum
+
+_COLUMNS = ("tensor", "channels", "removable", "groups", "why the others stay")
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,7 +52,6 @@ class ChannelGraph:
     program: ExportedProgram
     options: Options
     approximations: tuple[str, ...] = ()
-    _cache: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def trace(
@@ -76,7 +76,7 @@ class ChannelGraph:
             TraceError: the model cannot be exported with this input.
             ChannelError: an option has an unknown value.
         """
-        options = check_options(groups, attention, allow_inexact)
+        options = Options(groups, attention, allow_inexact)
         return cls.of_program(export(model, example_input), model, options)
 
     @classmethod
@@ -99,21 +99,18 @@ class ChannelGraph:
         )
         return _finish(cls, context, tensors, program, norms)
 
-    @property
+    @cached_property
     def groups(self) -> dict[int, list[Member]]:
         """{group id: its members}. Removing a group means removing all its members."""
-        if "groups" not in self._cache:
-            found: dict[int, list[Member]] = {i: [] for i in range(self.size)}
-            for name, dim, ids in self.each():
-                where: dict[int, list[int]] = {}
-                for i, identity in enumerate(ids.tolist()):
-                    if identity >= 0:
-                        where.setdefault(identity, []).append(i)
-                for identity, indices in where.items():
-                    found[identity].append(Member(name, dim, tuple(indices)))
-            self._cache["groups"] = found
-        groups: dict[int, list[Member]] = self._cache["groups"]
-        return groups
+        found: dict[int, list[Member]] = {i: [] for i in range(self.size)}
+        for name, dim, ids in self.each():
+            where: dict[int, list[int]] = {}
+            for i, identity in enumerate(ids.tolist()):
+                if identity >= 0:
+                    where.setdefault(identity, []).append(i)
+            for identity, indices in where.items():
+                found[identity].append(Member(name, dim, tuple(indices)))
+        return found
 
     @property
     def frozen(self) -> list[Frozen]:
@@ -149,55 +146,78 @@ class ChannelGraph:
             f"attention={self.options.attention!r}"
         )
         notes = [f"approximation: {text}" for text in self.approximations]
-        return "\n".join([summary, *notes, *layer_table(self.axes, self.shapes, self.frozen_reasons)])
+        return "\n".join([summary, *notes, *_layer_table(self)])
 
     __repr__ = __str__
 
 
 def _finish(
-    cls: type[ChannelGraph],
-    context: Context,
-    tensors: dict[str, Value],
-    program: ExportedProgram,
+    cls: type[ChannelGraph], context: Context, tensors: dict[str, Value], program: ExportedProgram,
     norms: tuple[str, ...],
-) -> ChannelGraph:
+) -> ChannelGraph:  # fmt: skip
     """Turns roots into small group ids and freezes what stands alone."""
     labels = context.labels
-    axes = {(name, dim): vector for name, value in tensors.items() for dim, vector in value.axes.items()}
-    vectors = [*axes.values(), *(count.ids for count in context.counts)]
-    vectors += [part for place in context.equal_parts for part in place.parts]
-    vectors += [labels for _, labels in context.inputs]
-    vectors += [place.ids for place in context.sums]
-    vectors += [vector for product in context.products for vector in product.ids]
-    vectors += [vector for pick in context.picks for vector in (pick.before, pick.after)]
-    flat = labels.find(torch.cat(vectors)) if vectors else torch.empty(0, dtype=torch.int64)
-    owned = sum(len(v) for v in axes.values())
-    roots, counts = flat[:owned].unique(return_counts=True)
-    unrelated = (roots >= FROZEN_IDS) & (counts == 1)
-    if bool(unrelated.any()):  # one index of one tensor, related to nothing: no operator that was understood touched it
-        labels.freeze(roots[unrelated], "no operator relates it to another tensor")
-        flat = labels.find(flat)
-    free = flat[:owned][flat[:owned] >= FROZEN_IDS].unique()
+    vectors = [v for value in tensors.values() for v in value.axes.values()]
+    owned = labels.find(torch.cat(vectors)) if vectors else torch.empty(0, dtype=torch.int64)
+    roots, counts = owned.unique(return_counts=True)
+    # one index of one tensor, related to nothing: no operator that was understood touched it
+    labels.freeze(roots[(roots >= FROZEN_IDS) & (counts == 1)], "no operator relates it to another tensor")
+    free = labels.find(owned)
+    free = free[free >= FROZEN_IDS].unique()
     reasons = labels.reasons()
     frozen = torch.tensor(sorted(reasons), dtype=torch.int64)
-    # -1 - position of the frozen root, or the position of the free root
+    roots = labels.roots()
+    # the id of each label: -1 - position of the frozen root, or the position of the free root
     ids = torch.where(
-        flat < FROZEN_IDS, -1 - torch.searchsorted(frozen, flat), torch.searchsorted(free, flat) if len(free) else 0
+        roots < FROZEN_IDS, -1 - torch.searchsorted(frozen, roots), torch.searchsorted(free, roots) if len(free) else 0
     )
-    split = list(ids.split([len(v) for v in vectors]))
-    table: dict[str, dict[int, Tensor]] = {}
-    for (name, dim), vector in zip(axes, split[: len(axes)], strict=True):
-        table.setdefault(name, {})[dim] = vector
-    rest = iter(split[len(axes) :])
-    found = [replace(count, ids=next(rest)) for count in context.counts]
-    equal = [replace(place, parts=tuple(next(rest) for _ in place.parts)) for place in context.equal_parts]
     entering: dict[str, list[Tensor]] = {}
-    for path, _ in context.inputs:
-        entering.setdefault(path, []).append(next(rest))
-    sums = [replace(place, ids=next(rest)) for place in context.sums]
-    products = [replace(place, ids=tuple(next(rest) for _ in place.ids)) for place in context.products]
-    picks = [replace(pick, before=next(rest), after=next(rest)) for pick in context.picks]
-    texts = [tuple(reasons[int(root)]) for root in frozen]
-    shapes = {name: value.shape for name, value in tensors.items()}
-    return cls(table, shapes, len(free), texts, found, equal, norms, entering, sums, products, picks, program,
-               context.options, tuple(context.approximations))  # fmt: skip
+    for path, vector in context.inputs:
+        entering.setdefault(path, []).append(ids[vector])
+    return cls(
+        axes={name: {d: ids[v] for d, v in value.axes.items()} for name, value in tensors.items() if value.axes},
+        shapes={name: value.shape for name, value in tensors.items()},
+        size=len(free),
+        frozen_reasons=[tuple(reasons[int(root)]) for root in frozen],
+        counts=[replace(count, ids=ids[count.ids]) for count in context.counts],
+        equal_parts=[replace(place, parts=tuple(ids[p] for p in place.parts)) for place in context.equal_parts],
+        norms=norms,
+        inputs=entering,
+        sums=[replace(place, ids=ids[place.ids]) for place in context.sums],
+        products=[replace(place, ids=tuple(ids[v] for v in place.ids)) for place in context.products],
+        picks=[replace(pick, before=ids[pick.before], after=ids[pick.after]) for pick in context.picks],
+        program=program,
+        options=context.options,
+        approximations=tuple(context.approximations),
+    )
+
+
+def _layer_table(graph: ChannelGraph) -> list[str]:
+    """One row for each layer with a weight of 2 or more dims: its channels, and why some stay; at most 60 rows."""
+    lines = 60
+    rows = []
+    for name, dims in graph.axes.items():
+        ids = dims.get(0)
+        if ids is None or len(graph.shapes[name]) < 2:
+            continue
+        free = ids[ids >= 0]
+        reasons = sorted({r for i in ids[ids < 0].unique().tolist() for r in graph.frozen_reasons[-1 - i]})
+        why = reasons[0] + (f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else "") if reasons else ""
+        rows.append((name, str(len(ids)), str(len(free)), str(len(free.unique())), why))
+    shown = [_COLUMNS, *rows[:lines]]
+    widths = [max(len(row[i]) for row in shown) for i in range(4)]
+    table = [
+        "  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3)), row[4]]).rstrip()
+        for row in shown
+    ]
+    return table + ([f"... and {len(rows) - lines} more layers"] if len(rows) > lines else [])
+
+
+def kept_mask(ids: Tensor, keep: Tensor) -> Tensor:
+    """The channels that stay, bool in the shape of `ids` (group ids); keep: bool of shape (groups,)."""
+    return (ids < 0) | keep[ids.clamp(min=0)] if len(keep) else torch.ones_like(ids, dtype=torch.bool)
+
+
+def kept_count(ids: Tensor, keep: Tensor) -> int:
+    """How many channels of a vector of group ids stay; keep: bool of shape (groups,)."""
+    return int(kept_mask(ids, keep).sum())

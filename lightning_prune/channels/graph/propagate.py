@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,13 +12,10 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
 
-from lightning_prune.channels.rules import compute, move, parts, reduce
+from lightning_prune.channels.rules import compute, move, parts, reduce  # noqa: F401  they register the rules
 from lightning_prune.channels.rules.registry import RULES, elementwise
 from lightning_prune.channels.trace.call import LARGEST_AXIS, Call, Context, Value, values
 from lightning_prune.channels.trace.sites import module_path
-
-RULE_FILES = (compute, move, parts, reduce)
-"""Imported for the rules that they register."""
 
 STATE = (InputKind.PARAMETER, InputKind.BUFFER)
 
@@ -45,11 +43,7 @@ def operator_name(target: Any) -> str:
 
 
 def state_values(program: ExportedProgram, context: Context) -> tuple[dict[str, Value], dict[str, Value]]:
-    """Gives every dim of every parameter and float buffer fresh labels.
-
-    Returns:
-        ({placeholder name: value}, {state-dict name: value})
-    """
+    """Fresh labels on every dim of parameters and float buffers: ({placeholder: value}, {state-dict name: value})."""
     placeholders: dict[str, Value] = {}
     tensors: dict[str, Value] = {}
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
@@ -70,15 +64,25 @@ def state_values(program: ExportedProgram, context: Context) -> tuple[dict[str, 
     return placeholders, tensors
 
 
+def input_sources(program: ExportedProgram, replaced: Mapping[str, Tensor] | None = None) -> list[tuple[str, Any]]:
+    """For each placeholder ("state", tensor name), ("input", position) or ("constant", tensor), `replaced` by name."""
+    found: list[tuple[str, Any]] = []
+    for spec in program.graph_signature.input_specs:
+        if replaced and spec.arg.name in replaced:
+            found.append(("constant", replaced[spec.arg.name]))
+        elif spec.kind in STATE:
+            found.append(("state", spec.target))
+        elif spec.kind == InputKind.USER_INPUT:
+            found.append(("input", sum(kind == "input" for kind, _ in found)))
+        else:
+            found.append(("constant", program.constants.get(spec.target or "")))
+    return found
+
+
 def label_graph(module: GraphModule, inputs: list[Any], context: Context) -> Any:
-    """Labels every value of a graph.
+    """The labels of a graph's output, in its structure.
 
-    Args:
-        module: the graph; nodes carry fake tensors in `meta["val"]`.
-        inputs: a `Value` (or anything else) for each placeholder, in order.
-
-    Returns:
-        The labels of the graph's output, in its structure.
+    Nodes carry fake tensors in `meta["val"]`; `inputs` has a `Value` (or anything else) for each placeholder, in order.
     """
     known: dict[Node, Any] = {}
     feed = iter(inputs)
@@ -86,7 +90,8 @@ def label_graph(module: GraphModule, inputs: list[Any], context: Context) -> Any
         if node.op == "placeholder":
             known[node] = next(feed)
         elif node.op == "get_attr":
-            known[node] = _attribute(module, str(node.target))
+            value = operator.attrgetter(str(node.target))(module)
+            known[node] = Value(tuple(value.shape)) if isinstance(value, Tensor) else value
         elif node.op == "output":
             return torch.fx.map_arg(node.args[0], lambda n: known[n])
         else:
@@ -94,14 +99,9 @@ def label_graph(module: GraphModule, inputs: list[Any], context: Context) -> Any
     raise RuntimeError("a graph without an output; this is a bug, please report it")
 
 
-def _attribute(module: GraphModule, target: str) -> Any:
-    value = operator.attrgetter(target)(module)
-    return Value(tuple(value.shape)) if isinstance(value, Tensor) else value
-
-
 def _call(module: GraphModule, node: Node, known: dict[Node, Any], context: Context) -> Any:
-    args = _replace(node.args, known)
-    kwargs = _replace(node.kwargs, known)
+    args: Any = torch.fx.map_arg(node.args, known.__getitem__)
+    kwargs: Any = torch.fx.map_arg(node.kwargs, known.__getitem__)
     if node.target is operator.getitem:
         return args[0][args[1]] if isinstance(args[0], (tuple, list)) else None
     nested = [i for i, a in enumerate(args) if isinstance(a, GraphModule)]
@@ -137,20 +137,6 @@ def _note_inputs(node: Node, known: dict[Node, Any], context: Context) -> None:
         while entered and origin != entered and not origin.startswith(f"{entered}."):
             context.inputs += [(entered, labels) for labels in value.axes.values()]
             entered = entered.rpartition(".")[0]
-
-
-def _replace(argument: Any, known: dict[Node, Any]) -> Any:
-    if isinstance(argument, Node):
-        return known[argument]
-    if isinstance(argument, (list, tuple)):
-        return (
-            type(argument)(_replace(a, known) for a in argument)
-            if type(argument) in (list, tuple)
-            else [_replace(a, known) for a in argument]
-        )
-    if isinstance(argument, dict):
-        return {k: _replace(v, known) for k, v in argument.items()}
-    return argument
 
 
 def bind(target: Any, args: Any, kwargs: Any) -> dict[str, Any]:

@@ -31,8 +31,8 @@ def meet(call: Call, x: Tensor | None, weight: Tensor | None) -> None:
         call.freeze(weight, "consumes the network's input or an uncontrolled tensor")
 
 
-def _bias(call: Call, out: Tensor | None, name: str = "bias") -> None:
-    bias = call.arguments.get(name)
+def _bias(call: Call, out: Tensor | None) -> None:
+    bias = call.arguments.get("bias")
     if isinstance(bias, Value) and bias.shape:
         meet(call, out, bias.axes.get(0))
 
@@ -42,8 +42,7 @@ def conv(call: Call) -> Outcome:
     """Input channels meet dim 1 of the weight, output channels are dim 0; groups need more care."""
     x, weight, groups = call["input"], call["weight"], call["groups"]
     if len(x.shape) != len(weight.shape) or call.arguments.get("transposed"):
-        call.freeze_all("convolution without a batch dim, or transposed")
-        return Value(call.shape)
+        return call.freeze_all("convolution without a batch dim, or transposed")
     if eca := _eca(call, x, weight):
         return eca
     _spatial(call, x, weight)
@@ -154,8 +153,7 @@ def matmul(call: Call) -> Outcome:
     left, right = _operands(call)
     first, second = call[left], call[right]
     if len(first.shape) < 2 or len(second.shape) < 2:
-        call.freeze_all("product with a vector")
-        return Value(call.shape)
+        return call.freeze_all("product with a vector")
     a, b = len(first.shape), len(second.shape)
     call.consumes(left, first, a - 1)
     call.consumes(right, second, b - 2)
@@ -206,8 +204,7 @@ def einsum(call: Call) -> Outcome:
     left, _, right = call["equation"].replace(" ", "").partition("->")
     terms, tensors = left.split(","), call["tensors"]
     if "." in left or not right or any(len(set(t)) < len(t) for t in [*terms, right]):
-        call.freeze_all("einsum with an ellipsis, a diagonal or an implicit output")
-        return Value(call.shape)
+        return call.freeze_all("einsum with an ellipsis, a diagonal or an implicit output")
     letters: dict[str, list[Tensor | None]] = {}
     for term, value in zip(terms, tensors, strict=True):
         for dim, letter in enumerate(term):
@@ -244,8 +241,8 @@ def attention(call: Call) -> Outcome:
     call.consumes("key", k, rank - 1)
     _meet_products(call, q.axes.get(rank - 1), k.axes.get(rank - 1))
     if call.arguments.get("scale") is None:
-        call.freeze(q.axes.get(rank - 1), "the default scale depends on the number of dims in a head")
-        call.freeze(k.axes.get(rank - 1), "the default scale depends on the number of dims in a head")
+        for value in (q, k):
+            call.freeze(value.axes.get(rank - 1), "the default scale depends on the number of dims in a head")
     _meet_products(call, k.axes.get(rank - 2), v.axes.get(rank - 2))
     for value in (k, v):
         call.freeze(value.axes.get(rank - 2), "softmax over these positions")

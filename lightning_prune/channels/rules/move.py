@@ -46,7 +46,7 @@ def permute(call: Call) -> Outcome:
 def transpose(call: Call) -> Outcome:
     """Two dims change places."""
     rank = len(call.x.shape)
-    if call.name in ("movedim",):
+    if call.name == "movedim":
         source, target = call.dims("source"), call.dims("destination")
         rest = [d for d in range(rank) if d not in source]
         where = dict(zip(source, target, strict=True))
@@ -74,9 +74,7 @@ def unsqueeze(call: Call) -> Outcome:
 def squeeze(call: Call) -> Outcome:
     """Dims of size 1 go; they never carry labels."""
     x = call.x
-    gone = [d for d in call.dims() if x.shape[d] == 1] if "dim" in call.arguments else []
-    if "dim" not in call.arguments:
-        gone = [d for d, size in enumerate(x.shape) if size == 1]
+    gone = [d for d in call.dims() if x.shape[d] == 1]
     rest = [d for d in range(len(x.shape)) if d not in gone]
     return call.keep_axes(x, {old: new for new, old in enumerate(rest)}, "")
 
@@ -111,8 +109,7 @@ def repeat_interleave(call: Call) -> Outcome:
     """Each channel repeated in place by one number."""
     x = call.x
     if not isinstance(call.arguments.get("repeats"), int) or call.arguments.get("dim") is None:
-        call.freeze_all("repeated by a tensor of counts")
-        return Value(call.shape)
+        return call.freeze_all("repeated by a tensor of counts")
     axes = dict(x.axes)
     if call.dim() in axes:
         axes[call.dim()] = axes[call.dim()].repeat_interleave(call["repeats"])
@@ -159,12 +156,11 @@ def rearrange(call: Call) -> Outcome:
     """Fixed blocks of channels move between the channel dim and space."""
     x = call.x
     if call.name == "unfold" and "size" in call.arguments:  # Tensor.unfold: windows along one dim
-        rank, at = len(x.shape), call.dim("dimension")
-        return call.keep_axes(x, {d: d for d in range(rank) if d != at}, "windows along the channel dim")
+        at = call.dim("dimension")
+        return call.keep_axes(x, call.dims_but(at), "windows along the channel dim")
     at = len(x.shape) - 3 if call.name in ("pixel_shuffle", "pixel_unshuffle") else 1
-    out = call.keep_axes(x, {d: d for d in range(at)}, "a spatial dim is rearranged") if at not in x.axes else None
-    if out is not None:
-        return out
+    if at not in x.axes:
+        return call.keep_axes(x, {d: d for d in range(at)}, "a spatial dim is rearranged")
     labels = x.axes[at]
     for dim in x.axes:
         if dim > at:

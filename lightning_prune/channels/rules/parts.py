@@ -92,15 +92,16 @@ def cat(call: Call) -> Outcome:
     at = call.dim(rank=rank)
     axes: dict[int, Tensor] = {}
     for dim in range(rank):
-        if not any(dim in t.axes for t in tensors):
-            continue
-        if dim == at:
-            axes[dim] = torch.cat([padded(t.axes.get(dim), t.shape[dim]) for t in tensors])
-        else:
-            axes[dim] = padded(tensors[0].axes.get(dim), call.shape[dim])
-            for t in tensors[1:]:
-                call.unite(axes[dim], padded(t.axes.get(dim), call.shape[dim]))
+        if any(dim in t.axes for t in tensors):
+            vectors = [padded(t.axes.get(dim), t.shape[dim]) for t in tensors]
+            axes[dim] = torch.cat(vectors) if dim == at else _united(call, vectors)
     return Value(call.shape, axes)
+
+
+def _united(call: Call, vectors: list[Tensor]) -> Tensor:
+    for labels in vectors[1:]:
+        call.unite(vectors[0], labels)
+    return vectors[0]
 
 
 @rule("stack")
@@ -110,10 +111,7 @@ def stack(call: Call) -> Outcome:
     axes: dict[int, Tensor] = {}
     for dim, size in enumerate(tensors[0].shape):
         if any(dim in t.axes for t in tensors):
-            first = padded(tensors[0].axes.get(dim), size)
-            for t in tensors[1:]:
-                call.unite(first, padded(t.axes.get(dim), size))
-            axes[dim + (dim >= at)] = first
+            axes[dim + (dim >= at)] = _united(call, [padded(t.axes.get(dim), size) for t in tensors])
     return Value(call.shape, axes)
 
 
@@ -139,8 +137,7 @@ def index(call: Call) -> Outcome:
             grown = len(call.shape) - (len(x.shape) - len(picked))
             where = {d: d if d < picked[0] else d - len(picked) + grown for d in range(len(x.shape)) if d not in picked}
             return call.keep_axes(x, where, "channels picked by number")
-    call.freeze_all("elements are picked by number")
-    return Value(call.shape)
+    return call.freeze_all("elements are picked by number")
 
 
 def _picked(call: Call, at: int, source: Any) -> Value:
@@ -155,4 +152,4 @@ def _picked(call: Call, at: int, source: Any) -> Value:
             context.picks.append(Pick(source.name, numbers, x.axes[at], after))
             return Value(call.shape, {**x.axes, at: after})
         source = source.args[0] if source.target is torch.ops.aten.lift_fresh_copy.default else None
-    return call.keep_axes(x, {d: d for d in range(len(x.shape)) if d != at}, "channels picked by number")
+    return call.keep_axes(x, call.dims_but(at), "channels picked by number")

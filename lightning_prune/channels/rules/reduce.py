@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from lightning_prune.channels.rules.compute import meet
 from lightning_prune.channels.rules.registry import elementwise, rule
 from lightning_prune.channels.trace.call import Call, Outcome, Value
 
 
-@rule("batch_norm", "native_batch_norm", "cudnn_batch_norm", "instance_norm")
-def batch_norm(call: Call) -> Outcome:
-    """Scale, shift and statistics belong to the channels of dim 1."""
-    x = call["input"]
-    channels = x.axes.get(1)
-    for name in ("weight", "bias", "running_mean", "running_var"):
+def _meet_affine(call: Call, channels: Tensor | None, *names: str) -> None:
+    """The named vectors belong to these channels."""
+    for name in names:
         tensor = call.arguments.get(name)
         if isinstance(tensor, Value) and 0 in tensor.axes:
             meet(call, channels, tensor.axes[0])
+
+
+@rule("batch_norm", "native_batch_norm", "cudnn_batch_norm", "instance_norm")
+def batch_norm(call: Call) -> Outcome:
+    """Scale, β and statistics belong to the channels of dim 1."""
+    x = call["input"]
+    _meet_affine(call, x.axes.get(1), "weight", "bias", "running_mean", "running_var")
     return Value(call.shape, dict(x.axes))
 
 
@@ -28,8 +34,7 @@ def layer_norm(call: Call) -> Outcome:
         tensor = call.arguments.get(name)
         for labels in tensor.axes.values() if isinstance(tensor, Value) else ():
             call.freeze(labels, "its statistics depend on the number of channels")
-    where = {d: d for d in range(first)}
-    return call.keep_axes(x, where, "its statistics depend on the number of channels")
+    return call.keep_axes(x, {d: d for d in range(first)}, "its statistics depend on the number of channels")
 
 
 @rule("group_norm")
@@ -38,10 +43,7 @@ def group_norm(call: Call) -> Outcome:
     x, groups = call["input"], call["num_groups"]
     out = call.keep_axes(x, {0: 0, 1: 1}, "its statistics run over this dim")
     channels = x.axes.get(1)
-    for name in ("weight", "bias"):
-        tensor = call.arguments.get(name)
-        if isinstance(tensor, Value) and 0 in tensor.axes:
-            meet(call, channels, tensor.axes[0])
+    _meet_affine(call, channels, "weight", "bias")
     if channels is None:
         return out
     if groups == 1:
@@ -56,8 +58,7 @@ def group_norm(call: Call) -> Outcome:
 @rule("softmax", "_softmax", "log_softmax", "cumsum", "cumprod", "sort", "topk", "argsort", "logcumsumexp")
 def along(call: Call) -> Outcome:
     """The dim that the operator runs along cannot lose entries: the others would change."""
-    at = call.dim()
-    return call.keep_in_all({d: d for d in range(len(call.x.shape)) if d != at}, "runs along the channels")
+    return call.keep_in_all(call.dims_but(call.dim()), "runs along the channels")
 
 
 @rule("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "norm",
@@ -87,5 +88,4 @@ def pool(call: Call) -> Outcome:
 @rule("normalize")
 def normalize(call: Call) -> Outcome:
     """x / ||x|| along a dim."""
-    at = call.dim()
-    return call.keep_axes(call.x, {d: d for d in range(len(call.x.shape)) if d != at}, "normalised over the channels")
+    return call.keep_axes(call.x, call.dims_but(call.dim()), "normalised over the channels")

@@ -48,11 +48,7 @@ def elementwise(call: Call) -> Outcome:
 
 
 def broadcast(call: Call, operands: list[tuple[Value, int]], rank: int) -> dict[int, Tensor]:
-    """The axes of the first `rank` dims of an output, over which operands broadcast.
-
-    Args:
-        operands: values, each with the number of its first dims that broadcast.
-    """
+    """The axes of the first `rank` dims of an output over which operands, (value, its leading dims), broadcast."""
     axes: dict[int, Tensor] = {}
     for dim in range(rank):
         places = [(value, dim - rank + leading) for value, leading in operands]

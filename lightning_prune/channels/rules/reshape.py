@@ -7,10 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_prune.channels.trace.call import Call, Context, Value
+from lightning_prune.channels.trace.call import Call, Value
 
-LARGEST_REGROUP = 1 << 22
-"""The largest label tensor that a reshape may materialise."""
+LARGEST_REGROUP = 1 << 22  # of label tensors that a reshape may materialise
 
 
 def matching_groups(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
@@ -36,20 +35,6 @@ def matching_groups(before: tuple[int, ...], after: tuple[int, ...]) -> list[tup
                 j += 1
         groups.append((left, right))
     return groups
-
-
-def tie(context: Context, labels: Tensor, dim: int) -> Tensor:
-    """Unites all labels that differ only in dims other than `dim`; returns the vector over `dim`."""
-    flat = labels.movedim(dim, 0).reshape(labels.shape[dim], -1)
-    if flat.shape[1] > 1:
-        context.labels.unite(flat[:, 1:], flat[:, :1])
-    return flat[:, 0].contiguous()
-
-
-def varying_dims(context: Context, labels: Tensor) -> list[int]:
-    """Returns the dims along which the groups of a label tensor differ."""
-    roots = context.labels.find(labels)
-    return [d for d in range(roots.ndim) if not torch.equal(roots, roots.narrow(d, 0, 1).expand_as(roots))]
 
 
 def regroup(call: Call, value: Value, shape: tuple[int, ...]) -> Value:
@@ -82,12 +67,15 @@ def regroup(call: Call, value: Value, shape: tuple[int, ...]) -> Value:
             continue
         spread = value.axes[axis].view([-1 if d == axis else 1 for d in old]).expand(sizes)
         spread = spread.reshape([shape[d] for d in new])
-        vary = varying_dims(context, spread)
+        roots = context.labels.find(spread)
+        vary = [d for d in range(roots.ndim) if not torch.equal(roots, roots.narrow(d, 0, 1).expand_as(roots))]
         if not vary:
             call.freeze(value.axes[axis], "all channels fall into one group")
             continue
         kept = vary[-1]
         if context.options.attention == "heads" and len(vary) > 1:
             kept = vary[-2]  # (.., heads, dims): heads stay free, their dims are tied
-        axes[new[kept]] = tie(context, spread, kept)
+        flat = spread.movedim(kept, 0).reshape(spread.shape[kept], -1)  # labels that differ only in other dims are tied
+        context.labels.unite(flat[:, 1:], flat[:, :1])
+        axes[new[kept]] = flat[:, 0].contiguous()
     return Value(shape, axes)

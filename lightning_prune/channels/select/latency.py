@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_prune.channels.select.selector import Selector
 from lightning_prune.channels.select.units import ChannelUnits
-from lightning_prune.channels.surgery.make_plan import make_plan
+from lightning_prune.channels.surgery.widths import make_plan
 from lightning_prune.errors import PlanError, TargetError
 from lightning_prune.support.latency import compare_latency
 
@@ -21,15 +21,8 @@ def share_for_latency(
 ) -> float:
     """The largest share of MACs whose compact model takes at most ``target`` of the dense latency on the CPU.
 
-    Each guess is cut from a copy and timed beside the dense network; floors and alignment count.
-
-    Args:
-        units: of the dense network, which is not changed.
-        selector: of its channels.
-        score: of the groups, as for `Selector.select`.
-        example_input: as the graph was traced with.
-        target: share of the dense latency, in (0, 1).
-        batch: samples in a timed pass.
+    Each guess is cut from a copy and timed beside the dense network, ``batch`` samples a pass; floors and alignment
+    count. ``score`` is as for `Selector.select`.
 
     Raises:
         PlanError: even the smallest model is not as fast.

@@ -1,15 +1,18 @@
-"""Floors, alignment and equal widths: groups that come back because the network needs them."""
+"""Floors, alignment and equal widths bring groups back that the network needs; a budget is met within them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+import torch
 from torch import Tensor
 
-from lightning_prune.channels.graph.graph import ChannelGraph
-from lightning_prune.channels.graph.keep import kept_count
+from lightning_prune.channels.graph.graph import ChannelGraph, kept_count
 from lightning_prune.errors import PlanError
+
+_TOLERANCE = 0.005  # share of the budget that may stay unused before single groups are tried
+_SEARCH = 200  # groups that are tried one by one to come closer to the budget
 
 
 def check_limits(min_channels: int | float, divisor: int) -> None:
@@ -21,15 +24,9 @@ def check_limits(min_channels: int | float, divisor: int) -> None:
 
 
 def repair(
-    graph: ChannelGraph,
-    keep: Tensor,
-    score: Tensor,
-    *,
-    divisor: int = 1,
-    min_channels: int | float = 1,
-    equal: Iterable[Sequence[Tensor]] = (),
-    empty: Tensor | None = None,
-) -> Tensor:
+    graph: ChannelGraph, keep: Tensor, score: Tensor, *, divisor: int = 1, min_channels: int | float = 1,
+    equal: Iterable[Sequence[Tensor]] = (), empty: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Restores the best of the removed groups until every constraint holds. Nothing more is ever removed.
 
     Args:
@@ -88,3 +85,49 @@ def _distinct(vectors: Iterable[Tensor], empty: Tensor | None = None) -> list[Te
         if bool((ids >= 0).any()) and not gone:
             seen.setdefault(ids.numpy().tobytes(), ids)
     return list(seen.values())
+
+
+def meet_budget(
+    order: Tensor, size: int, cost: Callable[[Tensor], float], budget: float, repaired: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Removes groups in `order` until the repaired model costs at most ``budget``, then comes as close as it can.
+
+    One more group can cost more than the tolerance: single groups further back are restored while they fit.
+
+    Args:
+        size: number of groups in all.
+        cost: of a selection (bool [size], True where kept), as a share of the whole; it may not rise when one goes.
+        repaired: restores what floors, alignment and equal splits ask for.
+
+    Raises:
+        PlanError: the budget is not met with all of ``order`` gone; the message has the least possible cost.
+    """
+
+    def keep(count: int) -> Tensor:
+        mask = torch.ones(size, dtype=torch.bool)
+        mask[order[:count]] = False
+        return repaired(mask)
+
+    low, high = 0, len(order)
+    if cost(keep(0)) <= budget:
+        return keep(0)
+    best = keep(high)
+    if cost(best) > budget:
+        raise PlanError(f"{cost(best):.3f} stays even with every group removed that may go")
+    while high - low > 1:
+        middle = (low + high) // 2
+        mask = keep(middle)
+        if cost(mask) > budget:
+            low = middle
+        else:
+            high, best = middle, mask
+    gone = order[:high][~best[order[:high]]]
+    for identity in reversed(gone[-_SEARCH:].tolist()):
+        if cost(best) >= budget * (1 - _TOLERANCE):
+            break
+        more = best.clone()
+        more[identity] = True
+        more = repaired(more)
+        if cost(more) <= budget:
+            best = more
+    return best

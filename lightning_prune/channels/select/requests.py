@@ -11,38 +11,28 @@ from torch import Tensor
 
 from lightning_prune.channels.analysis.branches import Branches
 from lightning_prune.channels.analysis.constants import Constants
-from lightning_prune.channels.graph.graph import ChannelGraph
-from lightning_prune.channels.graph.keep import kept_count
+from lightning_prune.channels.graph.graph import ChannelGraph, kept_count
 from lightning_prune.channels.select.selection import Request, Resource, Selection
 from lightning_prune.errors import PlanError
 
 REDUCE = {"mean": "mean", "max": "amax", "min": "amin", "sum": "sum"}
 
 
-def resolve(graph: ChannelGraph, name: str) -> tuple[str, Tensor]:
-    """Returns (tensor name, groups of its dim 0) for a tensor's name or a module's path."""
-    full = next((n for n in (name, f"{name}.weight") if n in graph.axes), None)
-    single = next((n for n in (name, f"{name}.weight") if n in graph.shapes), None)
-    if full is None and single is not None:
-        raise PlanError(f"{single} of shape {graph.shapes[single]} has no channel that may go; leave it out")
+def channels_of(graph: ChannelGraph, name: str) -> Tensor:
+    """The groups of dim 0 of a tensor, by its name or its module's path."""
+    full = next((n for n in (name, f"{name}.weight") if n in graph.shapes), None)
     if full is None:
         close = [n for n in graph.axes if name.split(".")[0] in n][:3]
         raise PlanError(f"unknown tensor or module {name!r}; names are those of the state dict, such as {close}")
-    ids = graph.axes[full].get(0)
-    if ids is None:
+    if full not in graph.axes:
+        raise PlanError(f"{full} of shape {graph.shapes[full]} has no channel that may go; leave it out")
+    if 0 not in graph.axes[full]:
         raise PlanError(f"{full} of shape {graph.shapes[full]} has no channels in dim 0; nothing can be removed there")
-    return full, ids
+    return graph.axes[full][0]
 
 
 def as_mask(name: str, kept: Any, size: int, *, none: bool = False) -> Tensor:
-    """Turns a bool mask, or a collection of indices, into a bool mask of shape (size,).
-
-    Args:
-        none: whether nothing may be kept.
-
-    Raises:
-        PlanError: wrong length, index out of range, or nothing is kept.
-    """
+    """A bool mask of shape (size,), from one or from indices; PlanError for others, or (unless `none`) without any."""
     given = torch.as_tensor(kept).cpu()
     if given.dtype == torch.bool:
         if given.shape != (size,):
@@ -61,14 +51,9 @@ def as_mask(name: str, kept: Any, size: int, *, none: bool = False) -> Tensor:
 
 
 def votes(size: int, masks: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """A group goes if every member that was asked about says so; what was not asked about stays.
+    """What to keep, bool [groups]: a group goes if every member that was asked about says so.
 
-    Args:
-        size: number of groups.
-        masks: (groups, bool mask of what to keep), each of the shape of a tensor's dim 0.
-
-    Returns:
-        bool [groups]: what to keep.
+    masks: (groups, bool mask of what to keep), each of the shape of a tensor's dim 0.
     """
     asked, stay = torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
     for ids, mask in masks:
@@ -81,11 +66,10 @@ def votes(size: int, masks: list[tuple[Tensor, Tensor]]) -> Tensor:
 def group_scores(
     graph: ChannelGraph, scores: Mapping[str, Tensor], reduce: str = "mean", sites: Mapping[str, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Combines the scores of a group's members.
+    """Combines the scores of a group's members, by "mean", "max", "min" or "sum".
 
     Args:
         scores: {tensor name or module path: score of each channel}; channels are those of dim 0.
-        reduce: "mean", "max", "min" or "sum".
         sites: {module path: groups of its channels}, where they are not those of its weight's dim 0.
 
     Returns:
@@ -93,42 +77,30 @@ def group_scores(
     """
     if reduce not in REDUCE:
         raise PlanError(f"reduce={reduce!r}: expected one of {sorted(REDUCE)}")
-    total = torch.full((graph.size,), math.inf, dtype=torch.float64)
-    number = torch.zeros(graph.size, dtype=torch.int64)
+    members, values = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.float64)]
     for name, given in scores.items():
-        ids = (sites or {}).get(name)
-        ids = resolve(graph, name)[1] if ids is None else ids
+        ids = sites[name] if sites and name in sites else channels_of(graph, name)
         score = torch.as_tensor(given).detach().double().cpu()
         if score.shape != ids.shape or bool(score.isnan().any()):
             raise PlanError(
                 f"scores[{name!r}] has shape {tuple(score.shape)}, expected ({len(ids)},) without NaN, "
                 "one score for each of its channels"
             )
-        free = ids >= 0
-        chosen = ids[free]
-        fresh = torch.zeros(graph.size, dtype=torch.float64)
-        fresh.scatter_reduce_(0, chosen, score[free], REDUCE[reduce], include_self=False)
-        count = torch.bincount(chosen, minlength=graph.size)
-        both, new = (count > 0) & (number > 0), (count > 0) & (number == 0)
-        total[new] = fresh[new]
-        if reduce == "mean":
-            total[both] = (total[both] * number[both] + fresh[both] * count[both]) / (number + count)[both]
-        else:
-            pair = torch.stack([total[both], fresh[both]])
-            total[both] = {"max": pair.amax(0), "min": pair.amin(0), "sum": pair.sum(0)}[reduce]
-        number += count
-    return total, number
+        members.append(ids[ids >= 0])
+        values.append(score[ids >= 0])
+    chosen, total = torch.cat(members), torch.full((graph.size,), math.inf, dtype=torch.float64)
+    total.scatter_reduce_(0, chosen, torch.cat(values), REDUCE[reduce], include_self=False)
+    return total, torch.bincount(chosen, minlength=graph.size)
 
 
 def from_lists(graph: ChannelGraph, keep: Mapping[str, Any], *, none: bool) -> Request:
     """What keep lists ask for: {tensor name or module path: mask or indices to keep along dim 0}.
 
-    Args:
-        none: whether a list may be empty; `check_emptied` then says which layers may.
+    With `none` a list may be empty; `check_emptied` then says which layers may.
     """
     masks, stay = [], torch.zeros(graph.size, dtype=torch.bool)
     for name, kept in keep.items():
-        _, ids = resolve(graph, name)
+        ids = channels_of(graph, name)
         mask = as_mask(name, kept, len(ids), none=none and bool((ids >= 0).all()))
         masks.append((ids, mask))
         stay[ids[mask & (ids >= 0)]] = True
@@ -137,55 +109,35 @@ def from_lists(graph: ChannelGraph, keep: Mapping[str, Any], *, none: bool) -> R
 
 
 def from_scores(
-    graph: ChannelGraph,
-    scores: Mapping[str, Tensor],
-    zero: Tensor,
-    *,
-    ratio: float | None = None,
-    threshold: float | Mapping[str, float] | None = None,
-    target: tuple[Resource, float] | None = None,
+    graph: ChannelGraph, scores: Mapping[str, Tensor], zero: Tensor, *, ratio: float | None = None,
+    threshold: float | Mapping[str, float] | None = None, target: tuple[Resource, float] | None = None,
     reduce: str = "mean",
-) -> Request:
+) -> Request:  # fmt: skip
     """What scores ask for, with one of a ratio, a threshold and a target.
 
-    Args:
-        zero: bool [groups], what is proven to do nothing: its layers may be emptied. A score of zero proves nothing.
+    zero: bool [groups], what is proven to do nothing: its layers may be emptied. A score of zero proves nothing.
     """
     score, number = group_scores(graph, scores, reduce)
     wanted = torch.ones(graph.size, dtype=torch.bool)
     if ratio is not None:
-        wanted = keep_by_ratio(score, number, ratio)
+        if not 0.0 < ratio < 1.0:
+            raise PlanError(f"ratio={ratio}: expected a share between 0 and 1, such as 0.3")
+        order = score.argsort()
+        order = order[number[order] > 0]
+        wanted[order[number[order].cumsum(0) <= int(ratio * int(number.sum()))]] = False
     elif threshold is not None:
         masks = []
         for name, given in scores.items():
             limit = threshold.get(name) if isinstance(threshold, Mapping) else threshold
             if limit is None:
                 raise PlanError(f"threshold has no entry for {name!r}, which has scores")
-            masks.append((resolve(graph, name)[1], torch.as_tensor(given).detach().cpu() >= limit))
+            masks.append((channels_of(graph, name), torch.as_tensor(given).detach().cpu() >= limit))
         wanted = votes(graph.size, masks)
     return Request(score, wanted, zero & (number > 0), torch.zeros_like(wanted), target)
 
 
-def keep_by_ratio(score: Tensor, number: Tensor, ratio: float) -> Tensor:
-    """Removes the groups of lowest score until `ratio` of all scored channels are gone: bool [groups]."""
-    if not 0.0 < ratio < 1.0:
-        raise PlanError(f"ratio={ratio}: expected a share between 0 and 1, such as 0.3")
-    order = score.argsort()
-    order = order[number[order] > 0]
-    gone = number[order].cumsum(0)
-    keep = torch.ones_like(number, dtype=torch.bool)
-    keep[order[gone <= int(ratio * int(number.sum()))]] = False
-    return keep
-
-
 def lossless(found: Constants, branches: Branches | None, *, fold: bool) -> Request:
-    """Asks for what is dead already.
-
-    Args:
-        found: what is constant in the network.
-        branches: of the network, if they may be removed.
-        fold: whether what is constant and can be folded exactly goes too.
-    """
+    """Asks for what is dead already and, with `fold`, for what is constant and can be folded exactly."""
     dead = ~found.varying & (~found.nonzero | ~found.unfoldable if fold else ~found.nonzero)
     shut = branches.silent() if branches is not None else frozenset[str]()
     if branches is not None:

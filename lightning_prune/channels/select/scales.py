@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.errors import ChannelError
+from lightning_prune.functional.ltp import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,7 @@ class ScaleFactors:
 
     @classmethod
     def of(cls, model: nn.Module, graph: ChannelGraph, stay: Sequence[tuple[Tensor, str]] = ()) -> ScaleFactors:
-        """Collects them; index tensors are on the CPU, see `to`.
-
-        Args:
-            model: what the graph was traced from.
-            graph: its channel graph.
-            stay: (groups that stay, int64, what is negative is left out; why).
+        """Collects them; index tensors are on the CPU, see `to`. stay: (groups that stay, where not negative; why).
 
         Raises:
             ChannelError: no norm has a scale factor on a removable channel.
@@ -61,28 +57,16 @@ class ScaleFactors:
         names: list[str] = []
         ids: list[Tensor] = []
         frozen: dict[str, str] = {}
+        held = torch.cat([torch.empty(0, dtype=torch.int64), *(where[where >= 0] for where, _ in stay)])
         for name in graph.norms:
-            vector = graph.scale_ids(name)
-            if vector is None or not bool((vector >= 0).any()):
-                reasons = () if vector is None else graph.frozen_reasons[-1 - int(vector[0])]
-                some = model.get_parameter(f"{name}.weight").numel() > 0
-                frozen[name] = "; ".join(reasons) or ("it has one channel" if some else "none of its channels is left")
-                continue
-            weight = model.get_submodule(name).weight
-            assert isinstance(weight, nn.Parameter)
-            if any(weight is p for p in params):  # a norm under two names
-                continue
-            params.append(weight)
-            names.append(name)
-            ids.append(vector)
-        if stay:
-            held = torch.cat([where[where >= 0] for where, _ in stay])
-            before, ids = ids, [v.masked_fill(torch.isin(v, held), -1) for v in ids]
-            for name, old, new in zip(names, before, ids, strict=True):
-                if not bool((new >= 0).any()):
-                    frozen[name] = next(why for where, why in stay if bool(torch.isin(old[old >= 0], where).any()))
-            left = [i for i, v in enumerate(ids) if bool((v >= 0).any())]
-            params, names, ids = [params[i] for i in left], [names[i] for i in left], [ids[i] for i in left]
+            vector, weight = graph.scale_ids(name), model.get_parameter(f"{name}.weight")
+            free = None if vector is None else vector.masked_fill(torch.isin(vector, held), -1)
+            if free is None or not bool((free >= 0).any()):
+                frozen[name] = reason_to_stay(graph, vector, stay) if len(weight) else "none of its channels is left"
+            elif not any(weight is p for p in params):  # else a norm under two names
+                params.append(weight)
+                names.append(name)
+                ids.append(free)
         if not params:
             raise ChannelError(
                 f"{type(model).__name__} has no BatchNorm scale factor on a channel that may be removed "
@@ -104,8 +88,7 @@ class ScaleFactors:
 
     def read(self) -> Tensor:
         """All factors, float32 or wider [factors]; a copy."""
-        flat = torch.cat([p.detach() for p in self.params])
-        return flat if flat.dtype == torch.float64 else flat.float()
+        return _flat(self.params)
 
     def write(self, factors: Tensor, lost: Tensor | None = None) -> None:
         """Puts factors [factors] into the norms, in place; what their dtype rounds off goes to ``lost`` [factors]."""
@@ -119,8 +102,7 @@ class ScaleFactors:
 
     def read_betas(self) -> Tensor:
         """The norms' biases, in the order of the factors [factors]; a copy."""
-        flat = torch.cat([b.detach() for b in self.betas])
-        return flat if flat.dtype == torch.float64 else flat.float()
+        return _flat(self.betas)
 
     def write_betas(self, betas: Tensor, lost: Tensor | None = None) -> None:
         """Puts biases [factors] into the norms, in place; what their dtype rounds off goes to ``lost`` [factors]."""
@@ -147,6 +129,18 @@ class ScaleFactors:
         return out
 
 
+def reason_to_stay(graph: ChannelGraph, ids: Tensor | None, stay: Sequence[tuple[Tensor, str]]) -> str:
+    """Why none of the channels of some groups may go. stay: (groups that stay, why)."""
+    if ids is None:
+        return "it has one channel"
+    held = [why for where, why in stay if bool(torch.isin(ids[ids >= 0], where).any())]
+    return held[0] if held else "; ".join(graph.frozen_reasons[-1 - int(ids[0])])
+
+
+def _flat(params: Sequence[Tensor]) -> Tensor:
+    return at_least_float32(torch.cat([p.detach() for p in params]))
+
+
 def _put(params: Sequence[Tensor], values: Tensor, lost: Tensor | None) -> None:
     tensors = [p.detach() for p in params]
     torch._foreach_copy_(tensors, list(values.split([t.numel() for t in tensors])))
@@ -156,12 +150,7 @@ def _put(params: Sequence[Tensor], values: Tensor, lost: Tensor | None) -> None:
 
 
 def layers_of(names: Sequence[str], held: Sequence[Tensor], size: int) -> tuple[Tensor, tuple[tuple[str, ...], ...]]:
-    """Groups that have channels in the same tensors form a layer.
-
-    Args:
-        names: of the tensors.
-        held: the groups of each tensor's channels, int64; what is not in [0, size) is left out.
-        size: number of groups.
+    """Groups that have channels in the same tensors form a layer; held: the groups of each named tensor's channels.
 
     Returns:
         (layer of each group, int64 [size], -1 for groups that no tensor has; names of each layer's tensors)

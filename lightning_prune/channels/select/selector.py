@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,17 +11,13 @@ from torch import Tensor
 
 from lightning_prune.channels.analysis.branches import Branches, RemovedBranches
 from lightning_prune.channels.graph.cost import ChannelCost
-from lightning_prune.channels.select.budget import meet_budget
-from lightning_prune.channels.select.repair import check_limits, repair
+from lightning_prune.channels.select.repair import check_limits, meet_budget, repair
 from lightning_prune.channels.select.selection import MISS, Request, Resource, Selection
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.channels.surgery.widths import equal_widths
-from lightning_prune.channels.verify.find_form import Check
+from lightning_prune.channels.verify.find_form import Check, Ties
 from lightning_prune.errors import PlanError, TargetError
 from lightning_prune.functional.thresholds import Rule, boundary, costs, gap
-
-Ties = Sequence[tuple[Tensor, ...]]
-"""Vectors of groups whose kept counts must be equal."""
 
 
 class Selector:
@@ -41,17 +37,9 @@ class Selector:
     """
 
     def __init__(
-        self,
-        units: ChannelUnits,
-        *,
-        rule: Rule | None,
-        budget: tuple[Resource, float] | None,
-        delta: float,
-        min_channels: int | float,
-        divisor: int,
-        form: str = "auto",
-        remove_branches: bool = True,
-    ) -> None:
+        self, units: ChannelUnits, *, rule: Rule | None, budget: tuple[Resource, float] | None, delta: float,
+        min_channels: int | float, divisor: int, form: str = "auto", remove_branches: bool = True,
+    ) -> None:  # fmt: skip
         check_limits(min_channels, divisor)
         self.units, self.rule, self.budget, self.delta, self.form = units, rule, budget, delta, form
         self.min_channels, self.divisor = min_channels, divisor
@@ -68,13 +56,9 @@ class Selector:
         self._equal = equal_widths(units.network, units.graph)
 
     def select(
-        self,
-        score: Tensor,
-        *,
-        removal: bool = False,
-        extra_ties: Ties = (),
+        self, score: Tensor, *, removal: bool = False, extra_ties: Ties = (),
         budget: tuple[Resource, float] | None = None,
-    ) -> Selection:
+    ) -> Selection:  # fmt: skip
         """The selection for the present scores.
 
         Args:
@@ -99,27 +83,16 @@ class Selector:
         return self.meet(request, ties=extra_ties)
 
     def removable(self, request: Request, check: Check = lambda empty: "") -> RemovedBranches:
-        """The branches that a request removes.
-
-        Args:
-            check: says why the network's code cannot run without some groups; "" if it can.
-        """
+        """The branches that a request removes, where `check` does not say why the code cannot run without them."""
         if self.branches is None:
             return RemovedBranches.none(self.units.size)
-        dead = request.dead | self.branches.unused(request.shut)
-        return self.branches.removable(
-            dead, stay=request.stay, constants=not request.lossless, silent=request.shut, check=check
-        )
+        dead, exact = request.dead | self.branches.unused(request.shut), request.lossless
+        return self.branches.removable(dead, stay=request.stay, constants=not exact, silent=request.shut, check=check)
 
     def meet(
-        self,
-        request: Request,
-        whole: RemovedBranches | None = None,
-        *,
-        ties: Ties = (),
-        form: str | None = None,
+        self, request: Request, whole: RemovedBranches | None = None, *, ties: Ties = (), form: str | None = None,
         strict: bool = True,
-    ) -> Selection:
+    ) -> Selection:  # fmt: skip
         """The selection that does what is asked, as nearly as floors, alignment and ties allow.
 
         Args:
@@ -148,6 +121,7 @@ class Selector:
         measure, total = self._measures[resource], self._totals[resource]
         order = ordered.argsort(stable=True)
         order = order[(ordered[order] < math.inf) & ~request.stay[order]]
+        why = ""
         try:
             keep = meet_budget(order, self.units.size, lambda k: measure(k) / total, share, repaired)
         except PlanError as error:
@@ -160,8 +134,6 @@ class Selector:
                     f"layer at its floor. {self._blame(keep)}"
                 ) from error
             why = f"every layer is at its floor, with {len(ties)} ties that the network's own code needs"
-            return self.describe(keep, request, whole, why)
-        why = ""
         if measure(keep) / total < share * (1 - MISS):
             alone = measure(repaired(torch.ones_like(keep))) / total
             why = (

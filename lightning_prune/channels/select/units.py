@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.select.requests import group_scores
-from lightning_prune.channels.select.scales import ScaleFactors, layers_of
+from lightning_prune.channels.select.scales import ScaleFactors, layers_of, reason_to_stay
 from lightning_prune.errors import ChannelError
 from lightning_prune.support.patterns import check_patterns, matches
 
@@ -70,7 +71,9 @@ class ChannelUnits:
         held = torch.zeros(graph.size, dtype=torch.bool)
         for ids, _ in stay:
             held[ids[ids >= 0]] = True
-        scales = _scales(network, graph, stay, needed=scales_only)
+        scales: ScaleFactors | None = None
+        with contextlib.nullcontext() if scales_only else contextlib.suppress(ChannelError):
+            scales = ScaleFactors.of(network, graph, stay)
         if scales_only:
             assert scales is not None
             layer = torch.full((graph.size,), -1, dtype=torch.int64)
@@ -79,7 +82,8 @@ class ChannelUnits:
         rows = {name.removesuffix(".weight"): graph.axes[name][0] for name, _ in _weights(network, graph)}
         free = {name: torch.where((ids >= 0) & ~_of(ids, held), ids, -1) for name, ids in rows.items()}
         layer, layers = layers_of(list(free), list(free.values()), graph.size)
-        frozen = {name: _reason(graph, rows[name], stay) for name, ids in free.items() if not bool((ids >= 0).any())}
+        whole = [name for name, ids in free.items() if not bool((ids >= 0).any())]
+        frozen = {name: reason_to_stay(graph, rows[name], stay) for name in whole}
         return cls(network, graph, scales, layer, layers, frozen, held)
 
     @property
@@ -197,32 +201,13 @@ def _outputs(graph: ChannelGraph, path: str, module: nn.Module) -> Tensor | None
     return graph.axes.get(bias, {}).get(0) if module.groups != 1 else graph.axes.get(name, {}).get(1)
 
 
-def _scales(
-    network: nn.Module, graph: ChannelGraph, stay: Sequence[tuple[Tensor, str]], needed: bool
-) -> ScaleFactors | None:
-    try:
-        return ScaleFactors.of(network, graph, stay)
-    except ChannelError:
-        if needed:
-            raise
-        return None
-
-
-def _reason(graph: ChannelGraph, ids: Tensor, stay: Sequence[tuple[Tensor, str]]) -> str:
-    """Why none of these channels may go."""
-    for where, why in stay:
-        if bool(torch.isin(ids[ids >= 0], where).any()):
-            return why
-    return "; ".join(graph.frozen_reasons[-1 - int(ids[0])]) or "it has one channel"
-
-
 def _untrained(
     network: nn.Module, graph: ChannelGraph, trains: Callable[[Tensor], bool] | None
 ) -> Iterator[tuple[Tensor, str]]:
-    parameters = dict(network.named_parameters(remove_duplicate=False))
-    for name, dims in graph.axes.items() if trains is not None else ():
-        if trains is not None and name in parameters and 0 in dims and not trains(parameters[name]):
-            yield dims[0], UNTRAINED
+    if trains is not None:
+        parameters = dict(network.named_parameters(remove_duplicate=False))
+        named = ((parameters[name], dims[0]) for name, dims in graph.axes.items() if name in parameters and 0 in dims)
+        yield from ((ids, UNTRAINED) for p, ids in named if not trains(p))
 
 
 def _excluded(graph: ChannelGraph, patterns: Sequence[str], norms: bool) -> Iterator[tuple[Tensor, str]]:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.channels.surgery.empty import check_empty, empty_layers
-from lightning_prune.channels.surgery.install import install
-from lightning_prune.channels.surgery.rewrite import Programs, build_from_plan
+from lightning_prune.channels.surgery.rewrite import Programs, build_from_plan, install
 from lightning_prune.errors import PlanError
 from lightning_prune.plan.cut import Change, Cut
 from lightning_prune.plan.plan import PruningPlan
@@ -21,11 +20,7 @@ from lightning_prune.support.tensors import state_tensors, take, tensor_caches
 
 
 def check_fits(plan: PruningPlan, model: nn.Module, *, after: bool = False) -> None:
-    """Raises PlanError naming the first tensor or attribute that is not as the plan expects it, or as it leaves it.
-
-    Args:
-        after: whether the plan should have been applied already.
-    """
+    """Raises PlanError naming the first tensor or attribute that is not as the plan expects or (`after`) leaves it."""
     tensors, modules, kind = state_tensors(model), dict(model.named_modules()), type(model).__name__
     verb, remedy = "expects", "apply it to a fresh dense model of the same architecture"
     if after:
@@ -86,18 +81,14 @@ def set_attributes(model: nn.Module, attributes: dict[str, dict[str, Change]], *
 
 def find_target(plan: PruningPlan, model: nn.Module) -> nn.Module:
     """Returns the module that the plan is about: the model itself, or the only child that has all its tensors."""
-    names = set(plan.cuts)
     own = state_tensors(model)
-    if names <= own.keys() or not names:
+    if plan.cuts.keys() <= own.keys():
         return model
     # Only a path that ends in a tensor of the plan can lead to the child that the plan is about.
     first = next(iter(plan.cuts))
-    prefixes = [name.removesuffix(f".{first}") for name in own if name.endswith(f".{first}")]
-    children = [model.get_submodule(prefix) for prefix in prefixes]
-    fitting = [child for child in children if names <= state_tensors(child).keys()]
-    if len(fitting) == 1:
-        return fitting[0]
-    return model  # check_fits names the first tensor that is missing
+    children = [model.get_submodule(name.removesuffix(f".{first}")) for name in own if name.endswith(f".{first}")]
+    fitting = [child for child in children if plan.cuts.keys() <= state_tensors(child).keys()]
+    return fitting[0] if len(fitting) == 1 else model  # check_fits names the first tensor that is missing
 
 
 def check_optimizers(plan: PruningPlan, target: nn.Module, optimizers: Iterable[Optimizer]) -> None:
@@ -142,14 +133,6 @@ def cut_tensors(plan: PruningPlan, target: nn.Module, optimizers: Iterable[Optim
                 tensor.grad = take(grad, cut.kept)
 
 
-def add_folds(target: nn.Module, folds: dict[str, Tensor]) -> None:
-    """Adds the constants of the channels that go to the biases and running means behind them."""
-    tensors = state_tensors(target)
-    with torch.no_grad():
-        for name, delta in folds.items():
-            tensors[name].add_(delta.to(tensors[name]))
-
-
 def clear_caches(target: nn.Module) -> None:
     """Empties the dicts of tensors that some layers cache in eval mode: they were computed from the dense weights."""
     for module in target.modules():
@@ -158,13 +141,9 @@ def clear_caches(target: nn.Module) -> None:
 
 
 def apply_plan(
-    plan: PruningPlan,
-    model: nn.Module,
-    optimizers: Iterable[Optimizer] = (),
-    averaged: Iterable[nn.Module] = (),
-    programs: Programs | None = None,
-    folds: dict[str, Tensor] | None = None,
-) -> nn.Module:
+    plan: PruningPlan, model: nn.Module, optimizers: Iterable[Optimizer] = (), averaged: Iterable[nn.Module] = (),
+    programs: Programs | None = None, folds: dict[str, Tensor] | None = None,
+) -> nn.Module:  # fmt: skip
     """See `PruningPlan.apply`.
 
     Args:
@@ -181,7 +160,10 @@ def apply_plan(
     if plan.form == "graph":
         built = [programs if programs and i == 0 else build_from_plan(plan, t) for i, t in enumerate(targets)]
     for i, target in enumerate(targets):
-        add_folds(target, folds or {})
+        with torch.no_grad():
+            tensors = state_tensors(target)
+            for name, delta in (folds or {}).items():
+                tensors[name].add_(delta.to(tensors[name]))
         cut_tensors(plan, target, optimizers if i == 0 else ())
         set_attributes(target, plan.attributes)
         empty_layers(target, plan.empty)

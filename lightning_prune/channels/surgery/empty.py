@@ -88,7 +88,8 @@ def empty_paths(cuts: Mapping[str, Cut]) -> tuple[str, ...]:
 
 def branch_names(plan: PruningPlan) -> tuple[str, ...]:
     """For people: the innermost blocks that hold a branch with its end, a layer that nothing comes into any more."""
-    ends = [path for path in plan.empty if _rows_stay(plan, path)]
+    weights = {path: plan.cuts.get(f"{path}.weight") for path in plan.empty}
+    ends = [path for path, cut in weights.items() if cut is not None and cut.kept.get(0) != ()]
     found = set()
     for path in plan.empty:
         parent = block = path.rpartition(".")[0]
@@ -98,16 +99,10 @@ def branch_names(plan: PruningPlan) -> tuple[str, ...]:
     return tuple(sorted(p for p in found if not any(p.startswith(f"{other}.") for other in found)))
 
 
-def _rows_stay(plan: PruningPlan, path: str) -> bool:
-    cut = plan.cuts.get(f"{path}.weight")
-    return cut is not None and cut.kept.get(0) != ()
-
-
 def check_empty(plan: PruningPlan, model: nn.Module) -> None:
     """Raises PlanError unless exactly the modules that the plan names lose all channels, and can do without.
 
-    Args:
-        model: with any shapes: only names and classes are looked at.
+    Only the model's names and classes are looked at, whatever its shapes.
     """
     emptied, named = set(empty_paths(plan.cuts)), set(plan.empty)
     for name, cut in plan.cuts.items():
@@ -166,12 +161,7 @@ def _constant(module: Any, x: Tensor, same: bool) -> Tensor:
 
 
 def out_sizes(module: Any, sizes: tuple[int, ...], same: bool) -> tuple[int, ...]:
-    """The spatial sizes that come out of a convolution.
-
-    Args:
-        sizes: what goes in.
-        same: whether the module pads to ceil(size / stride), as TensorFlow does.
-    """
+    """The spatial sizes that come out of a convolution; same: whether it pads to ceil(size / stride), as TensorFlow."""
     if same:
         return tuple((n + s - 1) // s for n, s in zip(sizes, module.stride, strict=True))
     padding = module.padding
@@ -200,12 +190,9 @@ def _pads_alike(module: Any) -> bool | None:
     twin = copy.copy(module)
     twin.__class__ = kind
     spatial = len(module.kernel_size)
-    vector = torch.ones(1, device="meta")
-    twin.__dict__["_parameters"] = {
-        name: p if p is None else torch.ones((1,) * p.ndim if name != "weight" else (1, 1, *module.kernel_size),
-                                             device="meta") if p.ndim > 1 else vector
-        for name, p in module._parameters.items()
-    }  # fmt: skip
+    shapes = {n: p if p is None else (1, 1, *module.kernel_size) if n == "weight" else (1,) * max(p.ndim, 1)
+              for n, p in module._parameters.items()}  # fmt: skip
+    twin.__dict__["_parameters"] = {n: s if s is None else torch.ones(s, device="meta") for n, s in shapes.items()}
     twin.__dict__.update(groups=1, in_channels=1, out_channels=1)
     first = max(d * (k - 1) + 1 for d, k in zip(module.dilation, module.kernel_size, strict=True))
     found: dict[tuple[int, ...], tuple[int, ...]] = {}

@@ -7,22 +7,25 @@ train mode and one for eval mode, over the same parameters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export.graph_signature import InputKind
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from lightning_prune.channels.graph.graph import ChannelGraph
-from lightning_prune.channels.graph.keep import kept_count, kept_mask
-from lightning_prune.channels.graph.propagate import operator_name
+from lightning_prune.channels.graph.graph import ChannelGraph, kept_count, kept_mask
+from lightning_prune.channels.graph.propagate import input_sources, operator_name
 from lightning_prune.channels.surgery.retrace import FEATURES, Trace, traces
-from lightning_prune.channels.trace.options import check_options
+from lightning_prune.channels.trace.call import Options
 from lightning_prune.errors import PlanError
 from lightning_prune.plan.plan import PruningPlan
+from lightning_prune.support.class_swap import data_key, is_swapped, recipe, restore, swap
+
+_RECIPE = "programs"
+_PROGRAMS = data_key(_RECIPE)
 
 
 @dataclass
@@ -40,43 +43,35 @@ class GraphCode:
     out_spec: Any
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        flat = pytree.tree_leaves((args, kwargs))
-        feed = []
-        for kind, what in self.sources:
-            if kind == "state":
-                path, _, name = what.rpartition(".")
-                feed.append(getattr(model.get_submodule(path), name))
-            else:
-                feed.append(flat[what] if kind == "input" else what)
-        out = self.module(*feed)
-        return pytree.tree_unflatten(out, self.out_spec)
+        def read(name: str) -> Any:
+            path, _, leaf = name.rpartition(".")
+            return getattr(model.get_submodule(path), leaf)
+
+        return pytree.tree_unflatten(self.module(*self.feed((args, kwargs), read)), self.out_spec)
+
+    def feed(self, inputs: Any, read: Callable[[str], Any]) -> list[Any]:
+        """What the graph takes, with a tensor of the state dict as `read` makes it."""
+        flat = pytree.tree_leaves(inputs)
+        return [read(w) if kind == "state" else flat[w] if kind == "input" else w for kind, w in self.sources]
 
 
-@dataclass
-class Programs:
-    """Rewritten graphs of a model: {(method, training): code}."""
-
-    codes: dict[tuple[str, bool], GraphCode] = field(default_factory=dict)
+Programs = dict[tuple[str, bool], GraphCode]
+"""Rewritten graphs of a model: {(method, training): code}."""
 
 
-def build(model: nn.Module, example_input: Any, plan: PruningPlan, options: Any) -> Programs:
+def build(model: nn.Module, example_input: Any, plan: PruningPlan, options: Options) -> Programs:
     """Exports the dense model for each method and mode, and rewrites its widths for a plan."""
-    programs = Programs()
+    programs: Programs = {}
     for training in (True, False):
         for trace in traces(model, example_input, training):
             graph = ChannelGraph.of_program(trace.program, model, options, free_outputs=int(FEATURES in trace.methods))
             constants = rewrite(graph, keep_of_plan(graph, plan))
-            for method, code in _codes(trace, constants).items():
-                programs.codes[method, training] = code
+            programs |= {(method, training): code for method, code in _codes(trace, constants).items()}
     return programs
 
 
 def keep_of_plan(graph: ChannelGraph, plan: PruningPlan) -> Tensor:
-    """Translates a plan into the channel groups of another graph of the same model.
-
-    Raises:
-        PlanError: the plan cuts what this graph has to keep.
-    """
+    """The channel groups of another graph of the model that a plan keeps; PlanError if it cuts what has to stay."""
     keep = torch.ones(graph.size, dtype=torch.bool)
     used = {node.name for node in graph.program.graph.nodes if node.op == "placeholder" and node.users}
     names = {s.target for s in graph.program.graph_signature.input_specs if s.arg.name in used}
@@ -94,8 +89,7 @@ def keep_of_plan(graph: ChannelGraph, plan: PruningPlan) -> Tensor:
             keep[ids[gone]] = False
     for name, cut in cuts.items():
         for dim, kept in cut.kept.items():
-            ids = graph.axes.get(name, {}).get(dim)
-            if ids is not None and kept_count(ids, keep) != len(kept):
+            if kept_count(graph.axes[name][dim], keep) != len(kept):
                 raise PlanError(f"the plan cuts dim {dim} of {name} in another way than this graph ties its channels")
     return keep
 
@@ -103,8 +97,7 @@ def keep_of_plan(graph: ChannelGraph, plan: PruningPlan) -> Tensor:
 def rewrite(graph: ChannelGraph, keep: Tensor) -> dict[str, Tensor]:
     """Rewrites, in place, every integer of the graph that counts channels.
 
-    Returns:
-        {placeholder name: what takes its place}, for numbers of channels that stand in a tensor.
+    Returns {placeholder name: what takes its place}, for numbers of channels that stand in a tensor.
     """
     for count in graph.counts:
         after = kept_count(count.ids, keep)
@@ -113,7 +106,10 @@ def rewrite(graph: ChannelGraph, keep: Tensor) -> dict[str, Tensor]:
     for parts in graph.equal_parts:
         sizes = [kept_count(p, keep) for p in parts.parts]
         if sizes != [len(p) for p in parts.parts]:
-            _as_sizes(parts.node, sizes)
+            node = parts.node
+            dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+            node.target = torch.ops.aten.split_with_sizes.default
+            node.args, node.kwargs = (node.args[0], sizes, dim), {}
     constants = {}
     for pick in graph.picks:
         left = pick.numbers.cpu()[kept_mask(pick.after, keep)]
@@ -138,28 +134,9 @@ def _set_argument(node: Node, argument: str, position: int | None, value: int) -
         node.update_kwarg(argument, new)
 
 
-def _as_sizes(node: Node, sizes: list[int]) -> None:
-    """Turns a split into equal parts into a split into listed sizes."""
-    dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
-    node.target = torch.ops.aten.split_with_sizes.default
-    node.args, node.kwargs = (node.args[0], sizes, dim), {}
-
-
 def _codes(trace: Trace, constants: dict[str, Tensor]) -> dict[str, GraphCode]:
     """Takes the graph of each method out of a program, without its tensors."""
-    program = trace.program
-    sources: list[tuple[str, Any]] = []
-    position = 0
-    for spec in program.graph_signature.input_specs:
-        if spec.arg.name in constants:
-            sources.append(("constant", constants[spec.arg.name]))
-        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-            sources.append(("state", spec.target))
-        elif spec.kind == InputKind.USER_INPUT:
-            sources.append(("input", position))
-            position += 1
-        else:
-            sources.append(("constant", program.constants.get(spec.target or "")))
+    program, sources = trace.program, input_sources(trace.program, constants)
     modules = [_without_checks(program.graph_module)]
     if len(trace.methods) == 2:
         modules = list(_apart(modules[0]))
@@ -205,8 +182,6 @@ def _without_checks(module: GraphModule) -> GraphModule:
 
 def build_from_plan(plan: PruningPlan, model: nn.Module) -> Programs:
     """Traces a dense model again, with the inputs that the plan remembers."""
-    settings = {"groups": "tie", "attention": "dims", "allow_inexact": (), **plan.settings}
-    options = check_options(settings["groups"], settings["attention"], settings["allow_inexact"])
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     widths = [p.dtype for p in model.parameters() if p.is_floating_point()]
 
@@ -216,4 +191,38 @@ def build_from_plan(plan: PruningPlan, model: nn.Module) -> Programs:
         return widths[0] if dtype.is_floating_point and widths and dtype not in widths else dtype
 
     example = tuple(torch.zeros(shape, dtype=dtype_of(dtype), device=device) for shape, dtype in plan.inputs)
-    return build(model, example, plan, options)
+    return build(model, example, plan, Options.of_plan(plan.settings))
+
+
+@recipe(_RECIPE, copied=True)
+def _rewritten(base: type[nn.Module]) -> dict[str, Any]:
+    members: dict[str, Any] = {
+        "forward": _runner("forward"),
+        "__doc__": f"{base.__name__}, run from a rewritten graph.",
+    }
+    if hasattr(base, "forward_features"):
+        members["forward_features"] = _runner("forward_features")
+    return members
+
+
+def _runner(method: str) -> Any:
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        programs: Programs = self.__dict__[_PROGRAMS]
+        return programs[method, self.training](self, args, kwargs)
+
+    return run
+
+
+def install(model: nn.Module, programs: Programs) -> None:
+    """Makes a (sliced) model run from rewritten graphs. The object and its tensors stay."""
+    swap(model, _RECIPE, data=programs)
+
+
+def uninstall(model: nn.Module) -> None:
+    """Makes a model run its own code again. Nothing happens to one that does."""
+    restore(model, _RECIPE)
+
+
+def is_rewritten(model: nn.Module) -> bool:
+    """Whether a model, or a part of it, runs from rewritten graphs."""
+    return any(is_swapped(module, _RECIPE) for module in model.modules())

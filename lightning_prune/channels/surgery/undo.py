@@ -5,15 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.channels.surgery.cut import (
-    check_fits,
-    clear_caches,
-    find_target,
-    set_attributes,
-    tensors_to_cut,
-)
+from lightning_prune.channels.surgery.cut import check_fits, clear_caches, find_target, set_attributes, tensors_to_cut
 from lightning_prune.channels.surgery.empty import fill
-from lightning_prune.channels.surgery.install import uninstall
+from lightning_prune.channels.surgery.rewrite import uninstall
 from lightning_prune.errors import PlanError
 from lightning_prune.plan.cut import Cut
 from lightning_prune.plan.plan import PruningPlan
@@ -22,11 +16,7 @@ from lightning_prune.support.tensors import like_format
 
 
 def put_back(tensor: Tensor, cut: Cut, elsewhere: float = 0.0) -> Tensor:
-    """Returns a new tensor of the cut's shape with the kept entries where they were, and `elsewhere` elsewhere.
-
-    Args:
-        tensor: of shape `cut.new_shape`. The result has its memory format.
-    """
+    """A new tensor of the cut's shape, in the same memory format: entries where they were, and `elsewhere`."""
     out = tensor
     for dim, indices in cut.kept.items():
         shape = [cut.shape[d] if d == dim else size for d, size in enumerate(out.shape)]
@@ -52,8 +42,7 @@ def undo_plan(plan: PruningPlan, model: nn.Module) -> nn.Module:
     fill(target, plan.empty)
     uninstall(target)
     if target in records:
-        records[target].restore_buffers(target)
-        records[target].restore_grad(target)
+        records[target].restore(target)
     remember(target, None)
     return model
 

@@ -1,4 +1,4 @@
-"""Attributes of modules that hard-code a width, and the values they need after surgery.
+"""A selection written down as a plan, and the attributes of modules that hard-code a width with it.
 
 Most attributes are found by themselves: an operator of the module has an integer argument that counts channels (a
 split size, a slice bound, a size in a view), and the module has an attribute of that value. What an attribute's value
@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.channels.graph.graph import ChannelGraph
-from lightning_prune.channels.graph.keep import kept_count
+from lightning_prune.channels.graph.graph import ChannelGraph, kept_count, kept_mask
+from lightning_prune.channels.surgery.empty import empty_paths
 from lightning_prune.channels.trace.sites import Count
-from lightning_prune.plan.cut import Change
+from lightning_prune.plan.cut import Change, Cut
+from lightning_prune.plan.plan import PruningPlan
+from lightning_prune.support.modes import split_input
+from lightning_prune.support.tensors import state_tensors
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,7 @@ ADAPTERS: dict[str, Callable[[Any, Widths], dict[str, int | tuple[int, ...] | No
 
 def _standard(module: nn.Module, widths: Widths) -> dict[str, Any]:
     """Sizes that torch's own layers repeat as attributes; recognised by the attributes, not by the class."""
-    new: dict[str, Any] = {}
-    weight = module._parameters.get("weight")
+    weight, new = module._parameters.get("weight"), dict[str, Any]()
     if weight is None:
         return new
     rows, columns = widths.size("weight", 0), widths.size("weight", 1)
@@ -97,9 +99,8 @@ def _standard(module: nn.Module, widths: Widths) -> dict[str, Any]:
             found = widths.groups()  # none are left of a depthwise layer in a branch that is removed
             groups = groups if found is None else found
         new["groups"] = groups
-        first, second = (
-            ("in_channels", "out_channels") if getattr(module, "transposed", False) else ("out_channels", "in_channels")
-        )
+        names = ("out_channels", "in_channels")
+        first, second = reversed(names) if getattr(module, "transposed", False) else names
         new[first], new[second] = rows, None if columns is None else columns * groups
     elif hasattr(module, "in_features") and hasattr(module, "out_features"):
         new["out_features"], new["in_features"] = rows, columns
@@ -132,22 +133,16 @@ def plain_attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _inferred(module: nn.Module, widths: Widths) -> dict[str, Any]:
     """Attributes whose value is the value of an integer that counts channels in the module's own forward."""
-    new: dict[str, Any] = {}
-    if widths.graph.options.attention == "heads":
-        new = {
-            n: widths.new(getattr(module, n))
-            for n in ("num_heads", "heads")
-            if isinstance(getattr(module, n, None), int)
-        }
     lists: dict[tuple[Any, str], dict[int, Count]] = {}
     for count in widths.counts:
         if count.position is not None:
             lists.setdefault((count.node, count.argument), {})[count.position] = count
+    new: dict[str, Any] = {n: widths.new(v) for n, v in plain_attributes(module) if isinstance(v, int)}
+    if widths.graph.options.attention == "heads":
+        heads = {name: getattr(module, name, None) for name in ("num_heads", "heads")}
+        new |= {name: widths.new(value) for name, value in heads.items() if isinstance(value, int)}
     for name, value in plain_attributes(module):
-        if isinstance(value, int):
-            new[name] = widths.new(value)
-            continue
-        for counts in lists.values():  # a list of split sizes is matched as a whole
+        for counts in lists.values() if not isinstance(value, int) else ():  # split sizes are matched as a whole
             if [c.value for _, c in sorted(counts.items())] == list(value):
                 new[name] = tuple(kept_count(c.ids, widths.keep) for _, c in sorted(counts.items()))
                 break
@@ -155,7 +150,7 @@ def _inferred(module: nn.Module, widths: Widths) -> dict[str, Any]:
 
 
 def attribute_changes(model: nn.Module, graph: ChannelGraph, keep: Tensor) -> dict[str, dict[str, Change]]:
-    """Returns {module path: {attribute: change}} for a choice of channel groups to keep."""
+    """Returns {module path: {attribute: change}} for the channel groups that stay."""
     counts = counts_by_module(graph)
     changes: dict[str, dict[str, Change]] = {}
     for path, module in model.named_modules():
@@ -165,9 +160,9 @@ def attribute_changes(model: nn.Module, graph: ChannelGraph, keep: Tensor) -> di
             new = {**_inferred(module, widths), **ADAPTERS.get(type(module).__name__, lambda m, w: {})(module, widths)}
         for name, after in new.items():
             before = getattr(module, name)
-            if after is not None and (tuple(before) if isinstance(before, (list, tuple)) else before) != after:
-                kept = tuple(before) if isinstance(before, (list, tuple)) else before
-                changes.setdefault(path, {})[name] = Change(kept, after)
+            before = tuple(before) if isinstance(before, (list, tuple)) else before
+            if after is not None and before != after:
+                changes.setdefault(path, {})[name] = Change(before, after)
     return changes
 
 
@@ -183,11 +178,8 @@ def expressible(graph: ChannelGraph, model: nn.Module, failed: str, keep_all: bo
     """Equal widths that a module's code may take for granted without showing it in an attribute.
 
     `reshape(B, N, C)` with C from the input's shape ties a view's width to the width that comes in. Asked for only
-    after a module has failed; returns the groups for all modules of its class.
-
-    Args:
-        failed: path of the module that failed.
-        keep_all: give up on the widths that such modules take in and count, and keep all of their channels.
+    after the module at `failed` has failed; returns the groups for all modules of its class. With `keep_all`, gives up
+    on the widths that such modules take in and count, and keeps all of their channels.
     """
     kind = type(model.get_submodule(failed))
     paths = {path for path, module in model.named_modules() if type(module) is kind}
@@ -223,3 +215,29 @@ def equal_widths(model: nn.Module, graph: ChannelGraph) -> list[tuple[Tensor, ..
             if len(same) > 1:
                 groups.append(same)
     return groups
+
+
+def make_plan(model: nn.Module, graph: ChannelGraph, keep: Tensor, example_input: Any, form: str) -> PruningPlan:
+    """Writes down what keeping some groups, bool [groups], leaves of a model; form: see `PruningPlan`."""
+    cuts: dict[str, Cut] = {}
+    for name, dims in graph.axes.items():
+        kept = {}
+        for dim, ids in dims.items():
+            mask = kept_mask(ids, keep)
+            if not bool(mask.all()):
+                kept[dim] = tuple(mask.nonzero().flatten().tolist())
+        if kept:
+            cuts[name] = Cut(graph.shapes[name], kept)
+    state = state_tensors(model)
+    owners = {id(state[name]): name for name in cuts}
+    for name, tensor in state.items():  # a tensor with two names is exported under one of them
+        if id(tensor) in owners:
+            cuts[name] = cuts[owners[id(tensor)]]
+    args, kwargs = split_input(example_input)
+    tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+    inputs = tuple((tuple(t.shape), str(t.dtype).removeprefix("torch.")) for t in tensors)
+    settings: dict[str, Any] = {"groups": graph.options.groups, "attention": graph.options.attention}
+    if graph.options.allow_inexact:
+        settings["allow_inexact"] = sorted(graph.options.allow_inexact)
+    attributes = attribute_changes(model, graph, keep)
+    return PruningPlan(cuts, attributes, form, inputs, settings, empty_paths(cuts))

@@ -2,19 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
 from torch.fx import Node
 
 from lightning_prune.channels.trace.labels import Labels
-from lightning_prune.channels.trace.options import Options
 from lightning_prune.channels.trace.sites import Count, Parts, Pick, Product, Sum, module_path
+from lightning_prune.errors import ChannelError
 
 LARGEST_AXIS = 1 << 17
 """A dimension longer than this is never labelled (flattened images, generated weights); it only costs time."""
+
+APPROXIMATIONS = ("eca",)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user decides about which channels are tied. Raises `ChannelError` for what is not allowed.
+
+    Attributes:
+        groups: "tie" removes the same position from all groups of a grouped conv, "whole" removes whole groups.
+        attention: "dims" ties heads and removes the same dimensions from each, "heads" removes whole heads.
+        allow_inexact: names of approximations that the user accepts ("eca").
+    """
+
+    groups: str = "tie"
+    attention: str = "dims"
+    allow_inexact: Collection[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.groups not in ("tie", "whole"):
+            raise ChannelError(f"groups={self.groups!r}: expected 'tie' or 'whole'")
+        if self.attention not in ("dims", "heads"):
+            raise ChannelError(f"attention={self.attention!r}: expected 'dims' or 'heads'")
+        if isinstance(self.allow_inexact, str) or set(self.allow_inexact) - set(APPROXIMATIONS):
+            raise ChannelError(f"allow_inexact={self.allow_inexact!r}: expected a collection out of {APPROXIMATIONS}")
+
+    @classmethod
+    def of_plan(cls, settings: dict[str, Any]) -> Options:
+        """The options among a plan's settings."""
+        return cls(**{f.name: settings[f.name] for f in fields(cls) if f.name in settings})
 
 
 @dataclass(frozen=True)
@@ -73,9 +103,12 @@ class Call:
         return first
 
     def dim(self, argument: str = "dim", rank: int | None = None) -> int:
-        """The named argument as a non-negative dim of `x`."""
-        rank = len(self.x.shape) if rank is None else rank
-        return int(self.arguments[argument]) % max(rank, 1)
+        """The named argument as a non-negative dim of `x`, or of a tensor of another rank."""
+        return int(self.arguments[argument]) % max(len(self.x.shape) if rank is None else rank, 1)
+
+    def dims_but(self, at: int) -> dict[int, int]:
+        """Every dim of `x` but one, in its place."""
+        return {d: d for d in range(len(self.x.shape)) if d != at}
 
     def dims(self, argument: str = "dim") -> list[int]:
         """The named argument as a list of non-negative dims of `x`; None or an empty list means all."""
@@ -93,11 +126,12 @@ class Call:
         if labels is not None:
             self.context.labels.freeze(labels, f"{self.name} at {self.where}: {why}")
 
-    def freeze_all(self, why: str) -> None:
-        """Freezes every channel of every tensor argument."""
+    def freeze_all(self, why: str) -> Value:
+        """Freezes every channel of every tensor argument; returns an output without channels."""
         for value in values(self.arguments):
             for labels in value.axes.values():
                 self.freeze(labels, why)
+        return Value(self.shape)
 
     def keep_axes(self, value: Value, dims: dict[int, int], why: str, shape: tuple[int, ...] | None = None) -> Value:
         """Carries the axes {old dim: new dim} of `value` to an output; every other axis freezes with the reason."""

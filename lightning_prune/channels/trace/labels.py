@@ -31,6 +31,10 @@ class Labels:
             self._parent = torch.cat([self._parent, torch.arange(len(self._parent), 2 * self._next)])
         return torch.arange(start, self._next)
 
+    def roots(self) -> Tensor:
+        """Returns the root of every label so far, int64 of shape (labels,)."""
+        return self.find(torch.arange(self._next))
+
     def find(self, labels: Tensor) -> Tensor:
         """Returns the root of each label, in the shape of `labels`."""
         roots = self._parent[labels]

@@ -1,7 +1,6 @@
 """The plain data of a channel graph: members of channel groups, and places in the code that depend on channels.
 
-The vectors of a place hold one number for each channel: its label while the rules run, its group id in a
-`ChannelGraph`.
+The vectors of a place hold one number for each channel: its label while the rules run, then its group id.
 """
 
 from __future__ import annotations

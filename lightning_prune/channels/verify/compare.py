@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,6 @@ from lightning_prune.channels.verify.tensors import (
     Later,
     LazyRun,
     Reader,
-    Step,
     cast,
     folded,
     masked,
@@ -89,9 +88,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
             module.__dict__.update({n: v for n, v in before.items() if n != "training"})
 
 
-def random_like(example_input: Any, dtype: torch.dtype | None, seed: int = 0) -> Any:
+def random_like(example_input: Any, dtype: torch.dtype | None) -> Any:
     """A random batch in the shapes of the example; integer inputs are taken as they are."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
 
     def draw(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -114,11 +113,10 @@ def run(model: nn.Module, read: Reader, example: Any) -> list[Tensor]:
 def graph_runner(programs: Programs) -> Callable[..., list[Tensor]]:
     """Runs the eval graph with tensors from outside, as `run` runs a module."""
 
+    code = programs["forward", False]
+
     def runner(_: nn.Module, read: Reader, batch: Any) -> list[Tensor]:
-        args, kwargs = split_input(batch)
-        flat = pytree.tree_leaves((args, kwargs))
-        code = programs.codes["forward", False]
-        feed = [Later(read, w) if kind == "state" else flat[w] if kind == "input" else w for kind, w in code.sources]
+        feed = code.feed(split_input(batch), lambda name: Later(read, name))
         out = LazyRun(code.module).run(*feed)
         return [t for t in out if isinstance(t, Tensor) and t.is_floating_point()]
 
@@ -147,43 +145,8 @@ def exact_dtypes(model: nn.Module) -> tuple[torch.dtype | None, ...]:
     return (torch.float64, None) if largest <= max(SMALL, size // 2) else (None,)
 
 
-def check_eager(
-    model: nn.Module, plan: PruningPlan, example_input: Any, runner: Callable[..., list[Tensor]] = run
-) -> Proof:
-    """Compares masked and sliced without changing the model: its tensors are made from outside.
-
-    Args:
-        runner: how to run the sliced tensors; by default the model itself with the plan's attributes set.
-
-    Raises:
-        Exception: whatever the sliced model raises.
-    """
-    return _compare(model, plan, example_input, runner, (without_zeros(model, plan),), None, {})
-
-
-def check_same(
-    model: nn.Module,
-    plan: PruningPlan,
-    folds: dict[str, Tensor],
-    example_input: Any,
-    runner: Callable[..., list[Tensor]] = run,
-    zeroed: Collection[str] = (),
-) -> Proof:
-    """Compares the model as it is with the sliced model: the proof that nothing was lost.
-
-    Args:
-        folds: {tensor name: what is added to it before slicing}.
-        zeroed: names of scale factors whose removed entries count as zero in the reference.
-    """
-    return _compare(model, plan, example_input, runner, (), zeroed, folds)
-
-
 def check_trains(model: nn.Module, plan: PruningPlan, example_input: Any) -> None:
-    """Runs the sliced model in train mode, without changing the model.
-
-    Raises:
-        Exception: whatever the sliced model raises, if the dense one does not raise too (a norm over single values).
-    """
+    """Runs the sliced model in train mode, unchanged after; raises what it raises, unless the dense one raises too."""
     batch = random_like(example_input, None)
     steps = (lambda name, tensor: tensor.clone(), sliced(plan, None))  # statistics are written in place
     with untouched(model), mode(model, True), torch.random.fork_rng():
@@ -200,29 +163,35 @@ def check_trains(model: nn.Module, plan: PruningPlan, example_input: Any) -> Non
             raise
 
 
-def _compare(
-    model: nn.Module,
-    plan: PruningPlan,
-    example_input: Any,
-    runner: Callable[..., list[Tensor]],
-    first: tuple[Step, ...],
-    zeroed: Collection[str] | None,
-    folds: dict[str, Tensor],
-) -> Proof:
+def check_plan(
+    model: nn.Module, plan: PruningPlan, example_input: Any, runner: Callable[..., list[Tensor]] = run,
+    folds: Mapping[str, Tensor] | None = None, zeroed: Collection[str] = (),
+) -> Proof:  # fmt: skip
+    """Compares what a plan leaves with the masked model, in which nothing else is zero, or with the model as it is.
+
+    The model does not change: its tensors are made from outside. Raises whatever the sliced model raises.
+
+    Args:
+        runner: how to run the sliced tensors; by default the model itself with the plan's attributes set.
+        folds: {tensor name: what is added to it before slicing}; if given, the model as it is is the reference,
+        zeroed: in which the removed entries of these scale factors count as zero.
+    """
+    first = (without_zeros(model, plan),) if folds is None else ()
+    as_it_is = folds is not None and not zeroed
     with untouched(model):
         for dtype in exact_dtypes(model):
-            reference = reader(model, *first, masked(plan, dtype, zeroed))
+            reference = reader(model, *first, masked(plan, dtype, None if folds is None else zeroed))
             batch = random_like(example_input, dtype)
             try:
                 dense = run(model, reader(model, *first, cast(dtype)), batch)
-                expected = dense if zeroed is not None and not zeroed else run(model, reference, batch)
+                expected = dense if as_it_is else run(model, reference, batch)
             except RuntimeError:  # a layer that insists on its own dtype
                 if dtype is None:
                     raise
                 continue
             if dtype is not None and not all(bool(t.isfinite().all()) for t in expected):
                 continue
-            small = reader(model, *first, folded(folds, dtype), sliced(plan, dtype))
+            small = reader(model, *first, folded(folds or {}, dtype), sliced(plan, dtype))
             if runner is run:
                 set_attributes(model, plan.attributes)
             try:

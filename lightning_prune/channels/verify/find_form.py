@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.surgery.rewrite import build
 from lightning_prune.channels.surgery.widths import expressible
-from lightning_prune.channels.verify.compare import Proof, check_eager, check_trains, graph_runner
+from lightning_prune.channels.verify.compare import Proof, check_plan, check_trains, graph_runner
 from lightning_prune.channels.verify.locate import locate, name_layer
 from lightning_prune.errors import ChannelError, PlanError, SurgeryError, TargetError
 from lightning_prune.plan.plan import PruningPlan
@@ -22,32 +22,24 @@ Check = Callable[[Tensor], str]
 """Says why a model cannot run without some channel groups, bool of shape (groups,); "" if it can."""
 
 T = TypeVar("T")
-Ties = list[tuple[Tensor, ...]]
+Ties = Sequence[tuple[Tensor, ...]]
+"""Vectors of groups whose kept counts must be equal."""
 Planner = Callable[[Ties, str], tuple[T, PruningPlan]]
 """Given widths that must be equal and a form, (what was selected, its plan); PlanError if there is no such plan."""
 
 
 @dataclass(frozen=True)
 class Found(Generic[T]):
-    """A form that works.
+    """A form that works: what was `selected` for it, its plan and proof, notes for the user, programs of a graph."""
 
-    Attributes:
-        choice: what was selected for it.
-        plan: its plan.
-        proof: the check of masked against sliced, or None if it was switched off.
-        notes: what the user should know.
-        programs: the rewritten graphs, in the form "graph".
-    """
-
-    choice: T
+    selected: T
     plan: PruningPlan
     proof: Proof | None
     notes: tuple[str, ...] = ()
     programs: Any = None
 
 
-@dataclass(frozen=True)
-class _Failure:
+class _Failure(NamedTuple):
     """Why a form does not do."""
 
     text: str
@@ -94,40 +86,40 @@ def _eager(
     failure: _Failure | None = None
     while True:
         try:
-            choice, plan = plan_for(ties, "eager")
+            selected, plan = plan_for(ties, "eager")
         except PlanError as error:
             if failure is None:
                 return _Failure(str(error), error)
             error.__cause__ = failure.error
             return _Failure(f"{failure.text}; with the {len(ties)} ties that this code needs, {error}", error)
         if not verify:
-            return Found(choice, plan, None)
+            return Found(selected, plan, None)
         try:
-            proof = check_eager(model, plan, example_input)
+            proof = check_plan(model, plan, example_input)
         except Exception as error:
             reraise_ours(error)
             path = locate(model, plan, example_input)
             failure = _Failure(f"the model's own code fails at {name_layer(model, path)}: {explain(error)}", error)
         else:
             if proof.equal or graph.approximations:
-                return Found(choice, plan, effective(proof))
+                return Found(selected, plan, effective(proof))
             path = locate(model, plan, example_input)
             failure = _Failure(f"the model's own code differs first at {name_layer(model, path)}: {proof}")
         # Equal widths first, then whole ones.
         more = [] if path is None else _nearer(graph, model, path, tried)
         if not more:
             return failure
-        ties = ties + more
+        ties = [*ties, *more]
 
 
 def _rewritten(
     model: nn.Module, graph: ChannelGraph, plan_for: Planner[T], example_input: Any, verify: bool, failure: _Failure
 ) -> Found[T]:
     """The rewritten graph."""
-    choice, plan = plan_for([], "graph")
+    selected, plan = plan_for([], "graph")
     try:
         programs = build(model, example_input, plan, graph.options)
-        proof = check_eager(model, plan, example_input, graph_runner(programs)) if verify else None
+        proof = check_plan(model, plan, example_input, graph_runner(programs)) if verify else None
     except Exception as error:
         reraise_ours(error)
         more = f"The rewritten graph does not run: {explain(error)}"
@@ -136,7 +128,7 @@ def _rewritten(
         more = f"The rewritten graph does not compute what the masked model computes: {proof}"
         raise _error(failure, f"{more}. The model is unchanged")
     note = f"the compact model runs as a rewritten graph: {failure.text}"
-    return Found(choice, plan, proof and effective(proof), (note,), programs)
+    return Found(selected, plan, proof and effective(proof), (note,), programs)
 
 
 def _error(failure: _Failure, then: str, refused: type[PlanError] = TargetError) -> ChannelError:
@@ -150,20 +142,15 @@ def _error(failure: _Failure, then: str, refused: type[PlanError] = TargetError)
 def runs_without(
     model: nn.Module, graph: ChannelGraph, plan_for: Callable[[Tensor], PruningPlan], example_input: Any, train: bool
 ) -> Callable[[Tensor], str]:
-    """A check of whether a model's own code runs without some groups, in eval mode and perhaps in train mode.
+    """A check of whether a model's own code runs without some groups, in eval mode and, if `train`, in train mode.
 
-    Args:
-        plan_for: makes the plan of the groups to keep.
-        train: whether to run it in train mode, in which norms may wait for other processes.
-
-    Returns:
-        a function of bool [groups] that says why the model cannot run without them; "" if it can.
+    `plan_for` makes the plan of the groups to keep. In train mode norms may wait for other processes.
     """
 
     def check(empty: Tensor) -> str:
         plan = plan_for(~empty)
         try:
-            proof = check_eager(model, plan, example_input)
+            proof = check_plan(model, plan, example_input)
             if train:
                 check_trains(model, plan, example_input)
         except Exception as error:

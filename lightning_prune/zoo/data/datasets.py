@@ -14,20 +14,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import Subset
 
 from lightning_prune.zoo.data.images import read_idx
 from lightning_prune.zoo.data.loading import stratified_split
 from lightning_prune.zoo.data.module import ImageDataModule, InMemoryDataModule
-
-__all__ = [
-    "CIFAR10DataModule",
-    "CIFAR100DataModule",
-    "DigitsDataModule",
-    "FashionMNISTDataModule",
-    "ImageFolderDataModule",
-]
 
 DIGITS_FILE = Path(__file__).parent.parent / "assets" / "digits.safetensors"
 FASHION_MNIST_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -110,10 +103,8 @@ class FashionMNISTDataModule(InMemoryDataModule):
         )
         for images, labels in (train, test):
             if images.ndim != 3 or labels.shape != images.shape[:1]:
-                folder = next(iter(files.values())).parent
-                raise ValueError(
-                    f"{folder}: {tuple(images.shape)} images and {tuple(labels.shape)} labels do not match"
-                )
+                folder, sizes = next(iter(files.values())).parent, (tuple(images.shape), tuple(labels.shape))
+                raise ValueError(f"{folder}: {sizes[0]} images and {sizes[1]} labels do not match")
         return train[0].unsqueeze(1), train[1].long(), test[0].unsqueeze(1), test[1].long()
 
 
@@ -204,7 +195,6 @@ class ImageFolderDataModule(ImageDataModule):
 
     def _open(self, part: str) -> Any:
         """The images of a part in order, as for evaluation; None if there is no such part."""
-        from timm.data import create_transform
         from torchvision.datasets import ImageFolder
 
         if part != "train" and not (Path(self.root) / part).is_dir():
@@ -212,8 +202,6 @@ class ImageFolderDataModule(ImageDataModule):
         return ImageFolder(str(self._folder(part)), create_transform(self.image_size))
 
     def _build(self) -> None:
-        from timm.data import create_transform
-
         plain = self._open("train")
         train, labels = copy(plain), torch.tensor(plain.targets)
         if self.augment:

@@ -12,8 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["ImageTensors", "random_shift_flip", "read_idx"]
-
 
 def read_idx(path: str | Path) -> Tensor:
     """Reads an idx file of unsigned bytes (the format of MNIST and its relatives), gzipped or not.
@@ -44,17 +42,9 @@ def read_idx(path: str | Path) -> Tensor:
 
 
 def random_shift_flip(images: Tensor, shift: int, flip: bool, fill: Tensor, generator: torch.Generator) -> Tensor:
-    """Shifts each image by up to ``shift`` pixels in both directions and mirrors half of them.
+    """A batch (N, C, H, W) with each image shifted by up to ``shift`` pixels both ways and, to ``flip``, half mirrored.
 
-    Args:
-        images: a batch, shape (N, C, H, W).
-        shift: greatest shift, in pixels.
-        flip: whether to mirror left and right with probability one half.
-        fill: the value of each channel outside the image, shape (C,).
-        generator: source of randomness; the result is a function of it.
-
-    Returns:
-        A new batch of the same shape.
+    What comes in has the values ``fill``, shape (C,). The result is a function of the generator.
     """
     n, c, h, w = images.shape
     padded = fill.to(images).view(1, c, 1, 1).repeat(n, 1, h + 2 * shift, w + 2 * shift)

@@ -15,15 +15,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-__all__ = [
-    "Augment",
-    "EpochSampler",
-    "ReplayLoader",
-    "balanced_order",
-    "seeded_generator",
-    "stratified_split",
-]
-
 Augment = Callable[[Any, torch.Generator], Any]
 """Maps a collated batch and a seeded generator to an augmented batch."""
 
@@ -39,10 +30,6 @@ def seeded_generator(seed: int, *position: int) -> torch.Generator:
 def balanced_order(labels: Tensor, seed: int) -> Tensor:
     """Orders samples at random such that every prefix is as balanced over the classes as it can be.
 
-    Args:
-        labels: class indices, integer, shape (N,).
-        seed: seed of the random order.
-
     Returns:
         A permutation of ``range(N)``, int64, shape (N,). A class with few samples runs out, the others go on.
     """
@@ -56,15 +43,10 @@ def balanced_order(labels: Tensor, seed: int) -> Tensor:
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Splits samples in two with the same share of each class.
-
-    Args:
-        labels: class indices, integer, shape (N,).
-        fraction: share of the second part, in [0, 1); rounded per class.
-        seed: seed of the random choice.
+    """Splits samples, class indices (N,), in two with the same share of each class; ``fraction`` is the second's.
 
     Returns:
-        Sorted indices of the first and of the second part, int64.
+        Sorted indices of the first and of the second part, int64; the share is rounded per class.
 
     Raises:
         ValueError: if fraction is outside [0, 1).

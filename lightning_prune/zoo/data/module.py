@@ -12,8 +12,6 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_prune.zoo.data.images import ImageTensors, random_shift_flip
 from lightning_prune.zoo.data.loading import Augment, EpochSampler, ReplayLoader, balanced_order, stratified_split
 
-__all__ = ["ImageDataModule", "InMemoryDataModule"]
-
 
 class ImageDataModule(LightningDataModule):
     """What the data modules share: arguments, splits and loaders. Subclasses say how to get images and labels.
@@ -55,13 +53,8 @@ class ImageDataModule(LightningDataModule):
             raise ValueError("batch_size, subset and image_size must be positive")
         if not 0.0 <= val_split < 1.0:
             raise ValueError(f"val_split must be in [0, 1), got {val_split}")
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.image_size = image_size
-        self.subset = subset
-        self.val_split = val_split
-        self.seed = seed
-        self.augment = augment
+        self.batch_size, self.num_workers, self.image_size = batch_size, num_workers, image_size
+        self.subset, self.val_split, self.seed, self.augment = subset, val_split, seed, augment
         self._ready = False
 
     def _build(self) -> None:

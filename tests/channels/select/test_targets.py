@@ -136,7 +136,7 @@ def boom(kind: type[Exception]) -> None:
 
 @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, MemoryError])
 def test_a_lack_of_memory_is_not_the_models_fault(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(find_form, "check_eager", lambda *a, **k: boom(kind))
+    monkeypatch.setattr(find_form, "check_plan", lambda *a, **k: boom(kind))
     model = residual()
     with pytest.raises(kind):
         prune_channels(model, EXAMPLE, random_scores(model), ratio=0.3)
