@@ -58,10 +58,5 @@ def test_two_processes_remove_the_same_channels_and_stay_equal(method, informati
     assert first["shapes"][0][0] < 8
 
 
-def test_processes_that_only_return_weights_are_refused(tmp_path):
-    with pytest.raises(Exception, match=r"could not come back from them. Use strategy='ddp'"):
-        trainer(tmp_path, [MRTSCallback()], devices=2, strategy="ddp_spawn").fit(Toy(), **loaders())
-
-
 if __name__ == "__main__":
     train(*sys.argv[1:])

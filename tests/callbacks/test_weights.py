@@ -1,4 +1,4 @@
-"""What the family that zeroes weights promises beside `test_behaviours`: which weights go, and how many of each layer."""
+"""What the family that zeroes weights promises: which weights go, and how many of each layer."""
 
 from __future__ import annotations
 
