@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_prune import MRTSCallback, NetworkSlimmingCallback
-from tests.toy import Toy, loaders, samples, trainer
+from tests.toy import Toy, samples, trainer
 
 METHODS = {"mrts": MRTSCallback, "slimming": NetworkSlimmingCallback}
 
