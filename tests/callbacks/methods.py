@@ -10,6 +10,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune import (
@@ -113,7 +114,8 @@ def size(module: nn.Module) -> int:
 def macs(network: nn.Module, shape: tuple[int, ...] = (1, 1, 8, 8)) -> float:
     """Multiply-accumulates of one sample, by PyTorch's own counter."""
     was = network.training
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    # The counter knows matrix products, and nothing of the CPU's fused attention.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         network.eval()(torch.zeros(shape))
     network.train(was)
     return counter.get_total_flops() / 2
