@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    logging.getLogger("lightning").setLevel(logging.ERROR)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning_prune").setLevel(logging.ERROR)
     texts = [table(name, NETWORKS[name], run(name, NETWORKS[name], args), args) for name in args.networks]
     print("\n".join(texts))

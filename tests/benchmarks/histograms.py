@@ -31,7 +31,7 @@ class Keep(lightning.Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         if self.callback.stage == "soft":
-            factors = self.callback.chooser.factors
+            factors = self.callback.factors
             self.factors = {n: p.detach().clone() for n, p in zip(factors.names, factors.params, strict=True)}
 
 
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("scales.png"))
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    logging.getLogger("lightning").setLevel(logging.ERROR)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     rows = {}
     for method in METHODS:
         found = factors(method, args.width, args.epochs)

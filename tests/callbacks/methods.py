@@ -1,4 +1,4 @@
-"""The one table of methods that the behaviour tests run through, and a short fit of one."""
+"""The one table of methods that the tests run through, a short fit of one, and what is measured of a result."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune import (
     FPGMCallback,
@@ -20,7 +22,7 @@ from lightning_prune import (
     PruningCallback,
 )
 from tests.callbacks import toys
-from tests.toy import Toy, loaders, trainer
+from tests.toy import Toy, loaders, network, trainer, zeros
 
 Make = Callable[..., PruningCallback]
 
@@ -39,7 +41,7 @@ CHANNELS: dict[str, Make] = {
     "slimming": NetworkSlimmingCallback,
     "fpgm": FPGMCallback,
 }
-SCALES = ("mrts", "slimming")
+SCALES: dict[str, Make] = {name: CHANNELS[name] for name in ("mrts", "slimming")}
 TOY_WEIGHTS: dict[str, Make] = {
     "toy score": toys.WeightScore, "toy statistics": toys.WeightStatistics, "toy gates": toys.WeightGates
 }  # fmt: skip
@@ -53,6 +55,9 @@ METHODS: dict[str, Make] = WEIGHTS | CHANNELS | TOY_WEIGHTS | TOY_CHANNELS
 PHASES: dict[str, Any] = {"warmup": 1, "sparsify": 3, "recalibrate_batches": 2}
 
 
+N = 8 * 9 + 16 * 8 * 9 + 16 * 4  # prunable weights of the toy network
+
+
 def removes_channels(name: str) -> bool:
     """Whether a method's outcome is smaller shapes; else it is zeros."""
     return name in CHANNELS | TOY_CHANNELS
@@ -61,6 +66,12 @@ def removes_channels(name: str) -> bool:
 def target(name: str) -> dict[str, float]:
     """A target of the method's kind: half of the MACs, or four fifths of the weights."""
     return {"target_macs": 0.5} if removes_channels(name) else {"target_sparsity": 0.8}
+
+
+def run(path: Path, method: str, module: Any = None, **options: Any) -> tuple[Any, Any, lightning.Trainer]:
+    """`fit` with a method of the table, by name, and its kind of target."""
+    given = options.pop("options", {})
+    return fit(path, METHODS[method], module, options=target(method) | given, **options)
 
 
 def fit(
@@ -77,9 +88,9 @@ def fit(
     torch.manual_seed(0)
     module = Toy() if module is None else module
     callback = make(**(PHASES | (options or {})))
-    run = trainer(path, [callback, *callbacks], enable_checkpointing=True, **trainer_options)
-    run.fit(module, **(data or loaders()), ckpt_path=ckpt_path)
-    return module, callback, run
+    done = trainer(path, [callback, *callbacks], enable_checkpointing=True, **trainer_options)
+    done.fit(module, **(data or loaders()), ckpt_path=ckpt_path)
+    return module, callback, done
 
 
 def keep_all(path: Path, every: int = 3) -> ModelCheckpoint:
@@ -98,3 +109,24 @@ def equal(a: nn.Module, b: nn.Module) -> bool:
 def size(module: nn.Module) -> int:
     """Parameters."""
     return sum(p.numel() for p in module.parameters())
+
+
+def macs(network: nn.Module, shape: tuple[int, ...] = (1, 1, 8, 8)) -> float:
+    """Multiply-accumulates of one sample, by PyTorch's own counter."""
+    was = network.training
+    # The counter knows matrix products, and nothing of the CPU's fused attention.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.zeros(shape))
+    network.train(was)
+    return counter.get_total_flops() / 2
+
+
+def check_budget(method: str, module: Toy) -> None:
+    """The target was met, by PyTorch's own counter or by counting zeros."""
+    if removes_channels(method):
+        dense = macs(network())
+        assert 0.375 * dense <= macs(module.net) <= 0.5 * dense  # a channel of the first layer is an eighth
+        assert zeros(module) == 0
+    else:
+        assert abs(zeros(module) - 0.8 * N) <= 1
+        assert size(module) == size(Toy())

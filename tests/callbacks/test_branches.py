@@ -1,4 +1,4 @@
-"""Structured methods on a network of which one branch dies while it is trained: the branch goes whole in mid-fit."""
+"""Structured methods on a network of which one branch dies while it is trained: the branch is removed in mid-fit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lightning_prune import LTPCallback, MRTSCallback, NetworkSlimmingCallback
 from lightning_prune.channels.surgery.empty import branch_names
 from lightning_prune.plan.record import plan_of
-from tests.callbacks.structured import PHASES, equal, fit, keep_all, size
+from tests.callbacks.methods import PHASES, equal, fit, keep_all, size
 from tests.toy import CLASSES, Toy, loaders, trainer
 
 
@@ -55,7 +55,7 @@ class Dies(lightning.Callback):
 
 
 @pytest.mark.parametrize(("method", "optimizer"), [(MRTSCallback, "sgd"), (NetworkSlimmingCallback, "adamw")])
-def test_a_branch_goes_whole_in_mid_fit_and_resumes_bit_for_bit(
+def test_a_branch_is_removed_in_mid_fit_and_resumes_bit_for_bit(
     method: type, optimizer: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
@@ -89,10 +89,10 @@ def test_a_branch_goes_whole_in_mid_fit_and_resumes_bit_for_bit(
     assert branch_names(plan_of(again)) == ("blocks.0",)
 
 
-def test_floors_hold_a_branch_that_has_some_life_left(tmp_path: Any) -> None:
-    alive, _, _ = fit(tmp_path, MRTSCallback, module(), options=PHASES | {"target_macs": 0.6, "min_keep": 0.25})
-    assert branch_names(plan_of(alive)) == ()
-    assert min(block[0].out_channels for block in alive.net.blocks) >= 3
+def test_floors_hold_a_branch_that_still_does_something(tmp_path: Any) -> None:
+    kept, _, _ = fit(tmp_path, MRTSCallback, module(), options=PHASES | {"target_macs": 0.6, "min_keep": 0.25})
+    assert branch_names(plan_of(kept)) == ()
+    assert min(block[0].out_channels for block in kept.net.blocks) >= 3
 
 
 def test_an_excluded_branch_stays(tmp_path: Any) -> None:

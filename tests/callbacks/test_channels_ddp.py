@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_prune import MRTSCallback, NetworkSlimmingCallback
-from tests.toy import Toy, loaders, samples, trainer
+from tests.toy import Toy, samples, trainer
 
 METHODS = {"mrts": MRTSCallback, "slimming": NetworkSlimmingCallback}
 
@@ -56,11 +56,6 @@ def test_two_processes_remove_the_same_channels_and_stay_equal(method, informati
     assert first["stage"] == "pruned"
     assert first["numbers"]["macs"] <= 0.5
     assert first["shapes"][0][0] < 8
-
-
-def test_processes_that_only_return_weights_are_refused(tmp_path):
-    with pytest.raises(Exception, match=r"could not come back from them. Use strategy='ddp'"):
-        trainer(tmp_path, [MRTSCallback()], devices=2, strategy="ddp_spawn").fit(Toy(), **loaders())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule
 import lightning_prune.callbacks.checkpoint as checkpoint_module
 from lightning_prune import CompactCheckpoint, MRTSCallback, take_shapes
 from lightning_prune.plan.record import plan_of
-from tests.callbacks.structured import equal, fit, size
+from tests.callbacks.methods import equal, fit, size
 from tests.toy import Toy, loaders, trainer
 
 RANK_ZERO = "lightning.pytorch.utilities.rank_zero"

@@ -1,19 +1,22 @@
-"""What is LTP's own: the price, the paper's raw mode, the temperature, and what it logs."""
+"""What is LTP's own: thresholds, the price, the paper's raw mode, the temperature, and what it warns of."""
 
-import csv
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import lightning
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from lightning_prune import LTPCallback, MagnitudeCallback
+from lightning_prune import LTPCallback
 from lightning_prune.functional import ltp
+from tests.callbacks.methods import N, fit
 from tests.ltp_equations import soft_l0
-from tests.toy import Toy, loaders, trainer, zeros
+from tests.toy import Toy, loaders, ours_left_on, trainer, zeros
 
 
-def test_without_a_target_the_price_decides(tmp_path):
+def test_without_a_target_the_price_decides(tmp_path: Path) -> None:
     left = []
     for lam in (0.01, 0.3, 10.0):
         module = Toy()
@@ -24,22 +27,22 @@ def test_without_a_target_the_price_decides(tmp_path):
     assert left[-1] > left[0] + 100
 
 
-def test_paper_mode_is_plain_gradient_descent_on_raw_thresholds(tmp_path):
+def test_paper_mode_is_plain_gradient_descent_on_raw_thresholds(tmp_path: Path) -> None:
     """Each step of τ is exactly −η·dL/dτ at a constant T0·Var|w|, with λ as given."""
     lam, lr, t0 = 1e-3, 1e-5, 1e-2
     steps = []
 
     class Spy(LTPCallback):
-        def learn(self, stats, active):
+        def learn(self, stats: torch.Tensor, active: torch.Tensor) -> None:
             before = self.thresholds().clone()
             slope, variance = self._slope.clone(), self._variance.clone()
             super().learn(stats, active)
             steps.append((before, slope, variance, stats.clone(), self.thresholds().clone()))
 
-    weights = {}
+    weights: dict[str, list[torch.Tensor]] = {}
 
     class Watch(lightning.Callback):
-        def on_train_batch_start(self, trainer, pl_module, *args):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
             weights.setdefault("first", [t.param.detach().clone() for t in callback.units.targets])
 
     callback = Spy(mode="paper", lam=lam, threshold_lr=lr, temperature=t0, sparsify=0.5)
@@ -60,11 +63,11 @@ def test_paper_mode_is_plain_gradient_descent_on_raw_thresholds(tmp_path):
 
 
 @pytest.mark.parametrize("schedule", ["exponential", "cosine"])
-def test_temperature_is_a_function_of_progress(schedule, tmp_path):
-    seen = []
+def test_temperature_is_a_function_of_progress(schedule: Any, tmp_path: Path) -> None:
+    seen: list[tuple[float, float]] = []
 
     class Spy(LTPCallback):
-        def learn(self, stats, active):
+        def learn(self, stats: torch.Tensor, active: torch.Tensor) -> None:
             super().learn(stats, active)
             seen.append((self.progress, self._t0()))
 
@@ -78,76 +81,73 @@ def test_temperature_is_a_function_of_progress(schedule, tmp_path):
     assert middle == pytest.approx({"exponential": 0.01, "cosine": 0.0505}[schedule], rel=0.2)
 
 
-KEYS = {"kept", "soft_kept", "compression", "sparsity", "band", "phase", "lambda", "temperature", "soft_loss"}
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_learned_thresholds_differ_and_the_kept_share_tracks_its_path(accumulate: int, tmp_path: Path) -> None:
+    """The controller brings the soft network near the budget, so that the last common factor is small."""
+    gaps = []
+
+    class Track(LTPCallback):
+        def learn(self, stats: torch.Tensor, active: torch.Tensor) -> None:
+            super().learn(stats, active)
+            if self.progress > 0.5:
+                gaps.append(abs(float(self._kept()) - self._goal()))
+
+    callback = Track(target_sparsity=0.8, sparsify=0.7)
+    trainer(tmp_path, [callback], max_epochs=40, accumulate_grad_batches=accumulate).fit(Toy(), **loaders())
+    assert callback.final_thresholds is not None
+    u = callback.final_thresholds / callback._scale
+    assert u.max() / u.min() > 1.1
+    assert sum(gaps) / len(gaps) < 0.05
 
 
-def test_everything_is_logged(tmp_path):
-    logger = CSVLogger(tmp_path, flush_logs_every_n_steps=1)
-    callback = LTPCallback(target_sparsity=0.8, warmup=1, sparsify=3)
-    run = trainer(tmp_path, [callback], logger=logger)
-    run.fit(Toy(), **loaders())
-    with open(f"{logger.log_dir}/metrics.csv") as f:
-        rows = list(csv.DictReader(f))
+def test_an_early_end_prunes_as_far_as_the_phase_has_come(tmp_path: Path) -> None:
+    class Stop(lightning.Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            trainer.should_stop = trainer.current_epoch == 2
 
-    def column(name):
-        return [float(r[name]) for r in rows if r.get(name)]
-
-    for key in KEYS:
-        assert column(f"prune/{key}"), key
-    sparsity = column("prune/sparsity")
-    assert sparsity[0] == 0
-    assert sparsity[-1] == pytest.approx(0.8, abs=1e-3)
-    assert max(column("prune/phase")) == 2
-    assert len(column("prune/layer/net.3.weight/sparsity")) == 5
-    assert len(column("prune/layer/net.3.weight/tau")) == 2  # at the ends of the two epochs that end with soft masks
-    assert column("prune/soft_accuracy")
-    assert column("prune/hard_accuracy")
-    assert "prune/sparsity" in run.progress_bar_metrics
-    assert run.callback_metrics["prune/compression"].item() == pytest.approx(5, rel=1e-2)
+    module = Toy()
+    with pytest.warns(UserWarning, match="ended in the sparsify phase, at 33%"):
+        trainer(tmp_path, [LTPCallback(sparsify=0.9), Stop()], max_epochs=10).fit(module, **loaders())
+    assert 0 < zeros(module) < 0.9 * N
+    assert not ours_left_on(module)
 
 
-def test_logged_sparsity_is_a_count(tmp_path):
-    """In every logged step the number is what counting the weights under the threshold gives."""
-    pairs = []
+def test_masks_hold_one_copy_of_the_masked_weights_and_finetune_none(tmp_path: Path) -> None:
+    held: list[int] = []
 
-    class Count(lightning.Callback):
-        def on_train_batch_end(self, trainer, pl_module, *args):
-            if callback.stage == "soft":
-                logged = trainer.callback_metrics.get("prune/kept")
-                if logged is not None:
-                    pairs.append((float(logged), before["kept"]))
+    class Measure(lightning.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            gates: Any = trainer.callbacks[0]._gates.values()
+            buffers = [g._masked for g in gates if g._masked is not None]
+            held.append(sum(b.numel() * b.element_size() for b in buffers))
 
-        def on_before_zero_grad(self, *args):
-            pass
-
-        def on_train_batch_start(self, *args):
-            if callback.stage == "soft":
-                before["kept"] = 1 - sum(callback.layer_zeros()) / callback.units.numel
-
-    before: dict[str, float] = {"kept": 1.0}
-    callback = LTPCallback(target_sparsity=0.8, sparsify=0.9)
-    trainer(tmp_path, [callback, Count()]).fit(Toy(), **loaders())
-    assert len(pairs) > 20
-    for logged, counted in pairs:
-        assert logged == pytest.approx(counted, abs=2 / callback.units.numel)
+    fit(tmp_path, LTPCallback, callbacks=[Measure()])
+    assert max(held) == 4 * N
+    assert held[-1] == 0
 
 
-def test_histograms_are_opt_in(tmp_path):
-    for every in (0, 2):
-        logger = TensorBoardLogger(tmp_path, name=f"every{every}")
-        tags = []
-        add = logger.experiment.add_histogram
-        logger.experiment.add_histogram = lambda tag, *a, add=add, tags=tags, **k: (tags.append(tag), add(tag, *a, **k))
-        trainer(tmp_path, [MagnitudeCallback(histogram_every=every)], logger=logger).fit(Toy(), **loaders())
-        assert len(tags) == (3 * 3 if every else 0)
-
-
-def test_compiled_masks_train_to_the_same_thresholds(tmp_path):
-    ends = []
+def test_compiled_masks_train_to_the_same_thresholds(tmp_path: Path) -> None:
+    ends: list[tuple[torch.Tensor, int]] = []
     for fuse in (False, True):
-        torch.manual_seed(0)
-        module, callback = Toy(), LTPCallback(target_sparsity=0.8, sparsify=3, fuse=fuse)
-        trainer(tmp_path, [callback]).fit(module, **loaders())
+        module, callback, _ = fit(tmp_path, LTPCallback, options={"target_sparsity": 0.8, "fuse": fuse})
         ends.append((callback.final_thresholds, zeros(module)))
     assert ends[0][1] == ends[1][1]
     torch.testing.assert_close(ends[0][0], ends[1][0], rtol=1e-2, atol=1e-6)
+
+
+class Stopped(LTPCallback):
+    """Thresholds far above all weights."""
+
+    def learn(self, stats: torch.Tensor, active: torch.Tensor) -> None:
+        super().learn(stats, active)
+        self._u.fill_(100.0)
+        self._cool()
+
+
+def test_a_vanishing_band_and_emptying_layers_are_warned_of(tmp_path: Path) -> None:
+    empty = r"net.3.weight is about to empty: 0 of 1152 weights are left, its floor is 12"
+    with (
+        pytest.warns(UserWarning, match="thresholds have stopped moving. Raise the temperature"),
+        pytest.warns(UserWarning, match=empty),
+    ):
+        trainer(tmp_path, [Stopped(lam=1.0, sparsify=3)]).fit(Toy(), **loaders())

@@ -252,7 +252,7 @@ def table(rows: dict[str, dict[str, Any]], models: list[dict[str, Any]], note: s
         "",
         "`difference` is the largest |masked - sliced| relative to the largest output, on a random batch, before the "
         "model was changed; `effect` is what the masking itself changes. `frozen` is the share of BatchNorm channels "
-        "that may not go, `removed` the share that went, `restored` the classes that came back for equal splits or "
+        "that may not go, `removed` the share that went, `restored` the groups that came back for equal splits or "
         "non-empty layers, `stuck` the parameters that got no gradient or did not move in one training step after the "
         "surgery (in brackets: in the same step of the dense model).",
         "",

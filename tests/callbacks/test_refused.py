@@ -1,0 +1,125 @@
+"""Fits that are refused before they prune wrongly: each message names the value and the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_prune import LTPCallback, MagnitudeCallback, MRTSCallback
+from lightning_prune.errors import BudgetError
+from tests.callbacks.methods import METHODS, SCALES, fit, run, target
+from tests.toy import Toy, ours_left_on, trainer
+
+PATTERNS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"include": ["blocks.*"]}, ValueError, r"include pattern 'blocks.\*' matches no prunable weight.*like 'net"),
+    ({"exclude": ["nett.0"]}, ValueError, r"exclude pattern 'nett.0' matches no prunable weight.*'net.0"),
+    (
+        {"target_sparsity": 0.99, "min_keep": 0.05},
+        BudgetError,
+        r"min_keep per layer alone keeps.*net.3.weight \(58 of 1152\)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), PATTERNS, ids=lambda x: str(x)[:40])
+def test_layers_and_budgets_that_cannot_be(
+    options: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    module = Toy()
+    before = {k: v.clone() for k, v in module.named_parameters()}
+    with pytest.raises(error, match=message):
+        fit(tmp_path, LTPCallback, module, options=options)
+    assert not ours_left_on(module)
+    assert all(torch.equal(before[k], v) for k, v in module.named_parameters())
+
+
+PAIRS = [("ltp", "magnitude"), ("magnitude", "toy score"), ("ltp", "mrts"), ("fpgm", "ltp"), ("fpgm", "slimming")]
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_two_callbacks_in_one_fit(first: str, second: str, tmp_path: Path) -> None:
+    module, other = Toy(), METHODS[second](**target(second))
+    with pytest.raises(ValueError, match=r"\w+ and \w+ cannot prune in the same fit: .* Fit twice"):
+        run(tmp_path, first, module, callbacks=[other])
+    assert not ours_left_on(module)
+
+
+class Raw(Toy):
+    """Steps the raw torch optimizer, so Lightning's hooks never run."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        optimizer.zero_grad()
+        F.cross_entropy(self(x), y).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("sparsify", [3, 0])
+def test_raw_optimizer(sparsify: int, tmp_path: Path) -> None:
+    module = Raw()
+    with pytest.raises(RuntimeError, match=r"SGD.step\(\) ran without Lightning's hooks.*self.optimizers\(\)"):
+        fit(tmp_path, MagnitudeCallback, module, options={"warmup": 0, "sparsify": sparsify})
+    assert not ours_left_on(module)
+
+
+class Lbfgs(Toy):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.LBFGS(self.parameters())
+
+
+def test_lbfgs(tmp_path: Path) -> None:
+    with pytest.raises(NotImplementedError, match=r"LBFGS evaluates the loss several times.*first-order"):
+        fit(tmp_path, LTPCallback, Lbfgs())
+
+
+class Noisy(torch.optim.SGD):
+    """Moves weights beside their gradients."""
+
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.add_(1e-3)
+        return loss
+
+
+def test_an_optimizer_that_moves_pruned_weights(tmp_path: Path) -> None:
+    module = Toy()
+    module.configure_optimizers = lambda: Noisy(module.parameters(), lr=0.01)  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match=r"Pruned weights came back in net.0.weight"):
+        fit(tmp_path, LTPCallback, module)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_sharding_strategies(name: str) -> None:
+    class Fake:
+        strategy = object.__new__(FSDPStrategy)
+
+    callback = METHODS[name]()
+    message = rf"{type(callback).__name__} does not support FSDPStrategy.*strategy='ddp'"
+    with pytest.raises(NotImplementedError, match=message):
+        callback.setup(Fake(), Toy(), "fit")  # type: ignore[arg-type]
+
+
+def test_processes_that_only_return_weights(tmp_path: Path) -> None:
+    callback = MRTSCallback()
+    run = trainer(tmp_path, [callback], devices=2, strategy="ddp_spawn")
+    with pytest.raises(NotImplementedError, match=r"could not come back from them. Use strategy='ddp'"):
+        callback.setup(run, Toy(), "fit")
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_no_batchnorm_points_to_other_methods(name: str, tmp_path: Path) -> None:
+    module = Toy()
+    module.net[1] = module.net[4] = nn.Identity()
+    with pytest.raises(ValueError, match=r"has none.*FPGMCallback, LTPCallback"):
+        fit(tmp_path, SCALES[name], module)
