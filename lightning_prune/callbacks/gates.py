@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -66,10 +67,12 @@ class GateTrainer:
             p.grad = grad
 
     def state(self) -> dict[str, Any]:
-        """Parameters and the optimizer's state, plain."""
+        """Parameters and the optimizer's state, plain; a copy."""
         if self._optimizer is None:
             return {}
-        return {"parameters": [p.detach().clone() for p in self.parameters], "optimizer": self._optimizer.state_dict()}
+        return copy.deepcopy(
+            {"parameters": [p.detach() for p in self.parameters], "optimizer": self._optimizer.state_dict()}
+        )
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Any]) -> None:

@@ -1,7 +1,11 @@
 """The named timm backbones on real data: exact target, learned thresholds, zeros that stay, file, resume."""
 
+from __future__ import annotations
+
 import copy
 import pickle
+from pathlib import Path
+from typing import Any
 
 import lightning
 import pytest
@@ -26,10 +30,10 @@ BATCHES = 6
 class Once(lightning.Callback):
     """In the middle of the sparsify phase: copies of the module are plain, and the mask is in what it computes."""
 
-    def __init__(self, callback):
+    def __init__(self, callback: Any) -> None:
         self.callback, self.done = callback, False
 
-    def on_train_batch_end(self, trainer, pl_module, *args):
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         if self.callback.stage == "soft" and not self.done and self.callback.progress > 0.5:
             self.done = True
             was = pl_module.training
@@ -45,7 +49,7 @@ class Once(lightning.Callback):
             pl_module.train(was)
 
 
-def fit(path, name, ckpt_path=None):
+def fit(path: Path, name: str, ckpt_path: Any = None) -> Any:
     torch.manual_seed(0)
     kwargs = BACKBONES[name]
     module = TimmClassifier(name, model_kwargs=kwargs | {"drop_rate": 0.0}, lr=1e-3)
@@ -62,7 +66,7 @@ def fit(path, name, ckpt_path=None):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_backbone_end_to_end(name, tmp_path):
+def test_backbone_end_to_end(name: str, tmp_path: Path) -> None:
     module, callback = fit(tmp_path, name)
     report = sparsity_report(module)
     assert abs(report.zeros - TARGET * report.prunable) <= 1
@@ -94,7 +98,7 @@ def test_backbone_end_to_end(name, tmp_path):
     assert all(torch.equal(dense[k], v) for k, v in module.model.state_dict().items())
 
 
-def test_torchs_compiler_sees_the_mask_in_one_graph():
+def test_torchs_compiler_sees_the_mask_in_one_graph() -> None:
     import timm
 
     from lightning_prune.masks import SoftGate, attach, detach, find_targets
@@ -118,7 +122,7 @@ def test_torchs_compiler_sees_the_mask_in_one_graph():
     detach(model)
 
 
-def masked_by_hand(model, x, targets):
+def masked_by_hand(model: Any, x: torch.Tensor, targets: Any) -> Any:
     from torch.func import functional_call
 
     from lightning_prune.masks import detach
@@ -130,7 +134,7 @@ def masked_by_hand(model, x, targets):
     return functional_call(plain, weights, (x,))
 
 
-def test_thresholds_part_over_a_longer_phase(tmp_path):
+def test_thresholds_part_over_a_longer_phase(tmp_path: Path) -> None:
     """The runs above are too short for thresholds that move at one speed to part; here each layer finds its own."""
     torch.manual_seed(0)
     module = TimmClassifier("resnet20_cifar", model_kwargs={"width": 8}, lr=1e-3)

@@ -1,6 +1,10 @@
 """The named timm backbones on real data: they shrink in mid-fit, train on, resume, save, load and export."""
 
+from __future__ import annotations
+
 import io
+from pathlib import Path
+from typing import Any
 
 import lightning
 import onnxruntime
@@ -21,10 +25,10 @@ BATCHES = 3
 class Losses(lightning.Callback):
     """The training loss on one fixed batch just before and after the removal, and with the channels only masked."""
 
-    def __init__(self, callback):
+    def __init__(self, callback: Any) -> None:
         self.callback, self.numbers, self.before = callback, {}, {}
 
-    def loss(self, module):
+    def loss(self, module: Any) -> Any:
         x, y = self.batch
         was = module.training
         module.eval()
@@ -33,12 +37,12 @@ class Losses(lightning.Callback):
         module.train(was)
         return value
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.callback.stage == "soft":
             self.batch = batch
             self.before = {k: v.detach().clone() for k, v in pl_module.state_dict().items()}
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self.callback.stage != "pruned" or self.numbers or not self.before:
             return
         self.numbers["pruned"] = self.loss(pl_module)
@@ -53,7 +57,7 @@ class Losses(lightning.Callback):
         self.numbers["masked"] = self.loss(masked)
 
 
-def fit(path, name, method=MRTSCallback, ckpt_path=None):
+def fit(path: Path, name: str, method: Any = MRTSCallback, ckpt_path: Any = None) -> Any:
     torch.manual_seed(0)
     kwargs = {"width": 16} if "cifar" in name else {}
     module = TimmClassifier(name, model_kwargs=kwargs | {"drop_rate": 0.0}, lr=1e-3)
@@ -69,7 +73,7 @@ def fit(path, name, method=MRTSCallback, ckpt_path=None):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_backbone_shrinks_in_mid_fit_trains_on_resumes_saves_loads_and_exports(name, tmp_path):
+def test_backbone_shrinks_in_mid_fit_trains_on_resumes_saves_loads_and_exports(name: str, tmp_path: Path) -> None:
     module, callback, losses = fit(tmp_path, name)
     dense = TimmClassifier(**module.hparams)
     size, before = (sum(p.numel() for p in m.parameters()) for m in (module, dense))
@@ -98,13 +102,13 @@ def test_backbone_shrinks_in_mid_fit_trains_on_resumes_saves_loads_and_exports(n
     torch.testing.assert_close(torch.from_numpy(got), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_slimming_on_a_backbone(tmp_path):
+def test_slimming_on_a_backbone(tmp_path: Path) -> None:
     module, callback, _ = fit(tmp_path, "mixnet_s", NetworkSlimmingCallback)
     assert 0.495 <= callback.numbers["macs"] <= 0.5
     assert module.model(torch.randn(2, 1, 32, 32)).isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "vit_tiny_patch16_224"])
-def test_a_backbone_without_batchnorm_points_to_ltp(name, tmp_path):
+def test_a_backbone_without_batchnorm_points_to_ltp(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"decides by BatchNorm scale factors.*LTPCallback"):
         trainer(tmp_path, [MRTSCallback()]).fit(TimmClassifier(name), datamodule=DigitsDataModule())

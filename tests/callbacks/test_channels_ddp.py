@@ -1,8 +1,12 @@
 """Two gloo processes on the CPU: both remove the same channels, and go on with equal weights."""
 
+from __future__ import annotations
+
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,16 +20,16 @@ METHODS = {"mrts": MRTSCallback, "slimming": NetworkSlimmingCallback}
 class Shards:
     """Each rank's own half of the data."""
 
-    def __len__(self):
+    def __len__(self) -> int:
         return 8
 
-    def __iter__(self):
+    def __iter__(self) -> Any:
         x, y = samples().tensors
         rank = torch.distributed.get_rank()
         return iter([(x[i : i + 4], y[i : i + 4]) for i in range(32 * rank, 32 * rank + 32, 4)])
 
 
-def train(path, method, information):
+def train(path: Path, method: Any, information: str) -> None:
     """Run in each of two processes; writes what this rank ended with."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -47,7 +51,7 @@ def train(path, method, information):
 
 
 @pytest.mark.parametrize(("method", "information"), [("mrts", "labels"), ("slimming", "")])
-def test_two_processes_remove_the_same_channels_and_stay_equal(method, information, tmp_path):
+def test_two_processes_remove_the_same_channels_and_stay_equal(method: Any, information: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.callbacks.test_channels_ddp", str(tmp_path), method, information]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

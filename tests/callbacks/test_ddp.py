@@ -1,6 +1,10 @@
 """Two gloo processes on the CPU: the same thresholds, masks and weights on both, and those of one process."""
 
+from __future__ import annotations
+
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,12 +20,12 @@ N = 8 * 9 + 16 * 8 * 9 + 16 * 4
 class Report(Toy):
     """Writes what each rank ended with; BatchNorm is off, so that two half batches equal a whole one."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
         self.net[1] = self.net[4] = torch.nn.Identity()
 
-    def on_fit_end(self):
+    def on_fit_end(self) -> None:
         callback = next(c for c in self.trainer.callbacks if type(c) in METHODS.values())
         numbers = {
             "weights": [p.double().sum().item() for p in self.parameters()],
@@ -32,7 +36,7 @@ class Report(Toy):
             json.dump(numbers, f)
 
 
-def fit(path, method, devices):
+def fit(path: Path, method: Any, devices: int) -> Any:
     torch.manual_seed(0)
     module = Report(str(path))
     data = DataLoader(samples(), batch_size=8 // devices)
@@ -52,20 +56,20 @@ def fit(path, method, devices):
 class Halves:
     """Each rank's half of every batch of one process."""
 
-    def __init__(self, halves):
+    def __init__(self, halves: Any) -> None:
         self.halves = halves
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.halves[0])
 
-    def __iter__(self):
+    def __iter__(self) -> Any:
         x, y = samples().tensors
         rank = torch.distributed.get_rank()
         return iter([(x[i], y[i]) for i in self.halves[rank]])
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_two_processes_agree_with_each_other_and_with_one(method, tmp_path):
+def test_two_processes_agree_with_each_other_and_with_one(method: Any, tmp_path: Path) -> None:
     fit(tmp_path, method, 1)
     module = fit(tmp_path, method, 2)
     one, first, second = (json.loads((tmp_path / f"rank{n}.json").read_text()) for n in ("0of1", "0of2", "1of2"))

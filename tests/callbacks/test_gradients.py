@@ -1,6 +1,10 @@
 """The whole mechanism against plain autograd, in every way of training that changes when and how gradients arrive."""
 
+from __future__ import annotations
+
 import copy
+from pathlib import Path
+from typing import Any
 
 import lightning
 import pytest
@@ -22,18 +26,18 @@ LAM = 0.5
 class Probe(LTPCallback):
     """LTP with thresholds in the middle of the weights, that keeps the first gradients it sees."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(lam=LAM, sparsify=1.0, temperature_start=0.5, temperature=0.5, recalibrate_batches=0)
         self.seen_tau_grad = {}
         self.used = {}
 
-    def start(self, targets):
+    def start(self, targets: Any) -> None:
         super().start(targets)
         self._u.fill_(0.6)
         self._cool()
         self.slopes, self.shifts = self._slope.clone(), self._shift.clone()
 
-    def learn(self, stats, active):
+    def learn(self, stats: torch.Tensor, active: torch.Tensor) -> None:
         for i in active.nonzero().flatten().tolist():
             name = self.units.targets[i].name
             if name not in self.seen_tau_grad:
@@ -45,14 +49,14 @@ class Probe(LTPCallback):
 class Capture(lightning.Callback):
     """Keeps the gradients with which each optimizer takes its first step, and the batches before it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.grads, self.batches = {}, []
 
-    def on_train_start(self, trainer, pl_module):
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         names = {id(p): n for n, p in pl_module.named_parameters()}
         self.start = copy.deepcopy(pl_module.state_dict())
 
-        def after(optimizer, args, kwargs):
+        def after(optimizer: Any, args: Any, kwargs: Any) -> None:
             for group in optimizer.param_groups:
                 for p in group["params"]:
                     if p.grad is not None:
@@ -62,7 +66,7 @@ class Capture(lightning.Callback):
             optimizer.register_step_post_hook(after)  # the closure runs inside the step
 
 
-def reference(probe, module, start, losses, scale=1.0):
+def reference(probe: Any, module: Any, start: Any, losses: Any, scale: float = 1.0) -> Any:
     """Gradients of weights (g·m) and thresholds, from autograd through ``v(w, τ)`` and the losses as functions of v."""
     weights = {n: start[n].clone() for n in probe.used}
     v, gates, shifts = {}, {}, {}
@@ -93,7 +97,7 @@ def reference(probe, module, start, losses, scale=1.0):
     return tau_grad, size, weight_grad, rest
 
 
-def relative(a, b):
+def relative(a: Any, b: Any) -> Any:
     a, b = torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64)
     return ((a - b).norm() / b.norm()).item()
 
@@ -103,7 +107,7 @@ class Manual(Toy):
 
     automatic_optimization = False
 
-    def training_step(self, batch, batch_idx):
+    def training_step(self, batch: Any, batch_idx: int) -> None:
         x, y = batch
         optimizer = self.optimizers()
         self.manual_backward(F.cross_entropy(self(x), y) / 2)
@@ -117,11 +121,11 @@ class TwoOptimizers(Toy):
 
     automatic_optimization = False
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.other = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
 
-    def training_step(self, batch, batch_idx):
+    def training_step(self, batch: Any, batch_idx: int) -> None:
         x, y = batch
         one, two = self.optimizers()
         one.zero_grad()
@@ -131,7 +135,7 @@ class TwoOptimizers(Toy):
         self.manual_backward(F.cross_entropy(self.other(x), y))
         two.step()
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> Any:
         return [torch.optim.SGD(self.net.parameters(), 0.1), torch.optim.SGD(self.other.parameters(), 0.1)]
 
 
@@ -147,7 +151,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_equal_autograd(case, tmp_path):
+def test_gradients_equal_autograd(case: str, tmp_path: Path) -> Any:
     module = {"manual": Manual, "two optimizers": TwoOptimizers}.get(case, Toy)().double()
     mixed = "mixed" in case
     options = {"precision": "64-true"} if not mixed else {}
@@ -164,7 +168,7 @@ def test_gradients_equal_autograd(case, tmp_path):
     window = batches[:2] if case in ("accumulated", "manual") else batches[:1]
     assert fit.global_step > 0
 
-    def losses(forward):
+    def losses(forward: Any) -> Any:
         total = 0.0
         for x, y in window:
             x = x if mixed else x.double()
@@ -190,7 +194,7 @@ def test_gradients_equal_autograd(case, tmp_path):
         assert relative(capture.grads[name], weight_grad[name]) < 1e-6, name
 
 
-def test_overflow_moves_nothing(tmp_path):
+def test_overflow_moves_nothing(tmp_path: Path) -> None:
     """A loss scale that overflows fp16: the scaler skips the weights' step, and thresholds stay too."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60, growth_interval=1000)
     module, probe = Toy(), Probe()
@@ -198,7 +202,7 @@ def test_overflow_moves_nothing(tmp_path):
     seen = []
 
     class Watch(lightning.Callback):
-        def on_train_batch_end(self, *args):
+        def on_train_batch_end(self, *args: Any) -> None:
             seen.append(probe._u.clone())
 
     plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)

@@ -1,5 +1,10 @@
 """What MRTS does to scale factors: right under every optimizer and precision, two modes, thresholds in between."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
 import lightning
 import pytest
 import torch
@@ -16,7 +21,7 @@ STEPS = 24
 class Still(Toy):
     """A module whose loss moves nothing, so that scale factors move by the penalty alone."""
 
-    def __init__(self, kind, manual=0):
+    def __init__(self, kind: str, manual: int = 0) -> None:
         super().__init__()
         self.kind, self.manual = kind, manual
         self.automatic_optimization = not manual
@@ -24,7 +29,7 @@ class Still(Toy):
         for i in (1, 4):
             self.net[i].weight.data = 0.2 + 0.8 * torch.rand(len(self.net[i].weight), generator=generator)
 
-    def training_step(self, batch, batch_idx):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
         loss = 0.0 * F.cross_entropy(self(batch[0]), batch[1])
         if not self.manual:
             return loss
@@ -35,7 +40,7 @@ class Still(Toy):
             optimizer.zero_grad()
         return loss
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> Any:
         if self.kind == "sgd":
             return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
         return torch.optim.AdamW(self.parameters(), lr=0.01, weight_decay=0.0)
@@ -44,7 +49,7 @@ class Still(Toy):
 class Count(MRTSCallback):
     count = 0
 
-    def regularize(self, factors, lr):
+    def regularize(self, factors: Any, lr: torch.Tensor) -> None:
         self.count += 1
         super().regularize(factors, lr)
 
@@ -62,14 +67,14 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_step_is_one_proximal_step_whatever_the_optimizer(case, tmp_path):
+def test_a_step_is_one_proximal_step_whatever_the_optimizer(case: str, tmp_path: Path) -> None:
     kind, manual, options, steps = CASES[case]
     callback, module = Count(mode="paper", lam=0.05, warmup=0, sparsify=1.0, delta=1e-3), Still(kind, manual)
     start = [module.net[i].weight.detach().clone() for i in (1, 4)]
     end = []
 
     class Before(lightning.Callback):
-        def on_train_batch_end(self, trainer, pl_module, *args):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
             end[:] = [pl_module.net[i].weight.detach().clone() for i in (1, 4)]
 
     with pytest.warns(UserWarning, match="removes no channel: the rule 'css' with delta=0.001"):
@@ -84,11 +89,11 @@ def test_a_step_is_one_proximal_step_whatever_the_optimizer(case, tmp_path):
         torch.testing.assert_close(got.float(), gamma, **close)
 
 
-def test_a_skipped_optimizer_step_regularizes_nothing(tmp_path):
+def test_a_skipped_optimizer_step_regularizes_nothing(tmp_path: Path) -> Any:
     """Loss scaling overflows in the first steps at a scale of 2^28; the scaler skips the optimizer."""
 
     class Loud(Still):
-        def training_step(self, batch, batch_idx):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
             return F.cross_entropy(self(batch[0]), batch[1])
 
     callback = Count(mode="paper", lam=0.05, warmup=0, sparsify=1.0, delta=1e-3)
@@ -102,7 +107,7 @@ def test_a_skipped_optimizer_step_regularizes_nothing(tmp_path):
     assert callback.count == STEPS - skipped
 
 
-def modes(path, method):
+def modes(path: Path, method: Any) -> Any:
     """Sizes of the two norms of the toy network just before the removal, in units of their mean at the start."""
     torch.manual_seed(0)
     module, sizes = Toy(), {}
@@ -110,7 +115,7 @@ def modes(path, method):
     callback = method(target_macs=0.4, warmup=1, sparsify=4)
 
     class Before(lightning.Callback):
-        def on_train_batch_end(self, trainer, pl_module, *args):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
             if callback.stage == "soft":
                 for i in (1, 4):
                     sizes[i] = (pl_module.net[i].weight.detach().abs() / 1.0, callback.selection)
@@ -119,7 +124,7 @@ def modes(path, method):
     return sizes, callback
 
 
-def wide():
+def wide() -> Any:
     torch.manual_seed(0)
     net = network()
     net[0], net[1] = nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32)
@@ -127,7 +132,7 @@ def wide():
     return net
 
 
-def test_mutual_regularization_makes_two_modes_and_l1_one(tmp_path):
+def test_mutual_regularization_makes_two_modes_and_l1_one(tmp_path: Path) -> None:
     """The paper's figures 3 and 6: modes at 0 and at a large value with MR, one near 0 with L1."""
     polar, callback = modes(tmp_path, MRTSCallback)
     for gamma, choice in polar.values():
@@ -148,7 +153,7 @@ def test_mutual_regularization_makes_two_modes_and_l1_one(tmp_path):
 
 @pytest.mark.parametrize("information", ["gaussian", "binned", "labels"])
 @pytest.mark.parametrize("rule", ["css", "mass", "exp", "global"])
-def test_every_estimator_and_rule_meets_the_budget(information, rule, tmp_path):
+def test_every_estimator_and_rule_meets_the_budget(information: str, rule: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = Toy()
     module.net = wide()
@@ -157,7 +162,7 @@ def test_every_estimator_and_rule_meets_the_budget(information, rule, tmp_path):
     assert 0.46 <= callback.numbers["macs"] <= 0.5  # one channel of so small a network costs 3 %
 
 
-def test_label_information_singles_out_the_channels_that_tell_the_class(tmp_path):
+def test_label_information_singles_out_the_channels_that_tell_the_class(tmp_path: Path) -> None:
     """Channel 0 of the first conv is bright where the image is, channel 1 is silent."""
     torch.manual_seed(0)
     module = Toy()
@@ -167,7 +172,7 @@ def test_label_information_singles_out_the_channels_that_tell_the_class(tmp_path
     got = {}
 
     class Note(MRTSCallback):
-        def selected(self, units, selection):
+        def selected(self, units: Any, selection: Any) -> None:
             if not got:
                 ids = units.graph.axes["1.weight"][0]
                 local = [int((self.factors.groups == g).nonzero()) for g in ids.tolist()]
@@ -183,9 +188,9 @@ def test_label_information_singles_out_the_channels_that_tell_the_class(tmp_path
     assert total[0] > within[0]
 
 
-def test_labels_are_asked_for_by_name(tmp_path):
+def test_labels_are_asked_for_by_name(tmp_path: Path) -> Any:
     class Pairs(MRTSCallback):
-        def calibration_forward(self, module, batch):
+        def calibration_forward(self, module: Any, batch: Any) -> Any:
             return module(batch[0]), None
 
     callback = Pairs(information="labels", warmup=0, sparsify=2)
@@ -193,13 +198,13 @@ def test_labels_are_asked_for_by_name(tmp_path):
         trainer(tmp_path, [callback]).fit(Toy(), **loaders())
 
 
-def test_signs_are_kept_and_none_is_crossed(tmp_path):
+def test_signs_are_kept_and_none_is_crossed(tmp_path: Path) -> None:
     module = Still("sgd")
     module.net[1].weight.data[:4] *= -1
     signs = module.net[1].weight.detach().sign()
 
     class Watch(lightning.Callback):
-        def on_train_batch_end(self, trainer, pl_module, *args):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
             if callback.stage == "soft":
                 assert bool((pl_module.net[1].weight.detach() * signs >= 0).all())
 
@@ -208,7 +213,7 @@ def test_signs_are_kept_and_none_is_crossed(tmp_path):
     assert callback.stage == "pruned"
 
 
-def test_two_settings_of_the_same_parts():
+def test_two_settings_of_the_same_parts() -> None:
     """MR alone, TS alone, both and none: the paper's ablation is the choice of a penalty and of a rule."""
     both, mr = MRTSCallback(), MRTSCallback(rule="global")
     ts, none = NetworkSlimmingCallback(rule="css"), NetworkSlimmingCallback()

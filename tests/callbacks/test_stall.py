@@ -3,6 +3,8 @@
 A small network on the bundled digits, the paper's raw rule for both: only the weights' gradient differs.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -13,7 +15,7 @@ from tests import ltp_equations as ltp
 LAM, STEP, EPOCHS = 1e-4, 3e-3, 30
 
 
-def prepared():
+def prepared() -> tuple[nn.Sequential, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     data = DigitsDataModule(image_size=None, batch_size=64)
     data.setup("fit")
@@ -30,7 +32,7 @@ def prepared():
     return net, x, y
 
 
-def sparsify(net, x, y, full: bool):
+def sparsify(net: nn.Sequential, x: torch.Tensor, y: torch.Tensor, full: bool) -> list[tuple[float, int]]:
     """By epoch: (kept share, weights near a threshold). ``full``: weights follow the exact gradient, not g·m."""
     torch.manual_seed(1)
     layers = [m for m in net if isinstance(m, nn.Linear)]
@@ -78,7 +80,7 @@ def sparsify(net, x, y, full: bool):
     return path
 
 
-def test_the_full_gradient_stalls_and_ltp_does_not():
+def test_the_full_gradient_stalls_and_ltp_does_not() -> None:
     net, x, y = prepared()
     state = {k: v.clone() for k, v in net.state_dict().items()}
     ltp_path = sparsify(net, x, y, full=False)

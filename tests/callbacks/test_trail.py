@@ -1,6 +1,10 @@
 """The trail: ordinary checkpoints at the wanted kept shares, an index, and picking from it."""
 
+from __future__ import annotations
+
 import json
+from pathlib import Path
+from typing import Any
 
 import lightning
 import pytest
@@ -12,14 +16,14 @@ from tests.toy import Toy, loaders, trainer
 N = 8 * 9 + 16 * 8 * 9 + 16 * 4
 
 
-def run(path, values, **options):
+def run(path: Path, values: Any, **options: Any) -> Any:
     callback = LTPCallback(target_sparsity=0.9, sparsify=0.7, trail=values, trail_dir=str(path / "trail"), **options)
     module = Toy()
     trainer(path, [callback], max_epochs=20).fit(module, **loaders())
     return module, Trail(path / "trail")
 
 
-def test_checkpoints_at_each_crossing_with_their_numbers(tmp_path):
+def test_checkpoints_at_each_crossing_with_their_numbers(tmp_path: Path) -> None:
     _, trail = run(tmp_path, [0.7, 0.3, 0.1])
     assert sorted((v for e in trail.entries for v in e.crossed), reverse=True) == [0.7, 0.3, 0.1]
     for entry in trail.entries:
@@ -35,7 +39,7 @@ def test_checkpoints_at_each_crossing_with_their_numbers(tmp_path):
         assert set(row) >= {"path", "crossed", "kept", "sparsity", "score", "epoch", "step", "phase"}
 
 
-def test_a_pruned_entry_scores_what_the_index_says(tmp_path):
+def test_a_pruned_entry_scores_what_the_index_says(tmp_path: Path) -> None:
     _, trail = run(tmp_path, [0.5])
     module = trail.entries[0].prune(Toy())
     result = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False).validate(
@@ -45,7 +49,7 @@ def test_a_pruned_entry_scores_what_the_index_says(tmp_path):
     assert result[0]["val_acc"] == pytest.approx(trail.entries[0].score, abs=1 / 32 + 1e-6)
 
 
-def test_pick(tmp_path):
+def test_pick(tmp_path: Path) -> Any:
     folder = tmp_path / "trail"
     folder.mkdir()
     base = {"sparsity": 0, "phase": "sparsify", "epoch": 0, "step": 0, "metric": "val_acc"}
@@ -54,7 +58,7 @@ def test_pick(tmp_path):
     (folder / "index.json").write_text(json.dumps(index))
     trail = Trail(folder)
 
-    def name(**constraint):
+    def name(**constraint: Any) -> Any:
         return trail.pick(**constraint).path[-1]
 
     assert name() == "a"
@@ -68,7 +72,7 @@ def test_pick(tmp_path):
         Trail(tmp_path)
 
 
-def test_prints_as_a_table(tmp_path):
+def test_prints_as_a_table(tmp_path: Path) -> None:
     base = {"phase": "sparsify", "epoch": 3, "step": 40, "metric": "val_acc"}
     rows = [("a.ckpt", [0.7, 0.5], 0.5, 0.93214), ("b.ckpt", [0.2], 0.2, None)]
     index = [base | {"path": p, "crossed": c, "kept": k, "sparsity": 1 - k, "score": s} for p, c, k, s in rows]
@@ -82,7 +86,7 @@ def test_prints_as_a_table(tmp_path):
     assert "checkpoint" in str(Trail(tmp_path))
 
 
-def test_a_resumed_run_goes_on_with_the_index(tmp_path):
+def test_a_resumed_run_goes_on_with_the_index(tmp_path: Path) -> None:
     _, trail = run(tmp_path, [0.7, 0.1])
     first = trail.entries[0]
     callback = LTPCallback(target_sparsity=0.9, sparsify=0.7, trail=[0.7, 0.1], trail_dir=str(tmp_path / "again"))

@@ -151,3 +151,9 @@ def silenced(model: nn.Module, plan: Any) -> nn.Module:
                 gone = [i for i in range(cut.shape[dim]) if i not in set(kept)]
                 tensors[name].index_fill_(dim, torch.tensor(gone), 0.0)
     return model
+
+
+def unchanged(model: nn.Module, before: dict[str, Tensor]) -> bool:
+    """Whether a model's state is what it was."""
+    now = model.state_dict()
+    return now.keys() == before.keys() and all(torch.equal(now[k], v) for k, v in before.items())

@@ -23,8 +23,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import nn
+
+from lightning_prune.channels import ChannelError, prune_channels
 
 RATIO = 0.3
 SIZES = (96, 128, 160, 192, 224, 256, 288, 320, 384)
@@ -38,8 +41,6 @@ def is_norm(module: nn.Module) -> bool:
 
 def listing(path: Path) -> list[dict[str, Any]]:
     """[{name, parameters, norms}] of all architectures, smallest first; written once, as it takes minutes."""
-    import timm
-
     if path.exists():
         return json.loads(path.read_text())
     rows = []
@@ -95,10 +96,6 @@ def train_step(model: nn.Module, batch: torch.Tensor) -> int:
 
 def run_one(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """Prunes one architecture; never raises."""
-    import timm
-
-    from lightning_prune.channels import ChannelError, prune_channels
-
     row: dict[str, Any] = {"name": name}
     batch = None
     try:
@@ -240,8 +237,6 @@ def table(rows: dict[str, dict[str, Any]], models: list[dict[str, Any]], note: s
         else:
             cells += ["-"] * 10
         lines.append("| " + " | ".join([*cells, detail.replace("|", "/").replace("\n", " ")[:240]]) + " |")
-    import timm
-
     times = sorted(r["seconds"] for r in rows.values() if "seconds" in r)
     head = [
         "# Channel surgery on every timm architecture with affine BatchNorm",

@@ -227,7 +227,7 @@ def test_eca_is_an_approximation_that_must_be_asked_for() -> None:
 
 
 def test_a_wrong_rule_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proof has teeth: with a rule that claims too much, the surgery is refused and names the layer."""
+    """With a rule that claims too much, the proof fails: the surgery is refused and names the layer."""
     from lightning_prune.channels.rules.registry import RULES, elementwise
 
     monkeypatch.setitem(RULES, "roll", elementwise)

@@ -43,7 +43,7 @@ def test_a_selection_counts_branches_that_are_removed() -> None:
     # what a budget asks for beyond that comes from the other layers
     selector = make_selector(model, budget=("macs", 0.4), min_channels=1)
     assert select(selector).macs <= 0.4 < selection.macs
-    # excluded layers stay, and one factor that is alive keeps its floor
+    # excluded layers stay, and a layer with one factor that is not zero keeps its floor
     selector = make_selector(model, exclude=("blocks.0.*",))
     assert bool(select(selector).keep.all())
     nn.init.constant_(model.blocks[0][0][1].weight[:1], 1e-3)
