@@ -178,23 +178,6 @@ def test_macs_budget_and_cost_agree_with_the_flop_counter() -> None:
     assert 0.3 * dense < measured() <= 0.5 * dense
 
 
-<<<<<<< HEAD
-def test_dense_model_is_untouched_when_nothing_can_express_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_prune.channels.verify import find_form as prove
-
-    model = randomise(Branches())
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    attributes = dict(vars(model))
-    monkeypatch.setattr(prove, "check_plan", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("no")))
-    with pytest.raises(SurgeryError, match="unchanged"):
-        prune_channels(model, EXAMPLE, scores=random_scores(model), ratio=0.3)
-    assert unchanged(model, before)
-    assert vars(model).keys() == attributes.keys()
-    assert model.half == 6
-
-
-=======
->>>>>>> wt-b
 def test_every_form_gives_the_same_output() -> None:
     results = []
     for form in ("eager", "graph"):

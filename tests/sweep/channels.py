@@ -94,7 +94,7 @@ def train_step(model: nn.Module, batch: torch.Tensor) -> int:
     return stuck
 
 
-def run_one(name: str, options: dict[str, Any]) -> dict[str, Any]:
+def run_one(name: str) -> dict[str, Any]:
     """Prunes one architecture; never raises."""
     row: dict[str, Any] = {"name": name}
     batch = None
@@ -170,8 +170,7 @@ def worker(pipe: Connection, memory: int) -> None:
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_AS, (memory << 20, memory << 20))
     while True:
-        name, options = pipe.recv()
-        pipe.send(run_one(name, options))
+        pipe.send(run_one(pipe.recv()))
 
 
 class Worker:
@@ -188,7 +187,7 @@ class Worker:
             self.process.start()
             theirs.close()
         try:
-            self.pipe.send((name, {}))
+            self.pipe.send(name)
             if not self.pipe.poll(seconds):
                 self.stop()
                 return {"name": name, "status": "failed", "error": f"not finished after {seconds} s"}
