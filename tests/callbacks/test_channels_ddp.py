@@ -11,10 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_prune import MRTSCallback, NetworkSlimmingCallback
+from tests.callbacks.methods import METHODS
 from tests.toy import Toy, samples, trainer
-
-METHODS = {"mrts": MRTSCallback, "slimming": NetworkSlimmingCallback}
 
 
 class Shards:
@@ -50,7 +48,10 @@ def train(path: Path, method: Any, information: str) -> None:
         json.dump(numbers, f)
 
 
-@pytest.mark.parametrize(("method", "information"), [("mrts", "labels"), ("slimming", "")])
+@pytest.mark.parametrize(
+    ("method", "information"),
+    [("mrts", "labels"), ("slimming", ""), ("toy channel statistics", ""), ("toy channel gates", "")],
+)
 def test_two_processes_remove_the_same_channels_and_stay_equal(method: Any, information: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.callbacks.test_channels_ddp", str(tmp_path), method, information]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -11,10 +11,18 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_prune import LTPCallback, MagnitudeCallback, sparsity_report
+from tests.callbacks.toys import WeightGates
 from tests.toy import Toy, samples, trainer, zeros
 
-METHODS = {"ltp": LTPCallback, "magnitude": MagnitudeCallback}
+MAKERS: dict[str, Any] = {"ltp": LTPCallback, "magnitude": MagnitudeCallback, "toy gates": WeightGates}
 N = 8 * 9 + 16 * 8 * 9 + 16 * 4
+
+
+def learned(callback: Any) -> list[float]:
+    """Thresholds, or what gates have learned."""
+    if isinstance(callback, WeightGates):
+        return torch.cat([gate.logits.detach() for gate in callback.sigmoids.values()]).tolist()
+    return callback.final_thresholds.tolist()
 
 
 class Report(Toy):
@@ -26,10 +34,10 @@ class Report(Toy):
         self.net[1] = self.net[4] = torch.nn.Identity()
 
     def on_fit_end(self) -> None:
-        callback = next(c for c in self.trainer.callbacks if type(c) in METHODS.values())
+        callback = next(c for c in self.trainer.callbacks if type(c) in MAKERS.values())
         numbers = {
             "weights": [p.double().sum().item() for p in self.parameters()],
-            "thresholds": callback.final_thresholds.tolist(),
+            "learned": learned(callback),
             "zeros": zeros(self),
         }
         with open(f"{self.path}/rank{self.global_rank}of{self.trainer.world_size}.json", "w") as f:
@@ -42,7 +50,7 @@ def fit(path: Path, method: Any, devices: int) -> Any:
     data = DataLoader(samples(), batch_size=8 // devices)
     strategy = "ddp_spawn" if devices > 1 else "auto"
     run = trainer(
-        path, [METHODS[method](target_sparsity=0.8, sparsify=2)], max_epochs=3, devices=devices, strategy=strategy,
+        path, [MAKERS[method](target_sparsity=0.8, sparsify=2)], max_epochs=3, devices=devices, strategy=strategy,
         limit_val_batches=0, use_distributed_sampler=False,
     )  # fmt: skip
     if devices > 1:
@@ -68,7 +76,7 @@ class Halves:
         return iter([(x[i], y[i]) for i in self.halves[rank]])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MAKERS)
 def test_two_processes_agree_with_each_other_and_with_one(method: Any, tmp_path: Path) -> None:
     fit(tmp_path, method, 1)
     module = fit(tmp_path, method, 2)
@@ -76,5 +84,5 @@ def test_two_processes_agree_with_each_other_and_with_one(method: Any, tmp_path:
     assert first == second
     assert first["zeros"] == one["zeros"] == sparsity_report(module).zeros
     assert abs(first["zeros"] - 0.8 * N) <= 1
-    assert first["thresholds"] == pytest.approx(one["thresholds"], rel=1e-3)
+    assert first["learned"] == pytest.approx(one["learned"], rel=1e-3)
     assert first["weights"] == pytest.approx(one["weights"], rel=1e-3, abs=1e-3)

@@ -19,7 +19,7 @@ def test_dense_model_is_untouched_when_nothing_can_express_the_result(monkeypatc
     model = randomise(Branches())
     before = {k: v.clone() for k, v in model.state_dict().items()}
     attributes = dict(vars(model))
-    monkeypatch.setattr(find_form, "check_eager", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("no")))
+    monkeypatch.setattr(find_form, "check_plan", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("no")))
     with pytest.raises(SurgeryError, match="unchanged"):
         prune_channels(model, EXAMPLE, scores=random_scores(model), ratio=0.3)
     assert unchanged(model, before)
