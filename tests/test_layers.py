@@ -6,6 +6,7 @@ All imports count, those inside functions and those for type checkers only too.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -199,3 +200,14 @@ def test_the_check_sees_what_is_too_large(tmp_path: Path) -> None:
     long, full = too_large(package)
     assert long.endswith("low.py has 301 lines, more than 300: split it")
     assert full.endswith("mid has 17 files, more than 16: split it")
+
+
+def test_private_attributes_of_lightning_are_read_in_one_file() -> None:
+    private = re.compile(r"\b(trainer|pl_module|strategy|callback|fit_loop|epoch_loop)\._[a-z]|_average_model")
+    lightning = re.compile(r"from lightning\.[\w.]+ import .*\b_[A-Za-z]")
+    for path in PACKAGE.rglob("*.py"):
+        found = [line for line in path.read_text().splitlines() if private.search(line) or lightning.search(line)]
+        if path.name == "trainer.py":
+            assert found
+        else:
+            assert not found, f"{path}: {found}; read it in callbacks/trainer.py"
