@@ -15,9 +15,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from lightning_prune import LTPCallback
-from lightning_prune.functional import ltp
 from lightning_prune.masks import ltp as kernels
 from lightning_prune.masks.ltp import BAND, TASK
+from tests.ltp_equations import band
 from tests.toy import Toy, loaders, trainer
 
 LAM = 0.5
@@ -91,7 +91,7 @@ def reference(probe: Any, module: Any, start: Any, losses: Any, scale: float = 1
         (grad,) = torch.autograd.grad(total, shifts[name])
         tau_grad[name] = -(grad * probe.used[name][0]).item()  # shift = −τ/T
         # The sum's terms partly cancel; float32 rounds each of them, so errors are relative to their size.
-        s = ltp.band(weights[name], -probe.used[name][1] / probe.used[name][0], 1 / probe.used[name][0])
+        s = band(weights[name], -probe.used[name][1] / probe.used[name][0], 1 / probe.used[name][0])
         size[name] = (s * ((g[name] * weights[name]).abs() + LAM / probe.units.numel)).sum().item()
         weight_grad[name] = g[name] * gates[name].detach()  # eq. 14
     return tau_grad, size, weight_grad, rest
