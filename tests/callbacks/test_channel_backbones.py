@@ -84,7 +84,8 @@ def test_backbone_shrinks_in_mid_fit_trains_on_resumes_saves_loads_and_exports(n
     for p in module.parameters():
         assert p.grad is None or p.grad.shape == p.shape
 
-    for epoch in (1, 2):  # just before the removal, and after it
+    # Just before the removal, and for the networks that were asked for by name after it too.
+    for epoch in (1, 2) if name in ("efficientnet_b0", "mixnet_s") else (1,):
         again, resumed, _ = fit(tmp_path / f"from{epoch}", name, ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
         assert resumed.numbers["macs"] == callback.numbers["macs"]
         for (key, a), b in zip(module.state_dict().items(), again.state_dict().values(), strict=True):
