@@ -145,7 +145,7 @@ class PruningCallback(PruningMethod, Callback):
         if self._gates and trainer.state.fn == "fit" and not trainer.sanity_checking:
             # Masks move faster than BatchNorm's running averages follow; training itself does not read those.
             few = min(self.recalibrate_batches, max(2, training_length(trainer).batches_per_epoch // 10))
-            self._calibrated(trainer, pl_module, calibrate.calibration_batches(trainer, few))
+            self._calibrated(trainer, pl_module, calibrate.calibration_batches(trainer, few), calibrate.recalibrate)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """As `on_validation_start`."""
@@ -201,17 +201,17 @@ class PruningCallback(PruningMethod, Callback):
     @torch.no_grad()
     def _remove(self, trainer: Trainer, pl_module: LightningModule, early: bool = False) -> None:
         batches = calibrate.calibration_batches(trainer, self.recalibrate_batches)
-        soft = self._calibrated(trainer, pl_module, batches)
+        soft = self._calibrated(trainer, pl_module, batches, calibrate.recalibrate, calibrate.accuracy)
         removed = self.remove(trainer, pl_module, early)
         self.stage, self._gates, self._gate_trainer = "pruned", {}, None
         if removed:
-            self.log_removal(trainer, soft, self._calibrated(trainer, pl_module, batches))
+            hard = self._calibrated(trainer, pl_module, batches, calibrate.recalibrate, calibrate.accuracy)
+            self.log_removal(trainer, soft, hard)
 
-    def _calibrated(self, trainer: Trainer, pl_module: LightningModule, batches: list[Any]) -> float | None:
-        """Re-estimate BatchNorm statistics; the accuracy with them. What cannot be run is a warning, once."""
+    def _calibrated(self, trainer: Trainer, pl_module: LightningModule, batches: list[Any], *functions: Any) -> Any:
+        """What the last of some functions of `calibrate` returns. A network that cannot be run is a warning, once."""
         try:
-            calibrate.recalibrate(trainer, pl_module, batches, self.calibration_forward)
-            return calibrate.accuracy(trainer, pl_module, batches, self.calibration_forward)
+            return [f(trainer, pl_module, batches, self.calibration_forward) for f in functions][-1]
         except CalibrationError as error:
             self.monitor.warn_once(
                 "forward", f"BatchNorm statistics are not re-estimated: {error}, or set recalibrate_batches=0."

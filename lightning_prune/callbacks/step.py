@@ -22,8 +22,8 @@ class Step:
     logged: bool = False
 
     @cached_property
-    def _rates(self) -> dict[int, float]:
-        return {id(p): float(g["lr"]) for g in self.optimizer.param_groups for p in g["params"]}
+    def _rates(self) -> dict[int, float | Tensor]:
+        return {id(p): g["lr"] for g in self.optimizer.param_groups for p in g["params"]}
 
     def holds(self, param: Tensor) -> bool:
         """Whether the optimizer holds a parameter."""
@@ -31,4 +31,4 @@ class Step:
 
     def rate(self, param: Tensor) -> float:
         """The learning rate of a parameter; 0 if the optimizer does not hold it."""
-        return self._rates.get(id(param), 0.0)
+        return float(self._rates.get(id(param), 0.0))

@@ -112,6 +112,12 @@ class WeightPruning(PruningCallback):
     # ---- the family -------------------------------------------------------------------------------------------------
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        by_target = type(self).final_masks is WeightPruning.final_masks
+        if self.prunes and by_target and self.target_sparsity is None:
+            raise ValueError(
+                f"{type(self).__name__} has neither target_sparsity nor target_compression, and nothing else says how "
+                "many weights go: give one, such as target_sparsity=0.9."
+            )
         targets, self.skipped = find_targets(pl_module, **self.layers)  # type: ignore[arg-type]
         numels = [t.numel for t in targets]
         self.units = WeightUnits(tuple(targets), tuple(budget.floors(numels, self.min_keep)))

@@ -14,7 +14,8 @@ from lightning_prune import LTPCallback, PrunedFileError, save_pruned, sparsity_
 from lightning_prune.masks import find_targets
 from tests.callbacks.methods import WEIGHTS, Make, N, equal, fit
 from tests.callbacks.test_behaviours_left_behind import Tied
-from tests.toy import Toy, network, ours_left_on, zeros
+from tests.callbacks.toys import WeightScore
+from tests.toy import Toy, loaders, network, ours_left_on, trainer, zeros
 
 
 @pytest.fixture(params=WEIGHTS)
@@ -141,3 +142,23 @@ def test_a_model_with_nothing_to_prune_raises(tmp_path: Path) -> None:
         fit(tmp_path, LTPCallback, Nothing())
     with pytest.raises(ValueError, match=r"all 3 weights were left out .*frozen"):
         find_targets(network().requires_grad_(False))
+
+
+def test_a_method_that_only_scores_asks_for_its_target_before_it_trains(tmp_path: Path) -> None:
+    callback = WeightScore()
+    with pytest.raises(ValueError, match=r"WeightScore has neither target_sparsity nor target_compression.*=0\.9"):
+        trainer(tmp_path, [callback]).fit(Toy(), **loaders())
+    assert callback.seen == 0
+
+
+def test_a_validation_of_the_sparsify_phase_measures_no_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It re-estimates statistics; the accuracy on calibration batches belongs to the removal alone."""
+    from lightning_prune.callbacks import calibrate
+
+    calls: list[int] = []
+    original = calibrate.accuracy
+    monkeypatch.setattr(calibrate, "accuracy", lambda *args: calls.append(1) or original(*args))
+    trainer(tmp_path, [LTPCallback(sparsify=3)]).fit(Toy(), **loaders())
+    assert len(calls) == 2  # before the removal and after it
