@@ -82,7 +82,7 @@ def test_float64_unless_one_tensor_outweighs_the_model() -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_proof_and_surgery_take_less_memory_than_the_model() -> None:
-    """In a process of its own: what earlier tests left to the allocator moves the peak by more than the model's size."""
+    """In a process of its own: what earlier tests left to the allocator moves the peak by more than the model."""
     command = [sys.executable, "-m", "tests.channels.verify.test_tensors"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
