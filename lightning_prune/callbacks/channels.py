@@ -126,7 +126,7 @@ class ChannelPruning(PruningCallback):
         self.selection: Selection | None = None
         self.pruned: Pruned | None = None
         self.example: Any = None
-        self._share = self.budget  # of the MACs, where a latency is the target
+        self._share: float | None = None  # of the MACs, that meets a latency target
         self.numbers: dict[str, float] = {"macs": 1.0, "params": 1.0, "channels": 1.0}
 
     # ---- what a method may say further ------------------------------------------------------------------------------
@@ -175,19 +175,22 @@ class ChannelPruning(PruningCallback):
         # An epoch between selections, or less in a short phase.
         every = max(1, min(training_length(trainer).batches_per_epoch, -(-length // _SELECTIONS)))
         if (self.seen - self.phases.begin) % every == 0:
-            if self.seen == self.phases.begin:
-                self._aim_at_latency(trainer, pl_module)
-            self.select(trainer, pl_module)
+            self.select(trainer, pl_module, aim=self.seen == self.phases.begin)
 
     def sites(self) -> Mapping[str, nn.Module]:
         return {path: self.root.get_submodule(path) for path in self.units.sites()}
 
     @torch.no_grad()
-    def select(self, trainer: Trainer, pl_module: LightningModule, *, removal: bool = False) -> Selection:
-        """Score the groups and select; the same on all ranks."""
+    def select(
+        self, trainer: Trainer, pl_module: LightningModule, *, aim: bool = False, removal: bool = False
+    ) -> Selection:
+        """Score the groups and select; the same on all ranks. With ``aim`` a latency target is measured anew."""
         assert self.selector is not None
         score = trainer.strategy.broadcast(self.scored(trainer, pl_module).detach().double().cpu())
-        self.selection = self.selector.select(score, removal=removal, budget=self._share)
+        if aim and self.target_latency is not None:
+            self._share = self._share_for_latency(trainer, score)
+        budget: tuple[Resource, float] | None = None if self._share is None else ("macs", self._share)
+        self.selection = self.selector.select(score, removal=removal, budget=budget)
         self.numbers = self.selection.numbers()
         self.selected(self.units, self.selection)
         layers = zip(self.units.layers, self.selection.thresholds.tolist(), self.selection.kept, strict=True)
@@ -198,24 +201,20 @@ class ChannelPruning(PruningCallback):
         log_to_loggers(trainer, numbers)
         return self.selection
 
-    def _aim_at_latency(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the share of MACs that meets the latency target, as measured by the first rank."""
-        if self.target_latency is None:
-            return
+    def _share_for_latency(self, trainer: Trainer, score: Tensor) -> float:
+        """The share of MACs that meets the latency target, as measured by the first rank."""
         assert self.selector is not None
-        score, share = self.scored(trainer, pl_module).detach().double().cpu(), 1.0
+        assert self.target_latency is not None
+        share, batch = 1.0, self.latency_batch
         if trainer.is_global_zero:
-            share = share_for_latency(
-                self.units, self.selector, score, self.example, self.target_latency, self.latency_batch
-            )
-        self._share = ("macs", float(trainer.strategy.broadcast(share)))
+            share = share_for_latency(self.units, self.selector, score, self.example, self.target_latency, batch)
+        return float(trainer.strategy.broadcast(share))
 
     def remove(self, trainer: Trainer, pl_module: LightningModule, early: bool) -> bool:
         assert self.selector is not None
         detach(pl_module)
-        self._aim_at_latency(trainer, pl_module)
         # Before the first step, norms that start at zero have not had their time.
-        selection = self.select(trainer, pl_module, removal=self.seen > 0)
+        selection = self.select(trainer, pl_module, aim=True, removal=self.seen > 0)
         selector, self.selector = self.selector, None
         if bool(selection.keep.all()):
             rank_zero_warn(f"{type(self).__name__} removes no channel: {self._nothing(selection)}")
@@ -280,14 +279,13 @@ class ChannelPruning(PruningCallback):
         state: dict[str, Any] = {"numbers": dict(self.numbers)}
         if self.stage == "soft":  # the plan stands beside the weights, see `note_shapes`
             shapes = pytree.tree_map_only(Tensor, _shape_only, self.example)
-            state |= {"example": shapes, "share": None if self._share is None else list(self._share)}
+            state |= {"example": shapes, "share": self._share}
         return state
 
     def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
         self.numbers = dict(state["numbers"])
         self.example = state.get("example")
-        share = state.get("share")
-        self._share = None if share is None else (share[0], share[1])
+        self._share = state.get("share")
 
     def save(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         note_shapes(pl_module, checkpoint)

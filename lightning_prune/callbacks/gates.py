@@ -48,14 +48,16 @@ class GateTrainer:
             return
         mine = [g for name, g in self._gates.items() if any(step.holds(p) for p in self._holders[name])]
         moving = [p for gate in mine for p in gate.parameters()]
-        waiting = {p: p.grad for p in self.parameters if not any(p is m for m in moving)}
+        ours = {id(p) for p in moving}
+        waiting = {p: p.grad for p in self.parameters if id(p) not in ours}
         scale = loss_scale(trainer)
         for p in waiting:
             p.grad = None
         for p in moving:
             if p.grad is not None:
                 p.grad = trainer.strategy.reduce(p.grad / scale, reduce_op="mean")  # type: ignore[assignment]
-        if all(p.grad is None or bool(p.grad.isfinite().all()) for p in moving):  # a loss-scale overflow skips the step
+        finite = [p.grad.isfinite().all() for p in moving if p.grad is not None]
+        if not finite or bool(torch.stack(finite).all()):  # a loss-scale overflow skips the step
             with torch.enable_grad():
                 penalties = [cost for gate in mine if (cost := gate.penalty()) is not None]
                 if penalties:

@@ -96,7 +96,7 @@ class ScalePruning(ChannelPruning):
             shares = {"macs": target_macs, "params": target_params, "channels": target_channels}
             if given := one_share(shares | {"latency": target_latency}):
                 raise ValueError(f"target_{given[0]}={given[1]}, delta={delta}: give one of them.")
-            self.budget = self._share = None
+            self.budget = None
         self.delta, self.rule = (1e-3 if delta is None else delta), rule
         self.tau, self.mode, self.travel, self.lam, self.ceiling = tau, mode, travel, lam, ceiling
 

@@ -1,0 +1,67 @@
+"""The table that the whole-zoo sweep writes, and the share of channels that it asks for."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import timm
+import torch
+
+RATIO = 0.3
+
+
+def table(rows: dict[str, dict[str, Any]], models: list[dict[str, Any]], note: str = "") -> str:
+    """The dated Markdown table; `note` says how the rows were collected."""
+    count: dict[str, int] = {}
+    lines = []
+    for model in models:
+        row = rows.get(model["name"], {"status": "not run"})
+        status = row["status"]
+        if status.startswith("ok") and row["frozen"]:
+            status += ", partly frozen"
+        count[status] = count.get(status, 0) + 1
+        detail = row.get("error") or "; ".join([*row.get("reasons", []), *row.get("notes", [])])
+        cells = [model["name"], f"{model['parameters'] / 1e6:.1f}", status]
+        if "difference" in row:
+            share = row["frozen"] / max(row["norm_channels"], 1)
+            cells += [
+                f"{row['difference']:.0e}",
+                f"{row['effect']:.0e}",
+                row["dtype"],
+                f"{share:.0%}",
+                f"{row['removed'] / max(row['norm_channels'], 1):.0%}",
+                f"{row['after'] / 1e6:.1f}",
+                str(row["restored"]),
+                f"{row['stuck']} ({row.get('stuck_dense', 'not run')})" if row.get("stuck") else "0",
+                str(row["size"]),
+                f"{row['seconds']:.1f}",
+            ]
+        else:
+            cells += ["-"] * 10
+        lines.append("| " + " | ".join([*cells, detail.replace("|", "/").replace("\n", " ")[:240]]) + " |")
+    times = sorted(r["seconds"] for r in rows.values() if "seconds" in r)
+    head = [
+        "# Channel surgery on every timm architecture with affine BatchNorm",
+        "",
+        f"{datetime.date.today()}, timm {timm.__version__}, torch {torch.__version__}, CPU, one thread. "
+        f"{RATIO:.0%} of the scored BatchNorm channels asked for at random, random weights. Regenerate with "
+        "`python -m tests.sweep.channels` (see its first lines).",
+        "",
+        "`difference` is the largest |masked - sliced| relative to the largest output, on a random batch, before the "
+        "model was changed; `effect` is what the masking itself changes. `frozen` is the share of BatchNorm channels "
+        "that may not go, `removed` the share that went, `restored` the groups that came back for equal splits or "
+        "non-empty layers, `stuck` the parameters that got no gradient or did not move in one training step after the "
+        "surgery (in brackets: in the same step of the dense model).",
+        "",
+        *([note, ""] if note else []),
+        *(f"* {status}: {number}" for status, number in sorted(count.items())),
+        f"* CPU seconds from trace to verified compact model: median {times[len(times) // 2]}, worst {times[-1]}"
+        if times
+        else "",
+        "",
+        "| model | M params | status | difference | effect | in | frozen | removed | M params left | restored | stuck "
+        "| px | s | detail |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *lines]) + "\n"
