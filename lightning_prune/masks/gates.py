@@ -109,12 +109,13 @@ class MaskGate(Gate):
 class SoftGate(MaskGate):
     """LTP's gate, ``v = w·sigm(slope·w² + shift)``, ``slope = 1/T``, ``shift = −τ/T`` (0-dim tensors, read live).
 
-    With ``fuse`` its kernels are compiled by torch.compile.
+    With ``fuse`` its kernels are compiled by torch.compile. ``feedback`` is the share of the gradient that pruned
+    weights get.
     """
 
-    def __init__(self, slope: Tensor, shift: Tensor, fuse: bool = False) -> None:
+    def __init__(self, slope: Tensor, shift: Tensor, fuse: bool = False, feedback: float = 0.0) -> None:
         super().__init__()
-        self.slope, self.shift, self.fuse = slope, shift, fuse
+        self.slope, self.shift, self.fuse, self.feedback = slope, shift, fuse, feedback
         self._sums: kernels.Sums | None = None
 
     def mask(self, w: Tensor, out: Tensor | None) -> Tensor:
@@ -123,15 +124,18 @@ class SoftGate(MaskGate):
 
     def step_(self, w: Tensor, grad: Tensor, count: bool) -> Tensor:
         masked = self._cached(w)  # the forward's own, unless it was compiled
-        return kernels.soft_step_(w, grad, masked, self._sums, self.slope, self.shift, count, self.fuse)
+        return kernels.soft_step_(w, grad, masked, self._sums, self.slope, self.shift, count, self.fuse, self.feedback)
 
 
 class HardGate(MaskGate):
-    """A step: ``v = w`` where ``w² > τ``, else 0 (``tau``: 0-dim tensor, read live). Pruned weights get no gradient."""
+    """A step: ``v = w`` where ``w² > τ``, else 0 (``tau``: 0-dim tensor, read live).
 
-    def __init__(self, tau: Tensor) -> None:
+    Pruned weights get the share ``feedback`` of their gradient.
+    """
+
+    def __init__(self, tau: Tensor, feedback: float = 0.0) -> None:
         super().__init__()
-        self.tau = tau
+        self.tau, self.feedback = tau, feedback
 
     def mask(self, w: Tensor, out: Tensor | None) -> Tensor:
         pruned = hard_prune(w, self.tau)
@@ -139,7 +143,8 @@ class HardGate(MaskGate):
 
     def step_(self, w: Tensor, grad: Tensor, count: bool) -> Tensor:
         above = at_least_float32(w.detach()).square() > self.tau
-        grad.mul_(above)
+        if self.feedback < 1:
+            grad.mul_(torch.where(above, 1.0, self.feedback).to(grad.dtype) if self.feedback else above)
         kept = above.sum().to(torch.float32)
         zero = torch.zeros_like(kept)
         return torch.stack([zero, zero, kept, kept, zero])

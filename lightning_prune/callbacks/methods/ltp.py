@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_prune.callbacks.methods.thresholds import ThresholdPruning
+from lightning_prune.callbacks.methods.thresholds import ThresholdPruning, share_of_gradient
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.functional import budget, ltp
@@ -49,6 +49,8 @@ class LTPCallback(ThresholdPruning):
         weights_in_band: least expected weights of a layer near its threshold; raises T0 of small layers. 0: off.
         threshold_lr: step of u; None: three times the way to the target over the phase's steps. In mode "paper" the
             raw learning rate of τ, required there.
+        feedback: ρ, the share of their gradient that weights below the threshold get, in [0, 1]; they can come back if
+            the network needs them. None: 1 (straight through), and 0 in mode "paper" [eq. 14].
         fuse: run the masks through torch.compile: about half the cost of a step, for about 30 s at the start (less
             once its cache is warm) and a compiler that torch.compile can use.
         target_compression: the same as prunable weights / non-zero ones, ≥ 1; give one of the two.
@@ -82,6 +84,7 @@ class LTPCallback(ThresholdPruning):
         temperature_schedule: Shape = "exponential",
         weights_in_band: float = 16.0,
         threshold_lr: float | None = None,
+        feedback: float | None = None,
         fuse: bool = False,
         target_compression: float | None = None,
         warmup: Duration = 0,
@@ -119,6 +122,7 @@ class LTPCallback(ThresholdPruning):
         self.temperature, self.temperature_start = temperature, temperature_start
         self.temperature_schedule, self.weights_in_band = temperature_schedule, weights_in_band
         self.threshold_lr, self.fuse = threshold_lr, fuse
+        self.feedback = share_of_gradient(feedback, 0.0 if mode == "paper" else 1.0)
 
     @property
     def steered(self) -> bool:
@@ -148,7 +152,7 @@ class LTPCallback(ThresholdPruning):
 
     def gates(self, units: WeightUnits) -> dict[str, Gate]:
         parts = zip(units.names, self._slope.unbind(), self._shift.unbind(), strict=True)
-        return {name: SoftGate(slope, shift, self.fuse) for name, slope, shift in parts}
+        return {name: SoftGate(slope, shift, self.fuse, self.feedback) for name, slope, shift in parts}
 
     def thresholds(self) -> Tensor:
         return self._u * self._scale

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_prune.callbacks.methods.thresholds import ThresholdPruning
+from lightning_prune.callbacks.methods.thresholds import ThresholdPruning, share_of_gradient
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.functional import budget
@@ -25,6 +25,8 @@ class MagnitudeCallback(ThresholdPruning):
     Args:
         target_sparsity: share of weights to prune; 0.9 if no target is given.
         schedule: "cubic" prunes along the sparsify phase; "oneshot" trains dense through it and prunes at its end.
+        feedback: share of their gradient that pruned weights get in the sparsify phase, in [0, 1]: 0 freezes them, 1 is
+            dynamic pruning with feedback (Lin et al. 2020, arXiv 2006.07253).
         target_compression: the same as prunable weights / non-zero ones, ≥ 1; give one of the two.
         warmup: dense training first. An int counts epochs, a float is a share of the training, "300 steps" steps.
         sparsify: training under the masks, up to the hard prune; as ``warmup``.
@@ -50,6 +52,7 @@ class MagnitudeCallback(ThresholdPruning):
         self,
         target_sparsity: float | None = None,
         schedule: Literal["cubic", "oneshot"] = "cubic",
+        feedback: float = 0.0,
         target_compression: float | None = None,
         warmup: Duration = 0,
         sparsify: Duration = 0.6,
@@ -71,7 +74,7 @@ class MagnitudeCallback(ThresholdPruning):
         if schedule not in ("cubic", "oneshot"):
             raise ValueError(f"schedule={schedule!r} must be 'cubic' or 'oneshot'.")
         super().__init__(**options_of(ThresholdPruning, locals()))
-        self.schedule = schedule
+        self.schedule, self.feedback = schedule, share_of_gradient(feedback, 0.0)
 
     def start(self, units: WeightUnits) -> None:
         super().start(units)
@@ -79,7 +82,7 @@ class MagnitudeCallback(ThresholdPruning):
         self._steps = torch.zeros((), dtype=torch.int64)
 
     def gates(self, units: WeightUnits) -> dict[str, Gate]:
-        return {name: HardGate(tau) for name, tau in zip(units.names, self._tau.unbind(), strict=True)}
+        return {name: HardGate(tau, self.feedback) for name, tau in zip(units.names, self._tau.unbind(), strict=True)}
 
     def thresholds(self) -> Tensor:
         return self._tau

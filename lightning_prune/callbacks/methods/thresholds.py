@@ -18,6 +18,19 @@ from lightning_prune.masks.ltp import HARD_KEPT, IN_BAND, KEPT, STATS, TASK
 from lightning_prune.masks.units import WeightUnits
 
 
+def share_of_gradient(feedback: float | None, default: float) -> float:
+    """The share ρ of their gradient that pruned weights get while sparsifying, in ``g·(m + ρ(1 − m))``.
+
+    Raises:
+        ValueError: it is not in [0, 1].
+    """
+    if feedback is not None and not 0 <= feedback <= 1:
+        raise ValueError(
+            f"feedback={feedback} must be in [0, 1]: 0 freezes weights below their threshold, 1 trains them too."
+        )
+    return default if feedback is None else float(feedback)
+
+
 class ThresholdPruning(WeightPruning):
     """Base of LTP and magnitude pruning. A subclass gives gates, ``thresholds`` and ``learn``.
 
