@@ -9,7 +9,6 @@ from lightning_prune import LTPCallback, MagnitudeCallback
 METHODS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "LTP": (LTPCallback, {}),
     "LTP, no feedback": (LTPCallback, {"feedback": 0.0}),
-    "LTP, half feedback": (LTPCallback, {"feedback": 0.3}),
     "magnitude": (MagnitudeCallback, {}),
     "magnitude, feedback": (MagnitudeCallback, {"feedback": 1.0}),
     "one-shot": (MagnitudeCallback, {"schedule": "oneshot"}),

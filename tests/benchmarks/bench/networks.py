@@ -22,6 +22,7 @@ class Network:
         image_size: pixels; None: the data's own.
         lr, prune_lr: peak learning rates of the dense training, and of what follows it.
         weight_decay: of conv and linear weights.
+        epochs: of dense training, of the phase that prunes, and of finetuning.
         kwargs: of ``timm.create_model``.
         weights: fills a fresh model with pretrained weights; None: it starts at random.
     """
@@ -31,6 +32,7 @@ class Network:
     lr: float = 0.1
     prune_lr: float = 0.05
     weight_decay: float = 5e-4
+    epochs: tuple[int, int, int] = (10, 8, 4)
     kwargs: dict[str, Any] = field(default_factory=dict)
     weights: Callable[[torch.nn.Module], None] | None = None
 
@@ -65,10 +67,16 @@ def _lite0_weights(model: torch.nn.Module) -> None:
 NETWORKS = {
     "resnet20": Network("resnet20_cifar"),
     "resnet20-14px": Network("resnet20_cifar", 14),
-    "mobilenetv2": Network("mobilenetv2_100", 64, prune_lr=0.05),
+    "mobilenetv2": Network("mobilenetv2_100", 64),
     "efficientnet_b0": Network("efficientnet_b0", 64),
     "mixnet_s": Network("mixnet_s", 64),
     "lite0-pretrained": Network(
-        "tf_efficientnet_lite0", 64, lr=0.01, prune_lr=0.01, weight_decay=1e-4, weights=_lite0_weights
+        "tf_efficientnet_lite0",
+        64,
+        lr=0.01,
+        prune_lr=0.01,
+        weight_decay=1e-4,
+        epochs=(4, 4, 2),
+        weights=_lite0_weights,
     ),
 }
