@@ -20,6 +20,9 @@ from lightning_prune import (
     MRTSCallback,
     NetworkSlimmingCallback,
     PruningCallback,
+    ST3Callback,
+    STRCallback,
+    TaylorWeightCallback,
 )
 from tests.callbacks import toys
 from tests.toy import Toy, loaders, network, trainer, zeros
@@ -35,6 +38,9 @@ WEIGHTS: dict[str, Make] = {
     "ltp": LTPCallback,
     "magnitude": MagnitudeCallback,
     "oneshot": oneshot,
+    "str": STRCallback,
+    "st3": ST3Callback,
+    "taylor": TaylorWeightCallback,
 }
 CHANNELS: dict[str, Make] = {
     "mrts": MRTSCallback,
