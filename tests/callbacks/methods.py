@@ -38,6 +38,8 @@ WEIGHTS: dict[str, Make] = {
     "ltp": LTPCallback,
     "magnitude": MagnitudeCallback,
     "oneshot": oneshot,
+}
+RIVALS: dict[str, Make] = {  # what LTP is measured against: `test_rivals` runs them through the core of the promises
     "str": STRCallback,
     "st3": ST3Callback,
     "taylor": TaylorWeightCallback,
@@ -55,7 +57,7 @@ TOY_CHANNELS: dict[str, Make] = {
     "toy channel score": toys.ChannelScore, "toy channel statistics": toys.ChannelStatistics,
     "toy channel gates": toys.ChannelGates,
 }  # fmt: skip
-METHODS: dict[str, Make] = WEIGHTS | CHANNELS | TOY_WEIGHTS | TOY_CHANNELS
+METHODS: dict[str, Make] = WEIGHTS | CHANNELS | TOY_WEIGHTS | TOY_CHANNELS | RIVALS
 
 # 8 batches an epoch: the sparsify phase begins at 8 and ends at 32
 PHASES: dict[str, Any] = {"warmup": 1, "sparsify": 3, "recalibrate_batches": 2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from tests.toy import Toy, loaders, ours_left_on, trainer
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_resumed_equals_uninterrupted(method: str, optimizer: str, tmp_path: Path) -> None:
+def test_resumed_equals_uninterrupted(
+    method: str, optimizer: str, tmp_path: Path, steps: Sequence[int] = (3, 9, 15, 24, 30, 33, 45)
+) -> None:
     """From warm-up, the phase's start, mid-epoch, an epoch's end, before the removal, after it, and finetune."""
     module, callback, _ = run(tmp_path / "whole", method, Toy(optimizer=optimizer), callbacks=[keep_all(tmp_path)])
-    for step in (3, 9, 15, 24, 30, 33, 45):
+    for step in steps:
         state = torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)["callbacks"]
         stage = next(v["stage"] for v in state.values() if isinstance(v, dict) and "stage" in v)
         assert stage == ("dense" if step <= 8 else "soft" if step <= 32 else "pruned")
