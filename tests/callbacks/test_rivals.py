@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
 
 from lightning_prune import ST3Callback, STRCallback, TaylorWeightCallback
+from lightning_prune.callbacks.step import Step
+from lightning_prune.masks import find_targets
 from lightning_prune.masks.ltp import KEPT
 from lightning_prune.masks.units import WeightUnits
 from tests.callbacks import test_behaviours as promises
 from tests.callbacks import test_behaviours_checkpoints as checkpoints
-from tests.callbacks.methods import N, RIVALS, check_budget, fit, run
+from tests.callbacks.methods import RIVALS, N, fit
 from tests.toy import Toy, loaders, samples, trainer, zeros
 
 
@@ -31,7 +34,7 @@ def test_budget(rival: str, tmp_path: Path) -> None:
 
 
 def test_resume(rival: str, tmp_path: Path) -> None:
-    checkpoints.test_resumed_equals_uninterrupted(rival, "adamw", tmp_path, steps=(9, 24, 33))
+    checkpoints.check_resume(tmp_path, rival, "adamw", (9, 24, 33))
 
 
 def test_evaluation_of_a_soft_checkpoint(rival: str, tmp_path: Path) -> None:
@@ -130,7 +133,7 @@ def test_the_kept_share_tracks_its_path(tmp_path: Path) -> None:
             if self.progress > 0.5:
                 gaps.append(abs(float(stats[:, KEPT].sum()) / N - self._goal()))
 
-    run_ = trainer(tmp_path, [Track(target_sparsity=0.8, sparsify=0.7)], max_epochs=25, limit_val_batches=0)
+    run_ = trainer(tmp_path, [Track(target_sparsity=0.8, sparsify=0.7)], max_epochs=16, limit_val_batches=0)
     run_.fit(Toy(), loaders()["train_dataloaders"])
     assert sum(gaps) / len(gaps) < 0.05
 
@@ -157,8 +160,6 @@ def test_thresholds_go_up_by_the_pull_and_down_by_the_loss() -> None:
 
 
 def units_of(network: torch.nn.Module) -> WeightUnits:
-    from lightning_prune.masks import find_targets
-
     targets = find_targets(network)[0]
     return WeightUnits(tuple(targets), tuple(1 for _ in targets))
 
@@ -168,7 +169,7 @@ def test_the_taylor_score_is_the_mean_of_its_steps(tmp_path: Path) -> None:
     grads: list[dict[str, Tensor]] = []
 
     class Note(TaylorWeightCallback):
-        def before_step(self, units: WeightUnits, step: Any) -> None:
+        def before_step(self, units: WeightUnits, step: Step) -> None:
             if len(grads) < 3:
                 grads.append({t.name: (t.param * t.param.grad).abs() for t in units.targets})
             super().before_step(units, step)
@@ -185,11 +186,11 @@ def test_taylor_weights_come_back_with_feedback_alone(feedback: float, tmp_path:
     masks: list[Tensor] = []
 
     class Watch(TaylorWeightCallback):
-        def after_step(self, units: WeightUnits, step: Any) -> None:
+        def after_step(self, units: WeightUnits, step: Step) -> None:
             masks.append(self._mask.clone())
 
     fit(tmp_path, Watch, options={"target_sparsity": 0.8, "warmup": 0, "sparsify": 5, "feedback": feedback})
-    back = sum(int((now & ~before).sum()) for before, now in zip(masks, masks[1:], strict=False))
+    back = sum(int((now & ~before).sum()) for before, now in pairwise(masks))
     assert (back > 0) is (feedback > 0)
     kept = [int(m.sum()) for m in masks]
     assert kept == sorted(kept, reverse=True)
@@ -202,8 +203,6 @@ def test_taylor_survives_an_overflow() -> None:
     callback.units = units
     callback.start(units)
     callback.gates(units)
-    from lightning_prune.callbacks.step import Step
-
     step = Step(torch.optim.SGD(network.parameters(), lr=0.1))
     network[0].weight.grad = torch.ones(4, 4)
     callback.before_step(units, step)

@@ -19,6 +19,7 @@ from lightning_prune.masks.units import WeightUnits
 
 _TOP = 10.0  # the highest threshold, in units of the layer's root mean square
 _START = 0.05  # the first one: 4 % of Gaussian weights lie below
+_PULL = 0.1  # the first λ where it is steered: half of a step of Adam at the first threshold
 _REFRESHES = 20  # times in the phase that the highest allowed thresholds are measured anew
 _HOLD = 0.3  # share of the phase at its end in which the target is held
 _TRAVEL = 3.0  # s can travel this many times the distance to the target
@@ -29,16 +30,16 @@ class STRCallback(ThresholdPruning):
     """Soft Threshold Reparameterization (Kusupati et al., ICML 2020, arXiv 2002.03231) on any LightningModule.
 
     While sparsifying, the network uses ``sign(w)·relu(|w| − α)`` with one learned threshold ``α = 10·σ·sigmoid(s)`` a
-    layer; at the hard prune that becomes the weight. Weights and s follow the exact gradient of
-    ``loss + λ/2·Σ s²``: the pull λ, the paper's weight decay on s, raises all thresholds and the loss holds back those
-    that cost most.
+    layer; at the hard prune that becomes the weight. Weights and s follow their exact gradients; the pull λ, the
+    paper's weight decay on s, raises all thresholds, and the loss holds back those that cost most.
 
     With a target, λ is steered so that the kept share follows an exponential path to it, and one common factor on all
     thresholds meets it to the weight. Without one, ``lam`` decides, as in the paper.
 
     Ours: σ, the layer's root mean square when the phase begins, so that one setting serves layers of every scale (the
     paper has ``α = sigmoid(s)`` from ``s = −3200`` or so, where a long decay must come first); the start at
-    ``α = 0.05·σ``; Adam for s in place of the network's SGD.
+    ``α = 0.05·σ``; Adam with decoupled decay for s, ``s ← s − lr·(Adam(dL/ds) + λ·s)``, in place of the network's SGD:
+    inside Adam a pull that is strong enough to track a path would drown the loss, and all layers would move as one.
 
     Args:
         target_sparsity: share of weights to prune; 0.9 if no target and no ``lam`` is given.
@@ -104,7 +105,7 @@ class STRCallback(ThresholdPruning):
         self._s = torch.full_like(self._top, _START / _TOP).logit()
         self._tau, self._mean, self._square, self._count = (torch.zeros_like(self._top) for _ in range(4))
         self._cap = torch.full_like(self._top, torch.inf)
-        self._log_price = self._top.new_tensor(1.0 if self.lam is None else self.lam).clamp_min(1e-30).log()
+        self._log_price = self._top.new_tensor(_PULL if self.lam is None else self.lam).clamp_min(1e-30).log()
         self._steps = torch.zeros((), dtype=torch.int64)
         self._tau.copy_((self._top * self._s.sigmoid()).square())
 
@@ -132,8 +133,9 @@ class STRCallback(ThresholdPruning):
             self._cap.copy_(self.highest_thresholds())
         open_share = self._s.sigmoid()
         slope = self._top * open_share * (1 - open_share)  # dα/ds
-        grad = self.price * self._s - slope * stats[:, TASK].float()
-        adam_step_(self._s, grad, self._mean, self._square, self._count, active, self._step_size())
+        lr, pull = self._step_size(), self.price * self._s
+        adam_step_(self._s, -slope * stats[:, TASK].float(), self._mean, self._square, self._count, active, lr)
+        self._s.sub_(torch.where(active, lr * pull, torch.zeros_like(pull)))
         if self.target_sparsity is not None:
             gain = min(_GAIN / self.sparsify_steps, 0.2)
             self._log_price.copy_(budget.steer(self._log_price, self._kept(), self._goal(), gain))
