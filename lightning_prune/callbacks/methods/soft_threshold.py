@@ -24,6 +24,7 @@ _REFRESHES = 20  # times in the phase that the highest allowed thresholds are me
 _HOLD = 0.3  # share of the phase at its end in which the target is held
 _TRAVEL = 3.0  # s can travel this many times the distance to the target
 _GAIN, _DAMPING = 20.0, 20.0  # of the controller of the pull: integral over the whole phase, and proportional
+_STABLE = 0.4  # damping times step: in short phases, with long steps, more would swing around the path
 
 
 class STRCallback(ThresholdPruning):
@@ -126,7 +127,8 @@ class STRCallback(ThresholdPruning):
         """λ, the pull on s; a scalar."""
         if self.target_sparsity is None:
             return self._log_price.exp()
-        return budget.steered_price(self._log_price, self._kept(), self._goal(), _DAMPING)
+        damping = min(_DAMPING, _STABLE / self._full_step())
+        return budget.steered_price(self._log_price, self._kept(), self._goal(), damping)
 
     def learn(self, stats: Tensor, active: Tensor) -> None:
         if int(self._steps) % max(1, self.sparsify_steps // _REFRESHES) == 0:
@@ -152,10 +154,14 @@ class STRCallback(ThresholdPruning):
         assert self.target_sparsity is not None
         return exponential_path(self.progress, 1 - self.target_sparsity, _HOLD)
 
-    def _step_size(self) -> float:
+    def _full_step(self) -> float:
         if self.threshold_lr is not None:
             return self.threshold_lr
         alpha = ltp.gaussian_threshold(self.target_sparsity if self.target_sparsity is not None else 0.9) ** 0.5
         ends = torch.tensor([_START, max(alpha, 2 * _START)]).div(_TOP).logit()
-        settle = min(1.0, (1 - self.progress) / _HOLD)  # thresholds come to rest while the path is level
-        return settle * min(_TRAVEL * float(ends[1] - ends[0]) / self.sparsify_steps, 0.3)
+        return min(_TRAVEL * float(ends[1] - ends[0]) / self.sparsify_steps, 0.3)
+
+    def _step_size(self) -> float:
+        if self.threshold_lr is not None:
+            return self.threshold_lr
+        return min(1.0, (1 - self.progress) / _HOLD) * self._full_step()  # at rest while the path is level
