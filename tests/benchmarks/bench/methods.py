@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_prune import LTPCallback, MagnitudeCallback
+from lightning_prune import LTPCallback, MagnitudeCallback, ST3Callback, STRCallback, TaylorWeightCallback
 
 METHODS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "LTP": (LTPCallback, {}),
@@ -12,6 +12,10 @@ METHODS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "LTP, half feedback": (LTPCallback, {"feedback": 0.3}),
     "magnitude": (MagnitudeCallback, {}),
     "magnitude, feedback": (MagnitudeCallback, {"feedback": 1.0}),
+    "STR": (STRCallback, {}),
+    "ST-3": (ST3Callback, {}),
+    "Taylor": (TaylorWeightCallback, {}),
+    "Taylor, feedback": (TaylorWeightCallback, {"feedback": 1.0}),
     "one-shot": (MagnitudeCallback, {"schedule": "oneshot"}),
 }
 
