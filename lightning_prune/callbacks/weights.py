@@ -16,7 +16,7 @@ from lightning_prune.callbacks.phases import Duration
 from lightning_prune.callbacks.step import Step
 from lightning_prune.callbacks.trail import TrailWriter
 from lightning_prune.callbacks.trainer import log_to_loggers
-from lightning_prune.callbacks.zeros import check_zeros, keep_zeros, prune_everywhere
+from lightning_prune.callbacks.zeros import check_zeros, fold_everywhere, keep_zeros, prune_everywhere
 from lightning_prune.functional import budget
 from lightning_prune.masks import detach, find_targets
 from lightning_prune.masks.units import WeightUnits
@@ -145,6 +145,7 @@ class WeightPruning(PruningCallback):
     def remove(self, trainer: Trainer, pl_module: LightningModule, early: bool) -> bool:
         masks = self.final_masks(self.scored(trainer, pl_module), early)
         detach(pl_module)
+        fold_everywhere(trainer, self.units.targets, self._gates, masks)
         prune_everywhere(trainer, self.units.targets, masks)
         self.zeros_at_prune = self.units.zeros()
         zeros, numel = sum(self.zeros_at_prune), self.units.numel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from lightning.pytorch import Trainer
@@ -10,10 +10,39 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_prune.callbacks.trainer import averaged_copies, callbacks_of
-from lightning_prune.masks import Target, prunable_weights
+from lightning_prune.functional.ltp import at_least_float32
+from lightning_prune.masks import Gate, Target, prunable_weights
 from lightning_prune.masks.ltp import zeros_step_
 
 _SPARSE = 0.2  # share of zeros from which on a network is one that was pruned
+
+
+@torch.no_grad()
+def fold_everywhere(
+    trainer: Trainer, targets: Sequence[Target], gates: Mapping[str, Gate], masks: Sequence[Tensor]
+) -> None:
+    """Put what gates make of kept weights into the weights, in place: what is left computes what the soft network did.
+
+    Averaged copies are multiplied by what the weight is. Momentum stays: it gathered ``dL/dv`` in the weight that the
+    network used, which the parameter now is. Weights that an optimizer keeps for itself are not found.
+
+    Args:
+        trainer: its averaging callbacks are searched.
+        targets: layers.
+        gates: by parameter name; layers without one, and those whose gate has nothing to fold, stay.
+        masks: bool, one a layer, True where kept.
+    """
+    factors: dict[str, Tensor] = {}
+    for target, mask in zip(targets, masks, strict=True):
+        w = target.param.detach()
+        folded = gates[target.name].fold(w, mask) if target.name in gates else None
+        if folded is not None:
+            factors[target.name] = torch.where(mask & (w != 0), at_least_float32(folded) / at_least_float32(w), 1.0)
+            target.param.copy_(folded)
+    for copy in averaged_copies(trainer):
+        for name, param in getattr(copy, "module", copy).named_parameters():
+            if name in factors:
+                param.mul_(factors[name].to(param.device))
 
 
 @torch.no_grad()

@@ -19,6 +19,9 @@ from lightning_prune import (
     MRTSCallback,
     NetworkSlimmingCallback,
     PruningCallback,
+    ST3Callback,
+    STRCallback,
+    TaylorWeightCallback,
     WeightPruning,
 )
 from tests.callbacks import toys
@@ -32,7 +35,10 @@ PUBLIC = sorted(
     - {PruningCallback},
     key=lambda c: c.__name__,
 )
-METHODS = [LTPCallback, MagnitudeCallback, MRTSCallback, NetworkSlimmingCallback, FPGMCallback]
+METHODS = [
+    LTPCallback, MagnitudeCallback, STRCallback, ST3Callback, TaylorWeightCallback, MRTSCallback,
+    NetworkSlimmingCallback, FPGMCallback,
+]  # fmt: skip
 
 
 def documented(cls: type) -> list[str]:

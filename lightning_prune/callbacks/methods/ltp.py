@@ -20,7 +20,6 @@ from lightning_prune.masks.ltp import BAND, KEPT, TASK
 from lightning_prune.masks.units import WeightUnits
 
 _REFRESHES = 20  # times in the phase that Var|w| and the highest allowed thresholds are measured anew
-_NEARLY_EMPTY = 4.0  # times its floor that a layer keeps when its threshold begins to be watched
 _HOLD = 0.3  # share of the phase at its end in which the target is held
 _TRAVEL = 3.0  # without a target, thresholds can travel this many times the distance to a sparsity of 0.9
 _LEARN = 1.0  # with a target, how far log r of a layer can go from its prior
@@ -254,13 +253,8 @@ class LTPCallback(ThresholdPruning):
         weights = [t.param.detach() for t in self.units.targets]
         fresh = _variances(weights, self._numels)
         self._variance.copy_(torch.where(fresh > 0, fresh, self._variance))
-        if self.mode == "paper":
-            return
-        for i, kept in enumerate(self.stats[:, KEPT].tolist()):
-            if kept < _NEARLY_EMPTY * self.units.floors[i]:
-                self._cap[i] = budget.largest_threshold(weights[i], self.units.floors[i])
-            else:
-                self._cap[i] = torch.inf
+        if self.mode != "paper":
+            self._cap.copy_(self.highest_thresholds())
 
 
 def _variances(weights: Sequence[Tensor], numels: Tensor) -> Tensor:

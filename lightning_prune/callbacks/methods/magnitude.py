@@ -16,8 +16,6 @@ from lightning_prune.functional.schedules import cubic_path
 from lightning_prune.masks import Gate, HardGate
 from lightning_prune.masks.units import WeightUnits
 
-_UPDATES = 50  # times in the phase that the threshold is moved; between them the network heals
-
 
 class MagnitudeCallback(ThresholdPruning):
     """Global magnitude pruning: gradual with a cubic schedule (Zhu & Gupta, arXiv 1710.01878), or in one shot.
@@ -46,7 +44,12 @@ class MagnitudeCallback(ThresholdPruning):
 
     Raises:
         ValueError: an argument out of its range.
+
+    Attributes:
+        updates: times in the phase that the threshold is moved at most; between them the network heals.
     """
+
+    updates = 50
 
     def __init__(
         self,
@@ -99,7 +102,7 @@ class MagnitudeCallback(ThresholdPruning):
     def learn(self, stats: Tensor, active: Tensor) -> None:
         assert self.target_sparsity is not None
         self._steps += 1
-        every = max(1, self.sparsify_steps // _UPDATES)
+        every = max(1, self.sparsify_steps // self.updates)
         if self.schedule == "oneshot" or int(self._steps) % every:
             return
         units = self.units
