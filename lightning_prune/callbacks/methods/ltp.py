@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_prune.callbacks.methods.thresholds import ThresholdPruning, share_of_gradient
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
-from lightning_prune.functional import budget, ltp, path
+from lightning_prune.functional import ltp, path
 from lightning_prune.functional.adam import adam_step_
 from lightning_prune.functional.schedules import Shape, anneal, cubic_path
 from lightning_prune.masks import Gate, SoftGate
