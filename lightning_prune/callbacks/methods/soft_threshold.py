@@ -139,8 +139,8 @@ class STRCallback(ThresholdPruning):
         slope = self._top * open_share * (1 - open_share)  # dα/ds
         grad = -slope * stats[:, TASK].float()
         size = torch.where(active, grad.square(), torch.zeros_like(grad)).sum() / active.sum().clamp_min(1)
-        seen = torch.where(self._size > 0, torch.lerp(size, self._size, BETAS[1]), size)
-        self._size.copy_(torch.where(active.any(), seen, self._size))
+        # From 0 on, uncorrected: the pull sets in gently.
+        self._size.copy_(torch.where(active.any(), torch.lerp(size, self._size, BETAS[1]), self._size))
         pull = self.price * self._size.sqrt() * self._s
         adam_step_(self._s, grad + pull, self._mean, self._square, self._count, active, self._step_size())
         if self.target_sparsity is not None:
