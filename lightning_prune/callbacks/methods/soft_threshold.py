@@ -11,7 +11,7 @@ from lightning_prune.callbacks.methods.thresholds import ThresholdPruning, share
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.functional import budget, ltp
-from lightning_prune.functional.adam import adam_step_
+from lightning_prune.functional.adam import BETAS, adam_step_
 from lightning_prune.functional.schedules import exponential_path
 from lightning_prune.masks import Gate, ShrinkGate
 from lightning_prune.masks.ltp import KEPT, TASK
@@ -19,7 +19,7 @@ from lightning_prune.masks.units import WeightUnits
 
 _TOP = 10.0  # the highest threshold, in units of the layer's root mean square
 _START = 0.05  # the first one: 4 % of Gaussian weights lie below
-_PULL = 0.1  # the first λ where it is steered: half of a step of Adam at the first threshold
+_PULL = 0.1  # the first λ where it is steered: half the size of dL/ds at the first threshold
 _REFRESHES = 20  # times in the phase that the highest allowed thresholds are measured anew
 _HOLD = 0.3  # share of the phase at its end in which the target is held
 _TRAVEL = 3.0  # s can travel this many times the distance to the target
@@ -39,12 +39,12 @@ class STRCallback(ThresholdPruning):
 
     Ours: σ, the layer's root mean square when the phase begins, so that one setting serves layers of every scale (the
     paper has ``α = sigmoid(s)`` from ``s = −3200`` or so, where a long decay must come first); the start at
-    ``α = 0.05·σ``; Adam with decoupled decay for s, ``s ← s − lr·(Adam(dL/ds) + λ·s)``, in place of the network's SGD:
-    inside Adam a pull that is strong enough to track a path would drown the loss, and all layers would move as one.
+    ``α = 0.05·σ``; Adam for s in place of the network's SGD; λ in units of the layers' root mean square ``dL/ds``,
+    so that the loss and a pull that is strong enough to track a path stay of one size.
 
     Args:
         target_sparsity: share of weights to prune; 0.9 if no target and no ``lam`` is given.
-        lam: the pull λ; where it is steered, its start.
+        lam: the pull λ in ``λ·s``, in units of the size of ``dL/ds``; where it is steered, its start.
         threshold_lr: step of s; None: three times the way to the target over the phase's steps.
         feedback: share of their gradient that weights below the threshold get, in [0, 1]; 0 is the paper's.
         target_compression: the same as prunable weights / non-zero ones, ≥ 1; give one of the two.
@@ -106,6 +106,7 @@ class STRCallback(ThresholdPruning):
         self._s = torch.full_like(self._top, _START / _TOP).logit()
         self._tau, self._mean, self._square, self._count = (torch.zeros_like(self._top) for _ in range(4))
         self._cap = torch.full_like(self._top, torch.inf)
+        self._size = torch.zeros((), device=self._top.device)
         self._log_price = self._top.new_tensor(_PULL if self.lam is None else self.lam).clamp_min(1e-30).log()
         self._steps = torch.zeros((), dtype=torch.int64)
         self._tau.copy_((self._top * self._s.sigmoid()).square())
@@ -119,12 +120,13 @@ class STRCallback(ThresholdPruning):
     def tensors(self) -> dict[str, Tensor]:
         return super().tensors() | {
             "s": self._s, "tau": self._tau, "top": self._top, "mean": self._mean, "square": self._square,
-            "count": self._count, "cap": self._cap, "log_price": self._log_price, "steps": self._steps,
+            "count": self._count, "cap": self._cap, "size": self._size, "log_price": self._log_price,
+            "steps": self._steps,
         }  # fmt: skip
 
     @property
     def price(self) -> Tensor:
-        """λ, the pull on s; a scalar."""
+        """λ, the pull on s in units of the size of ``dL/ds``; a scalar."""
         if self.target_sparsity is None:
             return self._log_price.exp()
         damping = min(_DAMPING, _STABLE / self._full_step())
@@ -135,9 +137,12 @@ class STRCallback(ThresholdPruning):
             self._cap.copy_(self.highest_thresholds())
         open_share = self._s.sigmoid()
         slope = self._top * open_share * (1 - open_share)  # dα/ds
-        lr, pull = self._step_size(), self.price * self._s
-        adam_step_(self._s, -slope * stats[:, TASK].float(), self._mean, self._square, self._count, active, lr)
-        self._s.sub_(torch.where(active, lr * pull, torch.zeros_like(pull)))
+        grad = -slope * stats[:, TASK].float()
+        size = torch.where(active, grad.square(), torch.zeros_like(grad)).sum() / active.sum().clamp_min(1)
+        # From 0 on, uncorrected: the pull sets in gently.
+        self._size.copy_(torch.where(active.any(), torch.lerp(size, self._size, BETAS[1]), self._size))
+        pull = self.price * self._size.sqrt() * self._s
+        adam_step_(self._s, grad + pull, self._mean, self._square, self._count, active, self._step_size())
         if self.target_sparsity is not None:
             gain = min(_GAIN / self.sparsify_steps, 0.2)
             self._log_price.copy_(budget.steer(self._log_price, self._kept(), self._goal(), gain))
