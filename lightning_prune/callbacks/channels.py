@@ -19,6 +19,7 @@ from lightning_prune.callbacks.guard import check_launcher
 from lightning_prune.callbacks.lifecycle import PruningCallback
 from lightning_prune.callbacks.logs import PHASES, by_reason
 from lightning_prune.callbacks.phases import Duration, training_length
+from lightning_prune.callbacks.step import trained_by
 from lightning_prune.callbacks.trainer import announce_removal, averaged_copies, log_to_loggers, shapes_may_change
 from lightning_prune.callbacks.zeros import warn_if_zeros_are_free
 from lightning_prune.channels.graph.graph import ChannelGraph
@@ -126,6 +127,8 @@ class ChannelPruning(PruningCallback):
         self.selection: Selection | None = None
         self.pruned: Pruned | None = None
         self.example: Any = None
+        self.left: dict[str, Tensor] = {}  # parameters that did not train when the phase began
+        self._left_before: set[str] | None = None  # by name, as a checkpoint has it
         self._share: float | None = None  # of the MACs, that meets a latency target
         self.numbers: dict[str, float] = {"macs": 1.0, "params": 1.0, "channels": 1.0}
 
@@ -157,17 +160,24 @@ class ChannelPruning(PruningCallback):
             self.example = pytree.tree_map_only(Tensor, lambda t: t.to(pl_module.device), self.example)
         options = {k: v for k, v in self.surgery.items() if k != "form"}
         graph = ChannelGraph.trace(network, self.example, **options)
-        held = {id(p) for o in trainer.optimizers for group in o.param_groups for p in group["params"]}
+        trains = trained_by(trainer.optimizers)
+        tensors = {n: p for n, p in network.named_parameters(remove_duplicate=False) if 0 in graph.axes.get(n, {})}
+        if not self.prune_frozen:
+            before = self._left_before
+            self.left = {n: p for n, p in tensors.items() if (not trains(p) if before is None else n in before)}
+        held = {id(p) for p in self.left.values()}
         self.units = ChannelUnits.of(
-            network, graph, exclude=self.exclude, scales_only=self.scales_only,
-            trains=None if self.prune_frozen else lambda p: p.requires_grad and (not held or id(p) in held),
-        )  # fmt: skip
+            network, graph, exclude=self.exclude, scales_only=self.scales_only, trains=lambda p: id(p) not in held
+        )
         for line in by_reason((n, why) for n, why in self.units.frozen.items() if why != "the network's output"):
             self.monitor.warn_once(line, f"{type(self).__name__} leaves whole {line}.")
         self.selector = Selector(
             self.units, rule=self.rule, budget=self.budget, delta=self.delta, min_channels=self.min_keep,
             divisor=self.divisor, form=self.surgery.get("form", "auto"),
         )  # fmt: skip
+
+    def rehearse(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        calibrate.network_input(trainer, pl_module, self.root, batch, self.calibration_forward)
 
     def before_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.phases is not None
@@ -262,6 +272,8 @@ class ChannelPruning(PruningCallback):
         self.monitor.scalars(pl_module, "macs", {**own, **numbers, "phase": PHASES[self.phases.at(self.seen)]})
 
     def log_epoch(self, trainer: Trainer) -> None:
+        trains = trained_by(trainer.optimizers)
+        self.monitor.late([name for name, p in self.left.items() if trains(p)])
         if self.stage == "soft" and self.selection is not None:
             layers = zip(self.units.layers, self.units.by_layer(self.selection.score), strict=True)
             self.monitor.histograms(trainer, {f"prune/scores/{names[0]}": score for names, score in layers})
@@ -279,13 +291,14 @@ class ChannelPruning(PruningCallback):
         state: dict[str, Any] = {"numbers": dict(self.numbers)}
         if self.stage == "soft":  # the plan stands beside the weights, see `note_shapes`
             shapes = pytree.tree_map_only(Tensor, _shape_only, self.example)
-            state |= {"example": shapes, "share": self._share}
+            state |= {"example": shapes, "share": self._share, "left": list(self.left)}
         return state
 
     def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
         self.numbers = dict(state["numbers"])
         self.example = state.get("example")
         self._share = state.get("share")
+        self._left_before = set(state["left"]) if "left" in state else None
 
     def save(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         note_shapes(pl_module, checkpoint)

@@ -6,11 +6,13 @@ are worth. Neither overrides a hook of Lightning's.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -22,7 +24,7 @@ from lightning_prune.callbacks.options import naming_near_options
 from lightning_prune.callbacks.phases import Phases, phases_of, training_length
 from lightning_prune.callbacks.step import Step
 from lightning_prune.callbacks.trainer import writes_logs_now
-from lightning_prune.errors import CalibrationError
+from lightning_prune.errors import CalibrationError, DivergenceError
 from lightning_prune.masks import attach
 
 
@@ -33,6 +35,8 @@ class PruningCallback(PruningMethod, Callback):
         self._guard = OptimizerGuard(self._after_step)
         self._gate_trainer: GateTrainer | None = None
         self._loaded: dict[str, Any] | None = None
+        self._last_fit: tuple[weakref.ref[Trainer], weakref.ref[LightningModule]] | None = None
+        self._goes_on = self._resumed = self._rehearsed = False
         super().__init__(*args)
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -50,19 +54,34 @@ class PruningCallback(PruningMethod, Callback):
                 check_alone(trainer, self)
             self.check(trainer)
             self.release(pl_module)
-            self.reset()
+            self._goes_on = self._is_pruned_by(trainer, pl_module)
+            if not self._goes_on:
+                self.reset()
+            self._last_fit = weakref.ref(trainer), weakref.ref(pl_module)
+            self._rehearsed = False
         self._loaded = None
         self.open(trainer, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called with the model final and a checkpoint's weights loaded: takes its state over too."""
+        if self._goes_on:
+            rank_zero_info(f"{type(self).__name__}: the model is pruned already, and this fit goes on with finetune.")
+            return
         self.prepare(trainer, pl_module)
+        self._resumed = self._loaded is not None
         self._restore(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when the length of the training is known: resolves the phases, watches the optimizers."""
         self.accumulate = trainer.accumulate_grad_batches
-        self.phases = phases_of(trainer, *self.durations) if self.prunes else Phases(0, 0, 0)
+        if self._goes_on:
+            assert self.phases is not None
+            self.phases = Phases(min(self.phases.begin, self.seen), min(self.phases.prune, self.seen), self.seen)
+        else:
+            # A Trainer that has trained before counts on: without a state of ours, phases lie in what is left.
+            again = trainer.current_epoch > 0 and not self._resumed
+            done = int(trainer.current_epoch * trainer.num_training_batches) if again else 0
+            self.phases = phases_of(trainer, *self.durations, done=done) if self.prunes else Phases(0, 0, 0)
         self._guard.watch(trainer.optimizers, self.watched())
         if self.removes_at == "batch end":
             self._remove_if_due(trainer, pl_module)
@@ -71,6 +90,10 @@ class PruningCallback(PruningMethod, Callback):
         """Called before each batch: begins the sparsify phase; some families remove here."""
         assert self.phases is not None
         self._guard.new_batch()
+        if not self._rehearsed and self.stage == "dense" and self.prunes:
+            self._rehearsed = True
+            with isolate_rng():
+                self.rehearse(trainer, pl_module, batch)
         if self.stage == "dense" and self.phases.at(self.seen) != "warmup":
             self._begin(trainer, pl_module, batch)
         if self.removes_at == "batch start":
@@ -97,6 +120,8 @@ class PruningCallback(PruningMethod, Callback):
         self._expire()
         if self.stage == "soft":
             self.after_step(self.units, Step(optimizer))
+        elif self.stage == "pruned":
+            self.held(Step(optimizer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -189,6 +214,7 @@ class PruningCallback(PruningMethod, Callback):
         self._gates = dict(self.gates(self.units))
         self._gate_trainer = GateTrainer(self._gates, self.root, self.gate_optimizer)
         attach(self.root, self._gates)
+        self._guard.watch(trainer.optimizers, self.watched())  # there may be other units than before
         self.stage = "soft"
 
     def _remove_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -236,7 +262,31 @@ class PruningCallback(PruningMethod, Callback):
                 n: trainer.strategy.reduce(total / counts[n], reduce_op="mean")  # type: ignore[misc]
                 for n, total in sums.items()
             }
-        return self.score(self.units)
+        return self.finite_score()
+
+    def finite_score(self) -> Tensor:
+        """The method's scores.
+
+        Raises:
+            DivergenceError: there are none, or some are NaN, because weights of the network are not finite.
+        """
+        failure: ValueError | None = None
+        try:
+            score = self.score(self.units)
+            if not bool(score.isnan().any()):
+                return score
+        except ValueError as error:
+            failure = error
+        lost = [name for name, p in self.root.named_parameters() if not bool(p.detach().isfinite().all())]
+        if lost:
+            raise DivergenceError(
+                f"The training has diverged: after {self.seen} batches {len(lost)} parameters are NaN or infinite "
+                f"({', '.join(lost[:3])}, ...), so {type(self).__name__} cannot tell what to keep. Lower the learning "
+                "rate, clip gradients, or look for the batch whose loss is NaN."
+            ) from failure
+        if failure is not None:
+            raise failure
+        return score
 
     def _before_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" and type(self).gates is not PruningMethod.gates:
@@ -260,6 +310,13 @@ class PruningCallback(PruningMethod, Callback):
             assert self._gate_trainer is not None
             self._gate_trainer.load(state["gates"])
         self.stage = state["stage"]
+
+    def _is_pruned_by(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Whether this fit goes on where one of the same Trainer and module left a pruned model."""
+        same = self._last_fit is not None and all(
+            ref() is now for ref, now in zip(self._last_fit, (trainer, pl_module), strict=True)
+        )
+        return self.prunes and same and self.stage == "pruned" and trainer.current_epoch > 0 and not trainer.ckpt_path
 
     def _expire(self) -> None:
         for gate in self._gates.values():

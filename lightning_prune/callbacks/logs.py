@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -36,6 +36,16 @@ class Monitor:
         if key not in self._said:
             self._said.add(key)
             rank_zero_warn(message)
+
+    def late(self, names: Sequence[str]) -> None:
+        """A warning if layers train that did not when the sparsify phase began."""
+        if names:
+            shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+            self.warn_once(
+                "late",
+                f"{shown} began to train after the sparsify phase had begun, and nothing of them is pruned: the target "
+                "is met in the other layers alone. Begin the phase when all layers train, with a longer warmup.",
+            )
 
     def scalars(self, pl_module: LightningModule, bar: str, values: Mapping[str, Tensor | float]) -> None:
         """Scalars of a step, by name without ``prune/``; the one named ``bar`` shows in the progress bar."""

@@ -120,6 +120,8 @@ class PruningMethod:
         """How to run the network on a training batch: (output, labels or None). Override for unusual batches."""
         return calibrate.forward_first_element(module, batch)
 
+    calibration_forward.guesses = True  # type: ignore[attr-defined]  # what an override is not
+
     # ---- what a family says -----------------------------------------------------------------------------------------
 
     def check(self, trainer: Trainer) -> None:
@@ -135,11 +137,21 @@ class PruningMethod:
         """Set ``units`` and ``root`` for a phase that begins with ``batch``; None on resume."""
         raise NotImplementedError
 
+    def rehearse(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        """Run the network as the phases to come will, on the first batch: what fails then had better fail now.
+
+        Raises:
+            CalibrationError: units cannot be found or scored without it, and it does not run.
+        """
+
     def before_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called before each batch of the sparsify phase."""
 
     def hold(self, step: Step) -> None:
         """Called before each optimizer step after the removal."""
+
+    def held(self, step: Step) -> None:
+        """Called after each step that an optimizer really takes after the removal."""
 
     def sites(self) -> Mapping[str, nn.Module]:
         """The layers that `observe` is shown, by name."""

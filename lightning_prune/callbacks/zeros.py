@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lightning_prune.callbacks.trainer import averaged_copies, callbacks_of
 from lightning_prune.masks import Target, prunable_weights
@@ -47,22 +49,54 @@ def prune_everywhere(trainer: Trainer, targets: Sequence[Target], masks: Sequenc
                 param.masked_fill_(~by_name[name].to(param.device), 0)
 
 
-@torch.no_grad()
-def keep_zeros(params: Iterable[nn.Parameter]) -> None:
-    """Zero the gradients of pruned weights, found as ``w == 0``: a finetune checkpoint needs no mask beside it."""
-    for param in params:
-        if param.grad is not None:
-            zeros_step_(param, param.grad)
-
-
 def check_zeros(targets: Sequence[Target], before: Sequence[int], now: Sequence[int]) -> None:
     """Raise RuntimeError, naming the layers, if there are fewer zeros than there were."""
     lost = [f"{t.name} ({b - a})" for t, b, a in zip(targets, before, now, strict=True) if a < b]
     if lost:
         raise RuntimeError(
-            f"Pruned weights came back in {', '.join(lost[:5])}: something other than the gradient moves them "
-            "(an optimizer with added noise, or weights written to directly). Use a plain optimizer in finetune."
+            f"Pruned weights came back in {', '.join(lost[:5])}: something other than the optimizers writes to them. "
+            "Step them through Lightning's optimizers, or write to weights that are not zero alone."
         )
+
+
+class _Zeros(NamedTuple):
+    param: nn.Parameter
+    zero: Tensor
+
+
+class ZeroKeeper:
+    """Keeps pruned weights at zero through the steps of optimizers: it zeroes their gradients before each.
+
+    That is enough for most. Some move a weight whose gradient and momentum are zero (Muon, preconditioned and noisy
+    ones); the first step with a learning rate tells, and from then on zeros are put back after each.
+    """
+
+    def __init__(self) -> None:
+        self._zeros: dict[int, list[_Zeros]] = {}
+        self._stepped: set[int] = set()
+        self._moves: set[int] = set()  # optimizers that do
+
+    @torch.no_grad()
+    def before(self, optimizer: Optimizer, params: Sequence[nn.Parameter]) -> None:
+        """Zero the gradients of those params that are ``w == 0``: a finetune checkpoint needs no mask beside it."""
+        for param in params:
+            if param.grad is not None:
+                zeros_step_(param, param.grad)
+        key = id(optimizer)
+        self._zeros.pop(key, None)
+        if key not in self._stepped or key in self._moves:
+            self._zeros[key] = [_Zeros(p, p.detach() == 0) for p in params]
+
+    @torch.no_grad()
+    def after(self, optimizer: Optimizer) -> None:
+        """Put zeros back, if this optimizer moves them. It may be called several times a step."""
+        key = id(optimizer)
+        for param, zero in self._zeros.get(key, ()):
+            if key not in self._moves and bool(param.detach()[zero].any()):
+                self._moves.add(key)
+            param.masked_fill_(zero, 0)
+        if any(float(group.get("lr", 1.0)) > 0 for group in optimizer.param_groups):
+            self._stepped.add(key)
 
 
 def warn_if_zeros_are_free(trainer: Trainer, network: nn.Module) -> None:
