@@ -18,13 +18,13 @@ from torch.optim import Optimizer
 
 from lightning_prune.callbacks import calibrate
 from lightning_prune.callbacks.gates import GateTrainer
-from lightning_prune.callbacks.guard import OptimizerGuard, check_alone, check_strategy
+from lightning_prune.callbacks.guard import OptimizerGuard, check_alone, check_diverged, check_strategy
 from lightning_prune.callbacks.method import PruningMethod
 from lightning_prune.callbacks.options import naming_near_options
 from lightning_prune.callbacks.phases import Phases, phases_of, training_length
 from lightning_prune.callbacks.step import Step
 from lightning_prune.callbacks.trainer import writes_logs_now
-from lightning_prune.errors import CalibrationError, DivergenceError
+from lightning_prune.errors import CalibrationError
 from lightning_prune.masks import attach
 
 
@@ -277,13 +277,7 @@ class PruningCallback(PruningMethod, Callback):
                 return score
         except ValueError as error:
             failure = error
-        lost = [name for name, p in self.root.named_parameters() if not bool(p.detach().isfinite().all())]
-        if lost:
-            raise DivergenceError(
-                f"The training has diverged: after {self.seen} batches {len(lost)} parameters are NaN or infinite "
-                f"({', '.join(lost[:3])}, ...), so {type(self).__name__} cannot tell what to keep. Lower the learning "
-                "rate, clip gradients, or look for the batch whose loss is NaN."
-            ) from failure
+        check_diverged(self.root, type(self).__name__, self.seen, failure)
         if failure is not None:
             raise failure
         return score
@@ -313,9 +307,8 @@ class PruningCallback(PruningMethod, Callback):
 
     def _is_pruned_by(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Whether this fit goes on where one of the same Trainer and module left a pruned model."""
-        same = self._last_fit is not None and all(
-            ref() is now for ref, now in zip(self._last_fit, (trainer, pl_module), strict=True)
-        )
+        last_trainer, last_module = self._last_fit or (lambda: None, lambda: None)
+        same = last_trainer() is trainer and last_module() is pl_module
         return self.prunes and same and self.stage == "pruned" and trainer.current_epoch > 0 and not trainer.ckpt_path
 
     def _expire(self) -> None:

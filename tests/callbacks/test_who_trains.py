@@ -40,7 +40,7 @@ class WithTeacher(Toy):
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weights_that_no_optimizer_holds_are_no_targets_and_are_named_once(name: str, tmp_path: Path) -> None:
-    module, callback, said = warned(tmp_path, name, WithTeacher())
+    module, _, said = warned(tmp_path, name, WithTeacher())
     assert equal(module.teacher, network(1))
     assert abs(zeros(module.net) - 0.8 * N) <= 1
     (line,) = [line for line in said if "held by no optimizer" in line]
