@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -53,6 +54,15 @@ def check_diverged(network: nn.Module, callback: str, batches: int, failure: Exc
             f"({', '.join(lost[:3])}, ...), so {callback} cannot tell what to keep. Lower the learning rate, clip "
             "gradients, or look for the batch whose loss is NaN."
         ) from failure
+
+
+LastFit = tuple["weakref.ref[Trainer]", "weakref.ref[LightningModule]"]
+
+
+def goes_on(last: LastFit | None, trainer: Trainer, module: LightningModule) -> bool:
+    """Whether a fit goes on where the last one ended: that of the same Trainer and module, which count on."""
+    same = last is not None and last[0]() is trainer and last[1]() is module
+    return same and trainer.current_epoch > 0 and not trainer.ckpt_path
 
 
 class OptimizerGuard:

@@ -18,11 +18,11 @@ from torch.optim import Optimizer
 
 from lightning_prune.callbacks import calibrate
 from lightning_prune.callbacks.gates import GateTrainer
-from lightning_prune.callbacks.guard import OptimizerGuard, check_alone, check_diverged, check_strategy
+from lightning_prune.callbacks.guard import LastFit, OptimizerGuard, check_alone, check_strategy, goes_on
 from lightning_prune.callbacks.method import PruningMethod
 from lightning_prune.callbacks.options import naming_near_options
 from lightning_prune.callbacks.phases import Phases, phases_of, training_length
-from lightning_prune.callbacks.step import Step
+from lightning_prune.callbacks.step import Step, trained_by
 from lightning_prune.callbacks.trainer import writes_logs_now
 from lightning_prune.errors import CalibrationError
 from lightning_prune.masks import attach
@@ -35,7 +35,7 @@ class PruningCallback(PruningMethod, Callback):
         self._guard = OptimizerGuard(self._after_step)
         self._gate_trainer: GateTrainer | None = None
         self._loaded: dict[str, Any] | None = None
-        self._last_fit: tuple[weakref.ref[Trainer], weakref.ref[LightningModule]] | None = None
+        self._last_fit: LastFit | None = None
         self._goes_on = self._resumed = self._rehearsed = False
         super().__init__(*args)
 
@@ -54,7 +54,7 @@ class PruningCallback(PruningMethod, Callback):
                 check_alone(trainer, self)
             self.check(trainer)
             self.release(pl_module)
-            self._goes_on = self._is_pruned_by(trainer, pl_module)
+            self._goes_on = self.stage == "pruned" and self.prunes and goes_on(self._last_fit, trainer, pl_module)
             if not self._goes_on:
                 self.reset()
             self._last_fit = weakref.ref(trainer), weakref.ref(pl_module)
@@ -67,6 +67,7 @@ class PruningCallback(PruningMethod, Callback):
         if self._goes_on:
             rank_zero_info(f"{type(self).__name__}: the model is pruned already, and this fit goes on with finetune.")
             return
+        self.averages.note(pl_module, trained_by(trainer.optimizers))
         self.prepare(trainer, pl_module)
         self._resumed = self._loaded is not None
         self._restore(trainer, pl_module)
@@ -192,7 +193,7 @@ class PruningCallback(PruningMethod, Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors, numbers and strings, loadable with ``weights_only=True``."""
-        state: dict[str, Any] = {"stage": self.stage, "seen": self.seen}
+        state: dict[str, Any] = {"stage": self.stage, "seen": self.seen, "averages": self.averages.state()}
         if self.stage == "soft":
             state["tensors"] = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
             state["gates"] = self._gate_trainer.state() if self._gate_trainer is not None else {}
@@ -264,24 +265,6 @@ class PruningCallback(PruningMethod, Callback):
             }
         return self.finite_score()
 
-    def finite_score(self) -> Tensor:
-        """The method's scores.
-
-        Raises:
-            DivergenceError: there are none, or some are NaN, because weights of the network are not finite.
-        """
-        failure: ValueError | None = None
-        try:
-            score = self.score(self.units)
-            if not bool(score.isnan().any()):
-                return score
-        except ValueError as error:
-            failure = error
-        check_diverged(self.root, type(self).__name__, self.seen, failure)
-        if failure is not None:
-            raise failure
-        return score
-
     def _before_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" and type(self).gates is not PruningMethod.gates:
             if self._loaded is not None:
@@ -296,6 +279,7 @@ class PruningCallback(PruningMethod, Callback):
         if state is None:
             return
         self.seen = state["seen"]
+        self.averages.load(state["averages"])
         self.restore(pl_module, state)
         if state["stage"] == "soft":
             self._begin(trainer, pl_module, None)
@@ -304,12 +288,6 @@ class PruningCallback(PruningMethod, Callback):
             assert self._gate_trainer is not None
             self._gate_trainer.load(state["gates"])
         self.stage = state["stage"]
-
-    def _is_pruned_by(self, trainer: Trainer, pl_module: LightningModule) -> bool:
-        """Whether this fit goes on where one of the same Trainer and module left a pruned model."""
-        last_trainer, last_module = self._last_fit or (lambda: None, lambda: None)
-        same = last_trainer() is trainer and last_module() is pl_module
-        return self.prunes and same and self.stage == "pruned" and trainer.current_epoch > 0 and not trainer.ckpt_path
 
     def _expire(self) -> None:
         for gate in self._gates.values():

@@ -178,7 +178,7 @@ class WeightPruning(PruningCallback):
     def remove(self, trainer: Trainer, pl_module: LightningModule, early: bool) -> bool:
         masks = self.final_masks(self.scored(trainer, pl_module), early)
         detach(pl_module)
-        prune_everywhere(trainer, self.units.targets, masks)
+        prune_everywhere(trainer, self.units.targets, masks, self.averages.moved())
         self.zeros_at_prune = self.units.zeros()
         zeros, numel = sum(self.zeros_at_prune), self.units.numel
         dead = zeros - sum(m.numel() - int(m.sum()) for m in masks)
@@ -229,8 +229,7 @@ class WeightPruning(PruningCallback):
                 )
         self.monitor.histograms(trainer, {f"prune/weights/{t.name}": t.param for t in targets})
         if self.prunes:
-            trains = self.trained(trainer)
-            self.monitor.late([name for name, p in self.left.items() if trains(p)])
+            self.monitor.late(self.left, self.trained(trainer))
         if self.stage == "pruned":
             check_zeros(targets, self.zeros_at_prune, zeros)
 

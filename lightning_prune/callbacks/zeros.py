@@ -14,12 +14,15 @@ from torch.optim import Optimizer
 from lightning_prune.callbacks.trainer import averaged_copies, callbacks_of
 from lightning_prune.masks import Target, prunable_weights
 from lightning_prune.masks.ltp import zeros_step_
+from lightning_prune.support.averages import Lookalike
 
 _SPARSE = 0.2  # share of zeros from which on a network is one that was pruned
 
 
 @torch.no_grad()
-def prune_everywhere(trainer: Trainer, targets: Sequence[Target], masks: Sequence[Tensor]) -> None:
+def prune_everywhere(
+    trainer: Trainer, targets: Sequence[Target], masks: Sequence[Tensor], copies: Sequence[Lookalike] = ()
+) -> None:
     """Zero the pruned weights, in place, wherever they live: the model, optimizer state, averaged copies of the model.
 
     Momentum and averages of pruned weights would otherwise bring them back at the next step or swap.
@@ -28,6 +31,7 @@ def prune_everywhere(trainer: Trainer, targets: Sequence[Target], masks: Sequenc
         trainer: its optimizers and averaging callbacks are searched.
         targets: layers.
         masks: bool, one a layer, True where kept.
+        copies: averaged copies that no callback keeps.
     """
     by_param: dict[Tensor, Tensor] = {}
     for target, mask in zip(targets, masks, strict=True):
@@ -42,9 +46,9 @@ def prune_everywhere(trainer: Trainer, targets: Sequence[Target], masks: Sequenc
                 if torch.is_tensor(value) and found is not None and value.shape == found.shape:
                     value.masked_fill_(~found.to(value.device), 0)
     by_name = {t.name: m for t, m in zip(targets, masks, strict=True)}
-    for average in averaged_copies(trainer):
-        copy: nn.Module = getattr(average, "module", average)
-        for name, param in copy.named_parameters():
+    wholes = [("", getattr(average, "module", average)) for average in averaged_copies(trainer)]
+    for path, copy in (*wholes, *((c.path, c.module) for c in copies)):
+        for name, param in copy.named_parameters(prefix=path):
             if name in by_name:
                 param.masked_fill_(~by_name[name].to(param.device), 0)
 
