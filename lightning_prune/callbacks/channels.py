@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any, Literal
 
 import torch
@@ -17,8 +17,9 @@ from lightning_prune.callbacks import calibrate
 from lightning_prune.callbacks.checkpoint import ShapeHooks, note_shapes
 from lightning_prune.callbacks.guard import check_launcher
 from lightning_prune.callbacks.lifecycle import PruningCallback
-from lightning_prune.callbacks.logs import PHASES, by_reason
+from lightning_prune.callbacks.logs import PHASES, by_reason, log_latency, log_selection
 from lightning_prune.callbacks.phases import Duration, training_length
+from lightning_prune.callbacks.step import trained_by
 from lightning_prune.callbacks.trainer import announce_removal, averaged_copies, log_to_loggers, shapes_may_change
 from lightning_prune.callbacks.zeros import warn_if_zeros_are_free
 from lightning_prune.channels.graph.graph import ChannelGraph
@@ -31,6 +32,7 @@ from lightning_prune.channels.surgery.empty import branch_names
 from lightning_prune.functional.budget import one_share
 from lightning_prune.functional.thresholds import Rule
 from lightning_prune.masks import detach
+from lightning_prune.support.averages import copies_of
 from lightning_prune.support.latency import compare_latency
 from lightning_prune.support.network import find_network
 from lightning_prune.support.retrain import reinitialise
@@ -126,6 +128,8 @@ class ChannelPruning(PruningCallback):
         self.selection: Selection | None = None
         self.pruned: Pruned | None = None
         self.example: Any = None
+        self.left: dict[str, Tensor] = {}  # parameters that did not train when the phase began
+        self._left_before: set[str] | None = None  # by name, as a checkpoint has it
         self._share: float | None = None  # of the MACs, that meets a latency target
         self.numbers: dict[str, float] = {"macs": 1.0, "params": 1.0, "channels": 1.0}
 
@@ -145,29 +149,35 @@ class ChannelPruning(PruningCallback):
         self._hooks.wrap(pl_module, lambda: averaged_copies(trainer))
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.root = find_network(pl_module, self.network_name)
+        self.root = find_network(pl_module, self.network_name, self.averages.parameters())
         warn_if_zeros_are_free(trainer, self.root)
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         """Trace the network on this batch's input, or on one of the shapes that a checkpoint names."""
-        self.root = network = find_network(pl_module, self.network_name)
+        self.root = network = find_network(pl_module, self.network_name, self.averages.parameters())
         if batch is not None:
             self.example = calibrate.network_input(trainer, pl_module, network, batch, self.calibration_forward)
         else:
             self.example = pytree.tree_map_only(Tensor, lambda t: t.to(pl_module.device), self.example)
         options = {k: v for k, v in self.surgery.items() if k != "form"}
         graph = ChannelGraph.trace(network, self.example, **options)
-        held = {id(p) for o in trainer.optimizers for group in o.param_groups for p in group["params"]}
+        trains, before = trained_by(trainer.optimizers), self._left_before
+        for name, p in network.named_parameters(remove_duplicate=False) if not self.prune_frozen else ():
+            if 0 in graph.axes.get(name, {}) and (not trains(p) if before is None else name in before):
+                self.left[name] = p
+        held = {id(p) for p in self.left.values()}
         self.units = ChannelUnits.of(
-            network, graph, exclude=self.exclude, scales_only=self.scales_only,
-            trains=None if self.prune_frozen else lambda p: p.requires_grad and (not held or id(p) in held),
-        )  # fmt: skip
+            network, graph, exclude=self.exclude, scales_only=self.scales_only, trains=lambda p: id(p) not in held
+        )
         for line in by_reason((n, why) for n, why in self.units.frozen.items() if why != "the network's output"):
             self.monitor.warn_once(line, f"{type(self).__name__} leaves whole {line}.")
         self.selector = Selector(
             self.units, rule=self.rule, budget=self.budget, delta=self.delta, min_channels=self.min_keep,
             divisor=self.divisor, form=self.surgery.get("form", "auto"),
         )  # fmt: skip
+
+    def rehearse(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        calibrate.network_input(trainer, pl_module, self.root, batch, self.calibration_forward)
 
     def before_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.phases is not None
@@ -193,12 +203,7 @@ class ChannelPruning(PruningCallback):
         self.selection = self.selector.select(score, removal=removal, budget=budget)
         self.numbers = self.selection.numbers()
         self.selected(self.units, self.selection)
-        layers = zip(self.units.layers, self.selection.thresholds.tolist(), self.selection.kept, strict=True)
-        numbers: dict[str, float] = {}
-        for names, threshold, (kept, _) in layers:
-            numbers[f"prune/layer/{names[0]}/threshold"] = threshold
-            numbers[f"prune/layer/{names[0]}/channels"] = float(kept)
-        log_to_loggers(trainer, numbers)
+        log_selection(trainer, self.units.layers, self.selection.thresholds.tolist(), self.selection.kept)
         return self.selection
 
     def _share_for_latency(self, trainer: Trainer, score: Tensor) -> float:
@@ -219,11 +224,12 @@ class ChannelPruning(PruningCallback):
         if bool(selection.keep.all()):
             rank_zero_warn(f"{type(self).__name__} removes no channel: {self._nothing(selection)}")
             return False
-        dense = copy.deepcopy(self.root).cpu() if self.latency_batch and trainer.is_global_zero else None
+        dense = deepcopy(self.root).cpu() if self.latency_batch and trainer.is_global_zero else None
+        copies = copies_of(self.root, pl_module, averaged_copies(trainer), self.averages.moved())
         with shapes_may_change(trainer):
             self.pruned = remove_channels(
                 self.root, self.example, selector, selection, form=self.surgery.get("form", "auto"),
-                optimizers=trainer.optimizers, averaged=averaged_copies(trainer),
+                optimizers=trainer.optimizers, averaged=copies,
             )  # fmt: skip
             self.selection = self.pruned.selection
             self.numbers = self.selection.numbers()
@@ -231,11 +237,7 @@ class ChannelPruning(PruningCallback):
                 reinitialise(self.root, trainer.optimizers, self.seen)
         announce_removal(trainer, pl_module, self.pruned.plan)
         if dense is not None:
-            latency = compare_latency(dense, self.root, self.example, self.latency_batch)
-            log_to_loggers(
-                trainer, {"prune/latency_dense_ms": 1e3 * latency.before, "prune/latency_ms": 1e3 * latency.after}
-            )
-            rank_zero_info(str(latency))
+            log_latency(trainer, compare_latency(dense, self.root, self.example, self.latency_batch))
         whole = ", ".join(branch_names(self.pruned.plan))
         rank_zero_info(
             f"{type(self).__name__}: {self.numbers['macs']:.1%} of the MACs, {self.numbers['params']:.1%} of the "
@@ -262,6 +264,7 @@ class ChannelPruning(PruningCallback):
         self.monitor.scalars(pl_module, "macs", {**own, **numbers, "phase": PHASES[self.phases.at(self.seen)]})
 
     def log_epoch(self, trainer: Trainer) -> None:
+        self.monitor.late(self.left, trained_by(trainer.optimizers))
         if self.stage == "soft" and self.selection is not None:
             layers = zip(self.units.layers, self.units.by_layer(self.selection.score), strict=True)
             self.monitor.histograms(trainer, {f"prune/scores/{names[0]}": score for names, score in layers})
@@ -279,13 +282,14 @@ class ChannelPruning(PruningCallback):
         state: dict[str, Any] = {"numbers": dict(self.numbers)}
         if self.stage == "soft":  # the plan stands beside the weights, see `note_shapes`
             shapes = pytree.tree_map_only(Tensor, _shape_only, self.example)
-            state |= {"example": shapes, "share": self._share}
+            state |= {"example": shapes, "share": self._share, "left": list(self.left)}
         return state
 
     def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
         self.numbers = dict(state["numbers"])
         self.example = state.get("example")
         self._share = state.get("share")
+        self._left_before = set(state["left"]) if "left" in state else None
 
     def save(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         note_shapes(pl_module, checkpoint)

@@ -20,7 +20,7 @@ from lightning_prune.channels.select.requests import check_emptied, from_lists, 
 from lightning_prune.channels.select.selection import Selection
 from lightning_prune.channels.select.selector import Selector
 from lightning_prune.channels.select.units import ChannelUnits
-from lightning_prune.channels.surgery.cut import apply_plan, check_optimizers, find_target
+from lightning_prune.channels.surgery.cut import apply_plan
 from lightning_prune.channels.surgery.empty import branch_names
 from lightning_prune.channels.surgery.widths import make_plan
 from lightning_prune.channels.verify.compare import Proof
@@ -201,7 +201,7 @@ def remove_channels(
 
     Raises:
         TargetError: the target cannot be met, and ``on_miss`` is "raise".
-        PlanError: nothing would be removed, or an optimizer does not fit.
+        PlanError: nothing would be removed.
         SurgeryError: no form of the compact network computes the same; the network is as it was.
     """
     graph, request = selector.units.graph, selection.request
@@ -222,7 +222,6 @@ def remove_channels(
         if bool(chosen.keep.all()):
             raise PlanError(nothing(graph, request))
         plan = planned(chosen.keep, form=form)
-        check_optimizers(plan, find_target(plan, network), optimizers)
         return chosen, plan
 
     missed: tuple[str, ...] = ()
