@@ -245,7 +245,7 @@ def remove_channels(
     if found.plan.form == "graph" and bool(branches.empty.any()):
         notes += ("a rewritten graph keeps a channel of every layer, also of branches that could be removed",)
     notes += tuple(f"{name} keeps a channel of those that were to go: {why}" for name, why in branches.refused.items())
-    notes += graph.approximations + tuple(filter(None, (chosen.missed(),)))
+    notes += graph.notes + graph.approximations + tuple(filter(None, (chosen.missed(),)))
     for note in notes:
         log.warning(note)
     wanted = request.keep if request.target is None else first.keep

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -42,10 +42,12 @@ def operator_name(target: Any) -> str:
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 
-def state_values(program: ExportedProgram, context: Context) -> tuple[dict[str, Value], dict[str, Value]]:
-    """Fresh labels on every dim of parameters and float buffers: ({placeholder: value}, {state-dict name: value})."""
+def state_values(program: ExportedProgram, context: Context, tensors: dict[str, Value]) -> dict[str, Value]:
+    """Labels on every dim of parameters and float buffers, {placeholder: value}.
+
+    tensors: {state-dict name: value}, from the program of another mode; fresh ones are added.
+    """
     placeholders: dict[str, Value] = {}
-    tensors: dict[str, Value] = {}
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     for spec in program.graph_signature.input_specs:
         meta = nodes[spec.arg.name].meta["val"] if spec.arg.name in nodes else None
@@ -56,12 +58,14 @@ def state_values(program: ExportedProgram, context: Context) -> tuple[dict[str, 
             context.constants[nodes[spec.arg.name]] = constant
         shape = shape_of(meta)
         if spec.kind in STATE and spec.target is not None and meta.is_floating_point():
-            axes = {d: context.labels.fresh(s) for d, s in enumerate(shape) if 1 < s <= LARGEST_AXIS}
-            value = tensors.setdefault(spec.target, Value(shape, axes))
+            if spec.target not in tensors:
+                axes = {d: context.labels.fresh(s) for d, s in enumerate(shape) if 1 < s <= LARGEST_AXIS}
+                tensors[spec.target] = Value(shape, axes)
+            value = tensors[spec.target]
         else:
             value = Value(shape)
         placeholders[spec.arg.name] = value
-    return placeholders, tensors
+    return placeholders
 
 
 def input_sources(program: ExportedProgram, replaced: Mapping[str, Tensor] | None = None) -> list[tuple[str, Any]]:
@@ -77,6 +81,28 @@ def input_sources(program: ExportedProgram, replaced: Mapping[str, Tensor] | Non
         else:
             found.append(("constant", program.constants.get(spec.target or "")))
     return found
+
+
+def label_program(program: ExportedProgram, context: Context, tensors: dict[str, Value]) -> list[Value]:
+    """Labels a whole program, and returns its outputs; tensors: as for `state_values`."""
+    placeholders = state_values(program, context, tensors)
+    names = [node.name for node in program.graph.nodes if node.op == "placeholder"]
+    return list(values([label_graph(program.graph_module, [placeholders.get(name) for name in names], context)]))
+
+
+def weights_of(program: ExportedProgram) -> dict[str, str]:
+    """{placeholder: name of the tensor in the state dict}"""
+    specs = program.graph_signature.input_specs
+    return {s.arg.name: s.target for s in specs if s.kind in STATE and s.target is not None}
+
+
+def call_keys(program: ExportedProgram, nodes: Iterable[Node]) -> dict[Node, Any]:
+    """What a call is known by in the program of another mode: its operator, its module and its weights."""
+    names = weights_of(program)
+    return {
+        n: (operator_name(n.target), module_path(n)[0], *(names[a.name] for a in n.all_input_nodes if a.name in names))
+        for n in nodes
+    }
 
 
 def label_graph(module: GraphModule, inputs: list[Any], context: Context) -> Any:

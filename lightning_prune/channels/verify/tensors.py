@@ -38,6 +38,11 @@ def reader(model: nn.Module, *steps: Step) -> Reader:
     return read
 
 
+def fresh(name: str, tensor: Tensor) -> Tensor:
+    """A copy, as a train-mode run writes statistics in place."""
+    return tensor.clone()
+
+
 def cast(dtype: torch.dtype | None) -> Step:
     """To another dtype; None leaves all as they are."""
     return lambda name, tensor: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
