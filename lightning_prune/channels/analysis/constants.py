@@ -157,7 +157,7 @@ def _fold(
     groups = place.ids[chosen]
     if name not in CONVOLUTIONS and name != "linear":
         unfoldable[groups] = True
-        inexact.append(f"{name} at {describe(node)}: a product of two activations has no bias")
+        inexact.append(f"{name} at {describe(node)}: no bias takes it up")
         return
     x = bound["input"]
     shape = [1] * x.ndim

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
 
-from lightning_prune.channels.rules import compute, move, parts, reduce  # noqa: F401  they register the rules
+from lightning_prune.channels.rules import compute, move, parts, recurrent, reduce  # noqa: F401  they register rules
 from lightning_prune.channels.rules.registry import RULES, elementwise
 from lightning_prune.channels.trace.call import LARGEST_AXIS, Call, Context, Value, values
 from lightning_prune.channels.trace.sites import module_path
