@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from lightning_prune.channels.graph.propagate import call_keys, label_program
 from lightning_prune.channels.trace.call import Context, Value
 from lightning_prune.channels.trace.export import export
-from lightning_prune.channels.trace.parts import largest_part
+from lightning_prune.channels.trace.parts import largest_parts
 from lightning_prune.channels.trace.training import entries, trains_apart, unused
 from lightning_prune.errors import TraceError
 
@@ -46,7 +46,7 @@ def trace_modes(model: nn.Module, example_input: Any) -> Traced:
     try:
         program = export(model, example_input)
     except TraceError as error:
-        part = largest_part(model, example_input)
+        part = largest_parts(model, example_input)
         raise TraceError(f"{error}{f'. {part}' if part else ''}") from error.__cause__
     if not trains_apart(model, example_input, program):
         return Traced(program)

@@ -27,8 +27,8 @@ def describe(node: Node) -> str:
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
-    """The shape of a fake tensor as plain integers; symbolic sizes count as they were while tracing."""
-    return tuple(int(s.node.hint) if isinstance(s, torch.SymInt) else int(s) for s in value.shape)  # type: ignore[arg-type]
+    """The shape of a fake tensor as plain integers; symbolic sizes count as while tracing, those of data as none."""
+    return tuple(int(s.node.hint or 0) if isinstance(s, torch.SymInt) else int(s) for s in value.shape)  # type: ignore[arg-type]
 
 
 def operator_name(target: Any) -> str:

@@ -15,6 +15,7 @@ from lightning_prune.channels.graph.graph import ChannelGraph, kept_count
 from lightning_prune.channels.select.selection import Request, Resource, Selection
 from lightning_prune.errors import PlanError
 
+FORMS = ("auto", "eager", "graph")
 REDUCE = {"mean": "mean", "max": "amax", "min": "amin", "sum": "sum"}
 
 
@@ -171,3 +172,21 @@ def nothing(graph: ChannelGraph, request: Request) -> str:
         f"{graph.size} groups may be removed; {frozen} of {total} BatchNorm channels are frozen "
         "(print the ChannelGraph for the reasons)"
     )
+
+
+def check_arguments(form: str, constants: str, scores: Any, keep: Any, amounts: Mapping[str, Any]) -> None:
+    """Raises PlanError for arguments of `prune_channels` that do not go together."""
+    if form not in FORMS:
+        raise PlanError(f"form={form!r}: expected one of {FORMS}")
+    if constants not in ("drop", "fold"):
+        raise PlanError(f"constants={constants!r}: expected 'drop' or 'fold'")
+    if scores is not None and keep is not None:
+        raise PlanError("both scores and keep were given; expected at most one of them")
+    given = [name for name, value in amounts.items() if value is not None]
+    if scores is None and given:
+        raise PlanError(f"{given[0]} needs scores: one tensor of scores for each layer, by name")
+    if scores is not None and len(given) != 1:
+        raise PlanError(f"scores need exactly one of {', '.join(amounts)}, found {given or 'none'}")
+    for name in ("macs", "params", "channels"):
+        if amounts[name] is not None and not 0.0 < amounts[name] < 1.0:
+            raise PlanError(f"{name}={amounts[name]}: expected the share that may stay, between 0 and 1, such as 0.5")

@@ -13,6 +13,7 @@ from lightning_prune.errors import TraceError
 from lightning_prune.support.modes import Arguments, attributes_kept, mode, split_input, without_hooks
 
 _TRIED = 6  # of the largest parts
+_NAMED = 2
 _SMALLEST = 0.1  # share of the parameters that a part must have to be worth a word
 
 
@@ -36,16 +37,20 @@ def inputs_of_parts(model: nn.Module, example_input: Any) -> dict[str, Arguments
     return found
 
 
-def largest_part(model: nn.Module, example_input: Any) -> str:
-    """Says which part of a model can be traced, the one with the most parameters; "" if none is found."""
-    found: dict[str, Arguments] = {}
+def largest_parts(model: nn.Module, example_input: Any) -> str:
+    """Says which parts of a model can be traced, the one or two with the most parameters; "" if none is found."""
+    inputs: dict[str, Arguments] = {}
     with contextlib.suppress(Exception):  # the user's code; that it fails was said
-        found = inputs_of_parts(model, example_input)
-    total = sum(p.numel() for p in model.parameters())
-    sizes = {path: sum(p.numel() for p in model.get_submodule(path).parameters()) for path in found if path}
-    sizes = {path: size for path, size in sizes.items() if size >= _SMALLEST * total > 0}
-    for path in sorted(sizes, key=lambda p: -sizes[p])[:_TRIED]:
-        with contextlib.suppress(TraceError):
-            export(model.get_submodule(path), found[path])
-            return f"Its part {path!r} can be traced ({sizes[path] / total:.0%} of the parameters): network={path!r}"
-    return ""
+        inputs = inputs_of_parts(model, example_input)
+    total = max(1, sum(p.numel() for p in model.parameters()))
+    shares = {path: sum(p.numel() for p in model.get_submodule(path).parameters()) / total for path in inputs if path}
+    found: list[str] = []
+    for path in sorted((p for p, share in shares.items() if share >= _SMALLEST), key=lambda p: -shares[p])[:_TRIED]:
+        if len(found) < _NAMED and not any(path.startswith(f"{other}.") for other in found):
+            with contextlib.suppress(TraceError):
+                export(model.get_submodule(path), inputs[path])
+                found.append(path)
+    if not found:
+        return ""
+    named = ", ".join(f"network={path!r} ({shares[path]:.0%} of the parameters)" for path in found)
+    return f"A part of it can be traced, and pruned alone: {named}"

@@ -116,6 +116,17 @@ def graph_runner(code: GraphCode) -> Callable[..., list[Tensor]]:
     return runner
 
 
+def amplifies_rounding(model: nn.Module, plan: PruningPlan, example_input: Any) -> bool:
+    """Whether the last digit of its weights decides what the masked model gives (where it sorts or picks)."""
+    dtype = exact_dtypes(model)[0]
+    reference = reader(model, without_zeros(model, plan), masked(plan, dtype))
+    batch = random_like(example_input, dtype)
+    with untouched(model):
+        first = run(model, reference, batch)
+        second = run(model, lambda name: rounded(name, reference(name)), batch)
+    return distance(first, second) > TOLERANCE[torch.float32]
+
+
 @contextlib.contextmanager
 def _random_state(model: nn.Module, seed: int) -> Iterator[None]:
     """The same random numbers in every run; the global states are as they were after."""
