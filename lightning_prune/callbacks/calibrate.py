@@ -22,7 +22,7 @@ from lightning_prune.callbacks.trainer import batch_on_device
 from lightning_prune.errors import CalibrationError
 from lightning_prune.support.batchnorm import fresh_statistics
 from lightning_prune.support.faults import is_networks
-from lightning_prune.support.modes import mode
+from lightning_prune.support.modes import Arguments, mode
 
 Forward = Callable[[LightningModule, Any], "tuple[Any, Tensor | None]"]
 Note = Callable[[str, Tensor, "Tensor | None"], None]
@@ -79,18 +79,16 @@ def run(trainer: Trainer, module: LightningModule, batch: Any, forward: Forward)
 @torch.no_grad()
 def network_input(
     trainer: Trainer, module: LightningModule, network: nn.Module, batch: Any, forward: Forward
-) -> tuple[Any, ...] | dict[str, Any]:
-    """What the network gets of a batch: positional or keyword arguments, at most two samples of each tensor.
+) -> Arguments:
+    """What the network gets of a batch, at most two samples of each tensor.
 
     Raises:
         CalibrationError: the module cannot be called on the batch, or does not call the network.
     """
-    found: list[tuple[Any, ...] | dict[str, Any]] = []
+    found: list[Arguments] = []
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if args and kwargs:
-            raise CalibrationError("the network gets positional and keyword arguments; only one kind can be traced")
-        found.append(kwargs or args)
+        found.append(Arguments(args, kwargs))
 
     def direct(_: LightningModule, batch: Any) -> tuple[Any, Tensor | None]:
         return network(batch[0] if isinstance(batch, (tuple, list)) else batch), None

@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from lightning_prune.channels.rules import compute, move, parts, recurrent, reduce  # noqa: F401  they register rules
 from lightning_prune.channels.rules.registry import RULES, elementwise
-from lightning_prune.channels.trace.call import LARGEST_AXIS, Call, Context, Value, values
+from lightning_prune.channels.trace.call import LARGEST_AXIS, PARAMETRIZED, Call, Context, Value, values
 from lightning_prune.channels.trace.sites import module_path
 
 STATE = (InputKind.PARAMETER, InputKind.BUFFER)
@@ -86,6 +86,10 @@ def input_sources(program: ExportedProgram, replaced: Mapping[str, Tensor] | Non
 def label_program(program: ExportedProgram, context: Context, tensors: dict[str, Value]) -> list[Value]:
     """Labels a whole program, and returns its outputs; tensors: as for `state_values`."""
     placeholders = state_values(program, context, tensors)
+    for name in tensors:  # spectral_norm as a hook: nothing else shows whose product that is
+        if name.endswith("_orig") and f"{name.removesuffix('orig')}u" in tensors:
+            for labels in tensors[name].axes.values():
+                context.labels.freeze(labels, f"{name}: {PARAMETRIZED}")
     names = [node.name for node in program.graph.nodes if node.op == "placeholder"]
     return list(values([label_graph(program.graph_module, [placeholders.get(name) for name in names], context)]))
 
@@ -144,6 +148,10 @@ def _call(module: GraphModule, node: Node, known: dict[Node, Any], context: Cont
     name = operator_name(node.target)
     call = Call(context, node, name, bind(node.target, args, kwargs), tuple(map(shape_of, outputs)), describe(node))
     rule = RULES.get(name)
+    if "fake_quant" in name:
+        return call.hold_all("the network is prepared for quantization: prune before that")
+    if name.startswith("_weight_norm") or (rule is None and ".parametrizations." in f".{module_path(node)[0]}"):
+        return call.hold_all(PARAMETRIZED)
     if rule is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
         rule = elementwise
     if rule is None:

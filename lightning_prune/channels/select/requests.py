@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from lightning_prune.channels.analysis.branches import Branches
 from lightning_prune.channels.analysis.constants import Constants
 from lightning_prune.channels.graph.graph import ChannelGraph, kept_count
+from lightning_prune.channels.graph.modes import OUTPUT
 from lightning_prune.channels.select.selection import Request, Resource, Selection
 from lightning_prune.errors import PlanError
 
@@ -169,9 +171,20 @@ def nothing(graph: ChannelGraph, request: Request) -> str:
         )
     return (
         f"nothing would be removed: no channel group was asked for, or is dead, on every member. "
-        f"{graph.size} groups may be removed; {frozen} of {total} BatchNorm channels are frozen "
-        "(print the ChannelGraph for the reasons)"
+        f"{graph.size} groups may be removed; {frozen} of {total} BatchNorm channels are frozen{_mostly(graph)} "
+        "(print the ChannelGraph for all reasons)"
     )
+
+
+def _mostly(graph: ChannelGraph) -> str:
+    """The reason why most channels of weights stay that are not outputs."""
+    count: Counter[str] = Counter()
+    for name, dim, ids in graph.each():
+        if dim == 0 and len(graph.shapes[name]) > 1:
+            for identity, number in zip(*(v.tolist() for v in ids[ids < 0].unique(return_counts=True)), strict=True):
+                count[graph.frozen_reasons[-1 - identity][0]] += number
+    del count[OUTPUT]
+    return f", mostly as {count.most_common(1)[0][0]}" if count else ""
 
 
 def check_arguments(form: str, constants: str, scores: Any, keep: Any, amounts: Mapping[str, Any]) -> None:
