@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_prune import FPGMCallback, MRTSCallback
-from tests.callbacks.methods import Make, fit
+from tests.callbacks.methods import Make, equal, fit, keep_all, size
 from tests.toy import CLASSES, Toy, loaders, network
 
 
@@ -60,3 +60,36 @@ def test_it_trains_on_after_the_removal(make: Make, looks: bool, tmp_path: Path)
         assert module.net.side.in_features == 8
     else:
         assert callback.pruned.proof.training
+
+
+class Scaled(nn.Module):
+    """Takes a keyword beside its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main = network()
+
+    def forward(self, x: torch.Tensor, *, scale: torch.Tensor) -> torch.Tensor:
+        return self.main(x * scale)
+
+
+class Calling(Toy):
+    """Calls its network with a positional and a keyword argument."""
+
+    def __init__(self) -> None:
+        super().__init__(built="never")
+        self.net, self.loss = Scaled(), nn.Linear(1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x, scale=x.new_ones(()))
+
+
+def test_keywords_beside_positional_arguments_and_across_a_resume(tmp_path: Path) -> None:
+    options = {"target_macs": 0.6, "warmup": 1, "sparsify": 1, "min_keep": 0.1, "network": "net"}
+    common: dict[str, Any] = {"data": loaders(8, 16), "max_epochs": 3, "num_sanity_val_steps": 0}
+    whole, *_ = fit(tmp_path / "a", FPGMCallback, Calling(), [keep_all(tmp_path, 1)], options=options, **common)
+    assert size(whole.net) < size(Scaled())
+    resumed, *_ = fit(
+        tmp_path / "b", FPGMCallback, Calling(), options=options, ckpt_path=tmp_path / "step=3.ckpt", **common
+    )
+    assert equal(whole, resumed)
