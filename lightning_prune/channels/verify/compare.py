@@ -99,7 +99,7 @@ def run(model: nn.Module, read: Reader, example: Any, seed: int = 0) -> list[Ten
     """Runs a model with the tensors that a reader makes; returns the floating-point outputs."""
     args, kwargs = split_input(example)
     clear_caches(model)  # of the run before, with other tensors
-    with reading(model, read), _random_state(model, seed):
+    with _random_state(model, seed), reading(model, read):
         out = model(*args, **kwargs)
     return [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point()]
 
