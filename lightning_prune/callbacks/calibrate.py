@@ -21,7 +21,7 @@ from lightning_prune.callbacks.trainer import batch_on_device, fresh_pass
 from lightning_prune.errors import CalibrationError
 from lightning_prune.support.batchnorm import fresh_statistics
 from lightning_prune.support.faults import is_networks
-from lightning_prune.support.modes import mode
+from lightning_prune.support.modes import Arguments, mode
 
 Forward = Callable[[LightningModule, Any], "tuple[Any, Tensor | None]"]
 Note = Callable[[str, Tensor, "Tensor | None"], None]
@@ -72,18 +72,16 @@ def run(trainer: Trainer, module: LightningModule, batch: Any, forward: Forward)
 @torch.no_grad()
 def network_input(
     trainer: Trainer, module: LightningModule, network: nn.Module, batch: Any, forward: Forward
-) -> tuple[Any, ...] | dict[str, Any]:
-    """What the network gets of a batch: positional or keyword arguments, at most two samples of each tensor.
+) -> Arguments:
+    """What the network gets of a batch, at most two samples of each tensor.
 
     Raises:
         CalibrationError: the module cannot be called on the batch, or does not call the network.
     """
-    found: list[tuple[Any, ...] | dict[str, Any]] = []
+    found: list[Arguments] = []
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if args and kwargs:
-            raise CalibrationError("the network gets positional and keyword arguments; only one kind can be traced")
-        found.append(kwargs or args)
+        found.append(Arguments(args, kwargs))
 
     handle = network.register_forward_hook(note, with_kwargs=True)  # not called where the network itself raises
     failure: Exception | None = None

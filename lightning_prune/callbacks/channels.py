@@ -34,6 +34,7 @@ from lightning_prune.functional.thresholds import Rule
 from lightning_prune.masks import detach
 from lightning_prune.support.averages import copies_of
 from lightning_prune.support.latency import compare_latency
+from lightning_prune.support.modes import Arguments
 from lightning_prune.support.network import find_network
 from lightning_prune.support.retrain import reinitialise
 
@@ -127,7 +128,7 @@ class ChannelPruning(PruningCallback):
         self.selector: Selector | None = None
         self.selection: Selection | None = None
         self.pruned: Pruned | None = None
-        self.example: Any = None
+        self.example: Arguments | None = None
         self.left: dict[str, Tensor] = {}  # parameters that did not train when the phase began
         self._left_before: set[str] | None = None  # by name, as a checkpoint has it
         self._share: float | None = None  # of the MACs, that meets a latency target
@@ -282,12 +283,12 @@ class ChannelPruning(PruningCallback):
         state: dict[str, Any] = {"numbers": dict(self.numbers)}
         if self.stage == "soft":  # the plan stands beside the weights, see `note_shapes`
             shapes = pytree.tree_map_only(Tensor, _shape_only, self.example)
-            state |= {"example": shapes, "share": self._share, "left": list(self.left)}
+            state |= {"example": tuple(shapes), "share": self._share, "left": list(self.left)}
         return state
 
     def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
         self.numbers = dict(state["numbers"])
-        self.example = state.get("example")
+        self.example = Arguments(*state["example"]) if state.get("example") else None
         self._share = state.get("share")
         self._left_before = set(state["left"]) if "left" in state else None
 

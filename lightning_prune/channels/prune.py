@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,14 @@ from lightning_prune.channels.analysis.branches import RemovedBranches
 from lightning_prune.channels.analysis.constants import check_folded, fold_constants
 from lightning_prune.channels.analysis.constants import constants as find_constants
 from lightning_prune.channels.graph.graph import ChannelGraph
-from lightning_prune.channels.select.requests import check_emptied, from_lists, from_scores, lossless, nothing
+from lightning_prune.channels.select.requests import (
+    check_arguments,
+    check_emptied,
+    from_lists,
+    from_scores,
+    lossless,
+    nothing,
+)
 from lightning_prune.channels.select.selection import Selection
 from lightning_prune.channels.select.selector import Selector
 from lightning_prune.channels.select.units import ChannelUnits
@@ -25,12 +32,12 @@ from lightning_prune.channels.surgery.empty import branch_names
 from lightning_prune.channels.surgery.widths import make_plan
 from lightning_prune.channels.verify.compare import Proof
 from lightning_prune.channels.verify.find_form import Ties, find_form, runs_without
+from lightning_prune.channels.verify.whole import Whole
 from lightning_prune.errors import PlanError, TargetError
 from lightning_prune.plan.plan import PruningPlan
+from lightning_prune.support.modes import join_input
 
 log = logging.getLogger(__name__)
-
-FORMS = ("auto", "eager", "graph")
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,8 @@ def prune_channels(
     form: str = "auto",
     verify: bool = True,
     graph: ChannelGraph | None = None,
+    network: str | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
     optimizers: Iterable[Optimizer] = (),
     averaged: Iterable[nn.Module] = (),
 ) -> Pruned:
@@ -105,8 +114,8 @@ def prune_channels(
     Without `scores` and `keep` it removes exactly what is already dead, and the model computes the same function.
 
     Args:
-        model: any module that `torch.export` can export.
-        example_input: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+        model: any module that `torch.export` can export, or that holds one (see `network`).
+        example_input: the one argument, a tuple of positional arguments, or a dict of keyword arguments.
         scores: {tensor name or module path: score of each channel in dim 0}; the higher, the more it stays.
             Needs one of `ratio`, `threshold`, `macs`, `params` and `channels`.
         keep: {tensor name or module path: bool mask or indices of the channels in dim 0 to keep}. A channel goes if
@@ -134,9 +143,13 @@ def prune_channels(
             be folded exactly.
         form: "eager" keeps the model's own code, "graph" rewrites its graph, "auto" tries eager first, and takes the
             graph where the model's own code cannot meet the target.
-        verify: whether to compare masked with sliced on a random batch before anything is changed. The removal of a
-            branch is tried in any case, in train mode too if this is True.
-        graph: a channel graph of this very model, to save the tracing.
+        verify: whether to compare masked with sliced on a random batch before anything is changed; where the model does
+            something else in train mode, there too. The removal of a branch is tried in any case, in train mode too if
+            this is True.
+        graph: a channel graph of this very model, or of the `network` in it, to save the tracing.
+        network: path of the part of the model that is pruned, such as the backbone of a detector that cannot be traced
+            as a whole. Names, costs and the plan are that part's; the whole is compared, too.
+        example_kwargs: keyword arguments beside positional ones.
         optimizers, averaged: see `PruningPlan.apply`.
 
     Raises:
@@ -146,8 +159,13 @@ def prune_channels(
         SurgeryError: no form of the compact model computes the same; the model is as it was.
     """
     targets: dict[Any, float | None] = {"macs": macs, "params": params, "channels": channels}
-    _check(form, constants, scores, keep, {"ratio": ratio, "threshold": threshold, **targets})
+    check_arguments(form, constants, scores, keep, {"ratio": ratio, "threshold": threshold, **targets})
     options: dict[str, Any] = {"groups": groups, "attention": attention, "allow_inexact": allow_inexact}
+    whole, given, example_input = None, model, join_input(example_input, example_kwargs)
+    if network is not None:
+        whole = Whole.around(network, model, example_input)
+        model, example_input = whole.network, whole.inside
+        scores, keep = whole.names(scores), whole.names(keep)
     graph = graph or ChannelGraph.trace(model, example_input, **options)
     units = ChannelUnits.of(model, graph)
     selector = Selector(
@@ -166,10 +184,11 @@ def prune_channels(
     selection = selector.meet(request)
     if keep is not None:
         check_emptied(graph, selection)
-    return remove_channels(
-        model, example_input, selector, selection, constants=constants, form=form, verify=verify,
+    pruned = remove_channels(
+        model, example_input, selector, selection, constants=constants, form=form, verify=verify, whole=whole,
         remove_branches=remove_branches, optimizers=optimizers, averaged=averaged, on_miss="raise",
     )  # fmt: skip
+    return replace(pruned, model=given)
 
 
 def remove_channels(
@@ -184,6 +203,7 @@ def remove_channels(
     remove_branches: bool = True,
     optimizers: Iterable[Optimizer] = (),
     averaged: Iterable[nn.Module] = (),
+    whole: Whole | None = None,
     on_miss: str = "warn",
 ) -> Pruned:
     """Removes what a selection lets go from a network, in place: plans, verifies, cuts.
@@ -196,6 +216,7 @@ def remove_channels(
         example_input: as its graph was traced with.
         selector: what made the selection.
         selection: what stays.
+        whole: the model around the network; with ``verify`` it is compared too.
         on_miss: what to do if the target is missed by more than 1 % all the same: "raise", or "warn" and note it.
         constants, form, verify, remove_branches, optimizers, averaged: see `prune_channels`.
 
@@ -240,11 +261,13 @@ def remove_channels(
     if verify and (request.lossless or folds):
         options: dict[str, Any] = {"programs": found.programs, "lossless": request.lossless}
         notes += check_folded(network, graph, found.plan, folds, example_input, **options)
+    if verify and whole is not None:
+        notes += whole.check(found.plan, found.programs, exact=not graph.approximations)
     apply_plan(found.plan, network, optimizers, averaged, found.programs, folds)
     if found.plan.form == "graph" and bool(branches.empty.any()):
         notes += ("a rewritten graph keeps a channel of every layer, also of branches that could be removed",)
     notes += tuple(f"{name} keeps a channel of those that were to go: {why}" for name, why in branches.refused.items())
-    notes += graph.approximations + tuple(filter(None, (chosen.missed(),)))
+    notes += graph.notes + graph.approximations + tuple(filter(None, (chosen.missed(),)))
     for note in notes:
         log.warning(note)
     wanted = request.keep if request.target is None else first.keep
@@ -252,21 +275,3 @@ def remove_channels(
     macs, params = (cost.macs(), cost.macs(chosen.keep)), (cost.params(), cost.params(chosen.keep))
     restored = int((chosen.keep & ~wanted).sum())
     return Pruned(network, found.plan, graph, chosen, found.proof, restored, macs, params, notes)
-
-
-def _check(form: str, constants: str, scores: Any, keep: Any, amounts: Mapping[str, Any]) -> None:
-    """Raises PlanError for arguments of `prune_channels` that do not go together."""
-    if form not in FORMS:
-        raise PlanError(f"form={form!r}: expected one of {FORMS}")
-    if constants not in ("drop", "fold"):
-        raise PlanError(f"constants={constants!r}: expected 'drop' or 'fold'")
-    if scores is not None and keep is not None:
-        raise PlanError("both scores and keep were given; expected at most one of them")
-    given = [name for name, value in amounts.items() if value is not None]
-    if scores is None and given:
-        raise PlanError(f"{given[0]} needs scores: one tensor of scores for each layer, by name")
-    if scores is not None and len(given) != 1:
-        raise PlanError(f"scores need exactly one of {', '.join(amounts)}, found {given or 'none'}")
-    for name in ("macs", "params", "channels"):
-        if amounts[name] is not None and not 0.0 < amounts[name] < 1.0:
-            raise PlanError(f"{name}={amounts[name]}: expected the share that may stay, between 0 and 1, such as 0.5")

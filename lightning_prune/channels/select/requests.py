@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import Tensor
 from lightning_prune.channels.analysis.branches import Branches
 from lightning_prune.channels.analysis.constants import Constants
 from lightning_prune.channels.graph.graph import ChannelGraph, kept_count
+from lightning_prune.channels.graph.modes import OUTPUT
 from lightning_prune.channels.select.selection import Request, Resource, Selection
 from lightning_prune.errors import PlanError
 
+FORMS = ("auto", "eager", "graph")
 REDUCE = {"mean": "mean", "max": "amax", "min": "amin", "sum": "sum"}
 
 
@@ -168,6 +171,35 @@ def nothing(graph: ChannelGraph, request: Request) -> str:
         )
     return (
         f"nothing would be removed: no channel group was asked for, or is dead, on every member. "
-        f"{graph.size} groups may be removed; {frozen} of {total} BatchNorm channels are frozen "
-        "(print the ChannelGraph for the reasons)"
+        f"{graph.size} groups may be removed; {frozen} of {total} BatchNorm channels are frozen{_mostly(graph)} "
+        "(print the ChannelGraph for all reasons)"
     )
+
+
+def _mostly(graph: ChannelGraph) -> str:
+    """The reason why most channels of weights stay that are not outputs."""
+    count: Counter[str] = Counter()
+    for name, dim, ids in graph.each():
+        if dim == 0 and len(graph.shapes[name]) > 1:
+            for identity, number in zip(*(v.tolist() for v in ids[ids < 0].unique(return_counts=True)), strict=True):
+                count[graph.frozen_reasons[-1 - identity][0]] += number
+    del count[OUTPUT]
+    return f", mostly as {count.most_common(1)[0][0]}" if count else ""
+
+
+def check_arguments(form: str, constants: str, scores: Any, keep: Any, amounts: Mapping[str, Any]) -> None:
+    """Raises PlanError for arguments of `prune_channels` that do not go together."""
+    if form not in FORMS:
+        raise PlanError(f"form={form!r}: expected one of {FORMS}")
+    if constants not in ("drop", "fold"):
+        raise PlanError(f"constants={constants!r}: expected 'drop' or 'fold'")
+    if scores is not None and keep is not None:
+        raise PlanError("both scores and keep were given; expected at most one of them")
+    given = [name for name, value in amounts.items() if value is not None]
+    if scores is None and given:
+        raise PlanError(f"{given[0]} needs scores: one tensor of scores for each layer, by name")
+    if scores is not None and len(given) != 1:
+        raise PlanError(f"scores need exactly one of {', '.join(amounts)}, found {given or 'none'}")
+    for name in ("macs", "params", "channels"):
+        if amounts[name] is not None and not 0.0 < amounts[name] < 1.0:
+            raise PlanError(f"{name}={amounts[name]}: expected the share that may stay, between 0 and 1, such as 0.5")

@@ -192,6 +192,9 @@ def apply_plan(
         set_attributes(target, plan.attributes)
         empty_layers(target, plan.empty)
         clear_caches(target)
+        for module in target.modules():
+            if isinstance(module, nn.RNNBase):
+                module.flatten_parameters()  # cuDNN wants them in one piece, and warns at every call
         if plan.form == "graph":
             install(target, built[i])
         remember(target, records[i])
