@@ -37,6 +37,7 @@ from lightning_prune.support.latency import compare_latency
 from lightning_prune.support.modes import Arguments
 from lightning_prune.support.network import find_network
 from lightning_prune.support.retrain import reinitialise
+from lightning_prune.support.tensors import shape_only
 
 _SURGERY = {"form", "groups", "attention", "allow_inexact"}
 _SELECTIONS = 8  # times in the phase, at least, that the channels are selected anew
@@ -282,7 +283,7 @@ class ChannelPruning(PruningCallback):
     def state(self) -> dict[str, Any]:
         state: dict[str, Any] = {"numbers": dict(self.numbers)}
         if self.stage == "soft":  # the plan stands beside the weights, see `note_shapes`
-            shapes = pytree.tree_map_only(Tensor, _shape_only, self.example)
+            shapes = pytree.tree_map_only(Tensor, shape_only, self.example)
             state |= {"example": tuple(shapes), "share": self._share, "left": list(self.left)}
         return state
 
@@ -294,8 +295,3 @@ class ChannelPruning(PruningCallback):
 
     def save(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         note_shapes(pl_module, checkpoint)
-
-
-def _shape_only(example: Tensor) -> Tensor:
-    """A tensor of the same shape without the user's data in it, of one element's memory; integers stay as they are."""
-    return example.new_zeros(()).expand(example.shape) if example.is_floating_point() else example
