@@ -8,14 +8,13 @@ Runs that `results/accuracy.jsonl` holds are not trained again.
 from __future__ import annotations
 
 from tests.benchmarks.bench.command import answer, arguments
+from tests.benchmarks.bench.methods import METHODS
 from tests.benchmarks.bench.networks import NETWORKS
 from tests.benchmarks.bench.runs import Run
 
-METHODS = ("LTP", "magnitude", "magnitude, feedback", "one-shot")
-
 
 def main() -> None:
-    args = arguments(__doc__, "accuracy", ["resnet20-14px"], METHODS)
+    args = arguments(__doc__, "accuracy", list(METHODS), (20, 50))
     runs = [
         Run(network, method, compression, seed, args.subset, *NETWORKS[network].epochs)
         for network in args.networks

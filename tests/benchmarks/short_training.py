@@ -1,4 +1,4 @@
-r"""How few epochs does a method need? Equal training of 1 to 16 epochs, two thirds of it for the phase that prunes.
+r"""How few epochs does a method need? Equal training of 3 to 12 epochs, two thirds of it for the phase that prunes.
 
     python -m tests.benchmarks.short_training --root /usr/share/datasets/fashion-mnist \
         --out tests/benchmarks/short_training.md
@@ -14,7 +14,7 @@ SPARSIFY_AND_FINETUNE = ((2, 1), (4, 2), (8, 4))
 
 
 def main() -> None:
-    args = arguments(__doc__, "short_training", ["resnet20-14px"], ("LTP", "magnitude"))
+    args = arguments(__doc__, "short_training", ("LTP", "magnitude"), (20,))
     runs = [
         Run(network, method, compression, seed, args.subset, NETWORKS[network].epochs[0], sparsify, finetune)
         for network in args.networks

@@ -16,7 +16,7 @@ SCALES = (0.0, 0.5)
 
 
 def main() -> None:
-    args = arguments(__doc__, "unlike_scales", ["resnet20-14px"], ("LTP", "magnitude"))
+    args = arguments(__doc__, "unlike_scales", ("LTP", "magnitude", "magnitude, feedback"), (20,))
     runs = [
         Run(network, method, compression, seed, args.subset, *NETWORKS[network].epochs, scales=scales)
         for network in args.networks

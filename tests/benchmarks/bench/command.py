@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 
+from tests.benchmarks.bench.methods import METHODS
+from tests.benchmarks.bench.networks import NETWORKS
 from tests.benchmarks.bench.runs import Run, run_all
 from tests.benchmarks.bench.table import compare
 
@@ -13,14 +15,14 @@ RESULTS = Path(__file__).parent.parent / "results"
 
 
 def arguments(
-    description: str | None, name: str, networks: Sequence[str], methods: Sequence[str]
+    description: str | None, name: str, methods: Sequence[str], compression: Sequence[float]
 ) -> argparse.Namespace:
     """What every question takes, with its own defaults."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="data", help="folder of Fashion-MNIST's files, or the one above it")
-    parser.add_argument("--networks", nargs="+", default=list(networks))
-    parser.add_argument("--methods", nargs="+", default=list(methods))
-    parser.add_argument("--compression", type=float, nargs="+", default=[20, 50])
+    parser.add_argument("--networks", nargs="+", default=["resnet20-14px"], choices=list(NETWORKS))
+    parser.add_argument("--methods", nargs="+", default=list(methods), choices=list(METHODS))
+    parser.add_argument("--compression", type=float, nargs="+", default=list(compression))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--subset", type=int, default=4000, help="training images; 0: all")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
@@ -41,12 +43,15 @@ def answer(
     """Train what is missing, and the page: question, table, and what it was measured with."""
     results = run_all(runs, args.results, args.root, 0 if args.known else args.jobs)
     stamps = sorted({(v["date"], v["revision"], v["versions"]) for v in results.values()})
+    if not results:
+        raise SystemExit(f"{args.results} holds none of these runs: leave out --known to train them.")
     first = next(iter(results))
     page = [
         question,
         "",
-        f"Test accuracy in per cent on Fashion-MNIST, {first.subset or 'all'} training images, mean over seeds; in "
-        f"brackets how far {reference} is above, paired by seed, with its 95 % interval.",
+        f"Test accuracy in per cent on Fashion-MNIST, {first.subset or 'all'} training images, mean over seeds (their "
+        f"number is {reference}'s); in brackets how far {reference} is above, paired by seed, with the 95 % interval "
+        "where there are two pairs or more.",
         "",
         *compare(results, rows, reference, title),
         "",

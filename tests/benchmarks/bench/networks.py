@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from lightning_prune import TimmClassifier
+from lightning_prune.zoo.data import DigitsDataModule, FashionMNISTDataModule
+from lightning_prune.zoo.data.module import ImageDataModule
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Network:
         weight_decay: of conv and linear weights.
         epochs: of dense training, of the phase that prunes, and of finetuning.
         kwargs: of ``timm.create_model``.
+        bundled: train on the digits that come with scikit-learn, in place of Fashion-MNIST.
         weights: fills a fresh model with pretrained weights; None: it starts at random.
     """
 
@@ -34,6 +37,7 @@ class Network:
     weight_decay: float = 5e-4
     epochs: tuple[int, int, int] = (10, 8, 4)
     kwargs: dict[str, Any] = field(default_factory=dict)
+    bundled: bool = False
     weights: Callable[[torch.nn.Module], None] | None = None
 
     def build(self, lr: float) -> TimmClassifier:
@@ -42,6 +46,11 @@ class Network:
             self.model, in_chans=1, num_classes=10, model_kwargs=dict(self.kwargs), optimizer="sgd", lr=lr,
             weight_decay=self.weight_decay,
         )  # fmt: skip
+
+    def data(self, root: str, subset: int, seed: int) -> ImageDataModule:
+        """Images of its size; ``subset`` 0 takes all that train."""
+        options: dict[str, Any] = {"subset": subset or None, "seed": seed, "image_size": self.image_size}
+        return DigitsDataModule(**options) if self.bundled else FashionMNISTDataModule(root=root, **options)
 
 
 def _lite0_weights(model: torch.nn.Module) -> None:
@@ -66,6 +75,7 @@ def _lite0_weights(model: torch.nn.Module) -> None:
 
 NETWORKS = {
     "resnet20": Network("resnet20_cifar"),
+    "smoke": Network("resnet20_cifar", 8, kwargs={"width": 4}, epochs=(1, 2, 1), bundled=True),
     "resnet20-14px": Network("resnet20_cifar", 14),
     "mobilenetv2": Network("mobilenetv2_100", 64),
     "efficientnet_b0": Network("efficientnet_b0", 64),

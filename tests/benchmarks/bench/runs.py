@@ -26,7 +26,6 @@ import timm
 import torch
 
 from lightning_prune import TimmClassifier, sparsity_report
-from lightning_prune.zoo.data import FashionMNISTDataModule
 from tests.benchmarks.bench.methods import callback
 from tests.benchmarks.bench.networks import NETWORKS
 
@@ -39,7 +38,7 @@ class Run:
         network, method: names in `NETWORKS` and `METHODS`; method "dense" trains the dense network on.
         compression: prunable weights / kept ones.
         seed: of initialisation, batches and the validation split.
-        subset: training images of Fashion-MNIST; 0: all that are not held out.
+        subset: training images; 0: all that are not held out.
         dense, sparsify, finetune: epochs of the start, of the phase that prunes, and after the prune.
         scales: spread of random factors on layers before a BatchNorm, in powers of ten (same function); 0: none.
     """
@@ -62,10 +61,12 @@ def known(file: Path) -> dict[Run, dict[str, Any]]:
 
 
 def run_all(runs: Iterable[Run], file: Path, root: str, jobs: int) -> dict[Run, dict[str, Any]]:
-    """Results of all runs; those that the file does not hold are trained, ``jobs`` at a time, one thread each."""
+    """Results of all runs; those that the file does not hold are trained, ``jobs`` at a time, one thread each.
+
+    With 0 jobs none is trained, and the missing ones are left out.
+    """
     runs = list(dict.fromkeys(runs))
-    missing = [run for run in runs if run not in known(file)]
-    work = [(run, str(file), root) for run in missing]
+    work = [(run, str(file), root) for run in runs if run not in known(file)] if jobs else []
     if jobs > 1:
         with multiprocessing.get_context("spawn").Pool(jobs) as pool:
             for _ in pool.imap_unordered(_remember, work, chunksize=1):
@@ -74,7 +75,7 @@ def run_all(runs: Iterable[Run], file: Path, root: str, jobs: int) -> dict[Run, 
         for item in work:
             _remember(item)
     results = known(file)
-    return {run: results[run] for run in runs}
+    return {run: results[run] for run in runs if run in results}
 
 
 def _remember(item: tuple[Run, str, str]) -> None:
@@ -127,9 +128,7 @@ def _start(run: Run, folder: Path, root: str) -> dict[str, Any]:
 
 def _fit(module: TimmClassifier, run: Run, epochs: int, seed: int, root: str, callbacks: list[Any]) -> float:
     """Accuracy on the test images after that many epochs."""
-    data = FashionMNISTDataModule(
-        root=root, subset=run.subset or None, seed=seed, image_size=NETWORKS[run.network].image_size
-    )
+    data = NETWORKS[run.network].data(root, run.subset, seed)
     trainer = lightning.Trainer(
         max_epochs=epochs, callbacks=callbacks, logger=False, enable_checkpointing=False, accelerator="auto",
         enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=10, num_sanity_val_steps=0,

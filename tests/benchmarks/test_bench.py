@@ -1,0 +1,56 @@
+"""The experiment bench on a small network: what it remembers, what it pairs, and that a start's function stays."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_prune import TimmClassifier
+from tests.benchmarks.bench.runs import Run, known, run_all, unlike_scales_
+from tests.benchmarks.bench.table import compare, interval
+
+
+def test_a_run_is_trained_once_and_gives_the_same_again(tmp_path: Path) -> None:
+    file = tmp_path / "runs.jsonl"
+    runs = [Run("smoke", method, 5, 0, 256, 1, 2, 1) for method in ("LTP", "magnitude")]
+    first = run_all(runs, file, "", jobs=1)
+    assert set(known(file)) == set(runs)
+    assert all(v["compression"] == pytest.approx(5, rel=1e-2) and v["accuracy"] > 0.1 for v in first.values())
+    lines = file.read_text().splitlines()
+    assert run_all(runs, file, "", jobs=1) == first
+    assert file.read_text().splitlines() == lines  # nothing was trained again
+    file.write_text(lines[0] + "\n")
+    again = run_all(runs, file, "", jobs=1)
+    assert [v["accuracy"] for v in again.values()] == [v["accuracy"] for v in first.values()]
+    assert json.loads(file.read_text().splitlines()[0]) == json.loads(lines[0])
+
+
+def test_no_jobs_train_nothing(tmp_path: Path) -> None:
+    assert run_all([Run("smoke", "LTP", 5, 0)], tmp_path / "none.jsonl", "", jobs=0) == {}
+
+
+def test_factors_on_layers_leave_the_function() -> None:
+    model = TimmClassifier("resnet20_cifar", model_kwargs={"width": 4}).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # variances as a trained network has them, far above ε
+            torch.nn.init.uniform_(module.running_var, 1, 2)
+    images = torch.randn(4, 1, 8, 8)
+    before, stem = model(images), model.model.get_submodule("conv1").weight.detach().clone()
+    unlike_scales_(model, 0.5, seed=0)
+    assert not torch.allclose(stem, model.model.get_submodule("conv1").weight)
+    torch.testing.assert_close(model(images), before, rtol=1e-3, atol=1e-3)
+
+
+def test_intervals_are_of_paired_differences() -> None:
+    assert interval([1.0]) == (1.0, math.inf)
+    mean, half = interval([1.0, 2.0, 3.0])
+    assert (mean, half) == (2.0, pytest.approx(4.303 * statistics.stdev([1, 2, 3]) / math.sqrt(3)))
+    accuracies = {("LTP", 0): 0.85, ("LTP", 1): 0.80, ("other", 0): 0.84, ("other", 1): 0.79}
+    results = {Run("smoke", m, 5, s): {"accuracy": a} for (m, s), a in accuracies.items()}
+    table = compare(results, lambda run: run.network, "LTP", "network")
+    assert table[2] == "| smoke | 2 | **82.50** | 81.50 (+1.00 ± 0.00) |"
