@@ -31,12 +31,12 @@ class LTPCallback(ThresholdPruning):
     """Learned Threshold Pruning (Azarian et al., arXiv 2003.00075) on any LightningModule.
 
     Each conv and linear weight gets a threshold τ on w². While sparsifying, the network uses ``w·sigm((w² − τ)/T)``;
-    τ follows its exact gradient of ``loss + λ·Σ kept``, weights follow the gradient times the gate. Then the weights
-    below the thresholds are zeroed for good, and the rest is finetuned.
+    τ follows its exact gradient of ``loss + λ·Σ kept``; weights follow theirs in the masked weight, without the gate's
+    own slope. Then the weights below the thresholds are zeroed for good, and the rest is finetuned.
 
     With a target, a common factor on all thresholds keeps the share that a cubic path to it asks for, and meets it to
     the weight; what is learned is each layer's part (`functional.path`), at the price λ that balances the layers.
-    Without a target, ``lam`` decides, as in the paper.
+    Without a target, ``lam`` decides, as in the paper. Path, prior and feedback are ours; mode "paper" has none.
 
     Args:
         target_sparsity: share of weights to prune; 0.9 if no target and no ``lam`` is given.
