@@ -22,7 +22,7 @@ from lightning_prune.callbacks.phases import Duration, training_length
 from lightning_prune.callbacks.trainer import announce_removal, averaged_copies, log_to_loggers, shapes_may_change
 from lightning_prune.callbacks.zeros import warn_if_zeros_are_free
 from lightning_prune.channels.graph.graph import ChannelGraph
-from lightning_prune.channels.prune import Pruned, remove_channels
+from lightning_prune.channels.remove import Pruned, remove_channels
 from lightning_prune.channels.select.latency import share_for_latency
 from lightning_prune.channels.select.selection import Resource, Selection
 from lightning_prune.channels.select.selector import Selector
