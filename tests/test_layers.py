@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("channels.analysis*",),
     ("channels.select*",),
     ("channels.remove",),
+    ("scoring*",),
     ("scores*",),
     ("channels.prune",),
     ("channels",),

@@ -136,6 +136,10 @@ class ChannelPruning(PruningCallback):
     def selected(self, units: ChannelUnits, selection: Selection) -> None:
         """Take note of a fresh selection; called several times in the sparsify phase."""
 
+    def means(self) -> Mapping[str, Tensor]:
+        """{name of one of the units' taps: means of its channels} that biases take over from what is removed."""
+        return {}
+
     # ---- the family -------------------------------------------------------------------------------------------------
 
     def check(self, trainer: Trainer) -> None:
@@ -223,7 +227,7 @@ class ChannelPruning(PruningCallback):
         with shapes_may_change(trainer):
             self.pruned = remove_channels(
                 self.root, self.example, selector, selection, form=self.surgery.get("form", "auto"),
-                optimizers=trainer.optimizers, averaged=averaged_copies(trainer),
+                optimizers=trainer.optimizers, averaged=averaged_copies(trainer), means=self.means(),
             )  # fmt: skip
             self.selection = self.pruned.selection
             self.numbers = self.selection.numbers()

@@ -11,10 +11,13 @@ from torch.optim import Optimizer
 from lightning_prune.channels.analysis.constants import constants as find_constants
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.remove import Pruned, remove_channels
-from lightning_prune.channels.select.requests import check_emptied, from_lists, from_scores, lossless
+from lightning_prune.channels.select.requests import check_emptied, from_importance, from_lists, from_scores, lossless
 from lightning_prune.channels.select.selector import Selector
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.errors import PlanError
+from lightning_prune.scores import ScoreLike, find_score
+from lightning_prune.scoring.collect import collect, run_network
+from lightning_prune.scoring.scope import Scope, check_scope, importance
 
 FORMS = ("auto", "eager", "graph")
 
@@ -25,6 +28,9 @@ def prune_channels(
     scores: Mapping[str, Tensor] | None = None,
     keep: Mapping[str, Any] | None = None,
     *,
+    score: ScoreLike | None = None,
+    batches: Iterable[Any] = (),
+    scope: Scope = "global",
     ratio: float | None = None,
     threshold: float | Mapping[str, float] | None = None,
     macs: float | None = None,
@@ -46,7 +52,8 @@ def prune_channels(
 ) -> Pruned:
     """Removes channels from a model, in place, and proves on the spot that nothing else changed.
 
-    Without `scores` and `keep` it removes exactly what is already dead, and the model computes the same function.
+    Without `score`, `scores` and `keep` it removes exactly what is already dead, and the model computes the same
+    function.
 
     Args:
         model: any module that `torch.export` can export.
@@ -55,6 +62,12 @@ def prune_channels(
             Needs one of `ratio`, `threshold`, `macs`, `params` and `channels`.
         keep: {tensor name or module path: bool mask or indices of the channels in dim 0 to keep}. A channel goes if
             every tensor it is tied to and that is listed here lets it go.
+        score: instead of scores by name, how to make them: "taylor" or another of `scores.score_names()`, a `Score`, or
+            a function ``ChannelUnits -> [groups]``. Needs one of the same.
+        batches: what such a score is measured on, in eval mode, if it needs activations or gradients: (input, labels)
+            as a loader gives them, or inputs alone (tensors or dicts) if it needs no labels.
+        scope: among whom `score` ranks: "global" all, "layer" the same share of each layer, "isomorphic" the same share
+            of layers of like structure, ranked together. A threshold is then on quantiles.
         ratio: share of the scored channels to remove, over all layers.
         threshold: channels below it go; a number, or one for each name in `scores`.
         macs: share of the multiply-accumulates that may stay: the lowest scores go until the model, floors, alignment
@@ -90,7 +103,10 @@ def prune_channels(
         SurgeryError: no form of the compact model computes the same; the model is as it was.
     """
     targets: dict[Any, float | None] = {"macs": macs, "params": params, "channels": channels}
-    _check(form, constants, scores, keep, {"ratio": ratio, "threshold": threshold, **targets})
+    given = {"score": score, "scores": scores, "keep": keep}
+    _check(form, constants, given, {"ratio": ratio, "threshold": threshold, **targets})
+    check_scope(scope)
+    rating = None if score is None else find_score(score)
     options: dict[str, Any] = {"groups": groups, "attention": attention, "allow_inexact": allow_inexact}
     graph = graph or ChannelGraph.trace(model, example_input, **options)
     units = ChannelUnits.of(model, graph)
@@ -98,10 +114,15 @@ def prune_channels(
         units, rule=None, budget=None, delta=0.0, min_channels=min_channels, divisor=divisor, form=form,
         remove_branches=remove_branches,
     )  # fmt: skip
-    if scores is not None:
-        target = next(((name, share) for name, share in targets.items() if share is not None), None)
-        how: dict[str, Any] = {"ratio": ratio, "threshold": threshold, "target": target, "reduce": reduce}
-        request = from_scores(graph, scores, units.proven_zero(), **how)
+    target = next(((name, share) for name, share in targets.items() if share is not None), None)
+    how: dict[str, Any] = {"ratio": ratio, "threshold": threshold, "target": target}
+    means: Mapping[str, Tensor] = {}
+    if rating is not None:
+        values = collect(rating, units, batches, run_network(model))
+        means = rating.means(values)
+        request = from_importance(importance(rating, units, values, scope), units.members(), units.proven_zero(), **how)
+    elif scores is not None:
+        request = from_scores(graph, scores, units.proven_zero(), reduce=reduce, **how)
     elif keep is not None:
         request = from_lists(graph, keep, none=selector.branches is not None)
     else:
@@ -112,23 +133,26 @@ def prune_channels(
         check_emptied(graph, selection)
     return remove_channels(
         model, example_input, selector, selection, constants=constants, form=form, verify=verify,
-        remove_branches=remove_branches, optimizers=optimizers, averaged=averaged, on_miss="raise",
+        remove_branches=remove_branches, optimizers=optimizers, averaged=averaged, on_miss="raise", means=means,
     )  # fmt: skip
 
 
-def _check(form: str, constants: str, scores: Any, keep: Any, amounts: Mapping[str, Any]) -> None:
+def _check(form: str, constants: str, given: Mapping[str, Any], amounts: Mapping[str, Any]) -> None:
     """Raises PlanError for arguments of `prune_channels` that do not go together."""
     if form not in FORMS:
         raise PlanError(f"form={form!r}: expected one of {FORMS}")
     if constants not in ("drop", "fold"):
         raise PlanError(f"constants={constants!r}: expected 'drop' or 'fold'")
-    if scores is not None and keep is not None:
-        raise PlanError("both scores and keep were given; expected at most one of them")
-    given = [name for name, value in amounts.items() if value is not None]
-    if scores is None and given:
-        raise PlanError(f"{given[0]} needs scores: one tensor of scores for each layer, by name")
-    if scores is not None and len(given) != 1:
-        raise PlanError(f"scores need exactly one of {', '.join(amounts)}, found {given or 'none'}")
+    asked = [name for name, value in given.items() if value is not None]
+    if len(asked) > 1:
+        raise PlanError(f"{' and '.join(asked)} were given; expected at most one of them")
+    stated = [name for name, value in amounts.items() if value is not None]
+    if asked in ([], ["keep"]) and stated:
+        raise PlanError(f"{stated[0]} needs scores: one tensor of scores for each layer, by name, or score='taylor'")
+    if asked not in ([], ["keep"]) and len(stated) != 1:
+        raise PlanError(f"{asked[0]} needs exactly one of {', '.join(amounts)}, found {stated or 'none'}")
+    if asked == ["score"] and isinstance(amounts["threshold"], Mapping):
+        raise PlanError("threshold by name needs scores by name; with score= it is one number")
     for name in ("macs", "params", "channels"):
         if amounts[name] is not None and not 0.0 < amounts[name] < 1.0:
             raise PlanError(f"{name}={amounts[name]}: expected the share that may stay, between 0 and 1, such as 0.5")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,10 +14,12 @@ from torch.optim import Optimizer
 
 from lightning_prune.channels.analysis.branches import RemovedBranches
 from lightning_prune.channels.analysis.constants import check_folded, fold_constants
+from lightning_prune.channels.analysis.means import fold_means
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.select.requests import nothing
 from lightning_prune.channels.select.selection import Selection
 from lightning_prune.channels.select.selector import Selector
+from lightning_prune.channels.select.taps import INPUT
 from lightning_prune.channels.surgery.cut import apply_plan, check_optimizers, find_target
 from lightning_prune.channels.surgery.empty import branch_names
 from lightning_prune.channels.surgery.widths import make_plan
@@ -84,6 +86,7 @@ def remove_channels(
     optimizers: Iterable[Optimizer] = (),
     averaged: Iterable[nn.Module] = (),
     on_miss: str = "warn",
+    means: Mapping[str, Tensor] | None = None,
 ) -> Pruned:
     """Removes what a selection lets go from a network, in place: plans, verifies, cuts.
 
@@ -97,6 +100,8 @@ def remove_channels(
         selection: what stays.
         on_miss: what to do if the target is missed by more than 1 % all the same: "raise", or "warn" and note it.
         constants, form, verify, remove_branches, optimizers, averaged: see `prune_channels`.
+        means: {name of one of the units' taps: means of the channels there}, added to the biases behind for what goes,
+            in place of the constants alone.
 
     Raises:
         TargetError: the target cannot be met, and ``on_miss`` is "raise".
@@ -134,10 +139,14 @@ def remove_channels(
         missed = (str(error),)
     chosen, notes = found.selected, missed + found.notes
     folds: dict[str, Tensor] = {}
-    if constants == "fold":
+    if means:
+        inputs = {name.removeprefix(INPUT): mean for name, mean in means.items() if name.startswith(INPUT)}
+        folds, more = fold_means(network, graph, chosen.keep, inputs)
+        notes += more
+    elif constants == "fold":
         folds, more = fold_constants(network, graph, chosen.keep, example_input, silence=not request.lossless)
         notes += more
-    if verify and (request.lossless or folds):
+    if verify and not means and (request.lossless or folds):
         options: dict[str, Any] = {"programs": found.programs, "lossless": request.lossless}
         notes += check_folded(network, graph, found.plan, folds, example_input, **options)
     apply_plan(found.plan, network, optimizers, averaged, found.programs, folds)

@@ -120,11 +120,7 @@ def from_scores(
     score, number = group_scores(graph, scores, reduce)
     wanted = torch.ones(graph.size, dtype=torch.bool)
     if ratio is not None:
-        if not 0.0 < ratio < 1.0:
-            raise PlanError(f"ratio={ratio}: expected a share between 0 and 1, such as 0.3")
-        order = score.argsort()
-        order = order[number[order] > 0]
-        wanted[order[number[order].cumsum(0) <= int(ratio * int(number.sum()))]] = False
+        wanted = _without(score, number, ratio)
     elif threshold is not None:
         masks = []
         for name, given in scores.items():
@@ -134,6 +130,34 @@ def from_scores(
             masks.append((channels_of(graph, name), torch.as_tensor(given).detach().cpu() >= limit))
         wanted = votes(graph.size, masks)
     return Request(score, wanted, zero & (number > 0), torch.zeros_like(wanted), target)
+
+
+def from_importance(
+    score: Tensor, number: Tensor, zero: Tensor, *, ratio: float | None = None, threshold: float | None = None,
+    target: tuple[Resource, float] | None = None,
+) -> Request:  # fmt: skip
+    """As `from_scores`, of the importance of groups, float64 [groups] and +inf where there is none.
+
+    number: channels of each group, [groups].
+    """
+    number = number.masked_fill(score == math.inf, 0)
+    wanted = torch.ones(len(score), dtype=torch.bool)
+    if ratio is not None:
+        wanted = _without(score, number, ratio)
+    elif threshold is not None:
+        wanted = score >= threshold
+    return Request(score, wanted, zero & (number > 0), torch.zeros_like(wanted), target)
+
+
+def _without(score: Tensor, number: Tensor, ratio: float) -> Tensor:
+    """What stays without the lowest scores, bool [groups], so that this share goes of the channels that are scored."""
+    if not 0.0 < ratio < 1.0:
+        raise PlanError(f"ratio={ratio}: expected a share between 0 and 1, such as 0.3")
+    wanted = torch.ones(len(score), dtype=torch.bool)
+    order = score.argsort()
+    order = order[number[order] > 0]
+    wanted[order[number[order].cumsum(0) <= int(ratio * int(number.sum()))]] = False
+    return wanted
 
 
 def lossless(found: Constants, branches: Branches | None, *, fold: bool) -> Request:

@@ -1,0 +1,110 @@
+"""Channel pruning by any score as a callback."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_prune.callbacks import calibrate
+from lightning_prune.callbacks.channels import ChannelPruning
+from lightning_prune.callbacks.options import options_of
+from lightning_prune.callbacks.phases import Duration
+from lightning_prune.callbacks.trainer import loss_scale
+from lightning_prune.channels.select.units import ChannelUnits
+from lightning_prune.scores import ScoreLike, find_score
+from lightning_prune.scoring.collect import collect
+from lightning_prune.scoring.scope import Scope, check_scope, importance
+
+
+class ScorePruningCallback(ChannelPruning):
+    """Channel pruning by a score, on any network that the score can judge, with any norm.
+
+    The channels of least score are removed at once, after a warm-up. See `scores.score_names` for the names: norms of
+    filters, their distances and correlations, BatchNorm scales, Taylor expansions of the loss, ranks and variances of
+    feature maps, and a random control. Each score's class says what the paper does and how layers are made comparable.
+
+    Args:
+        score: by name, such as "taylor", as a `Score`, or as a function of the `ChannelUnits`; None: "taylor".
+        scope: among whom channels are ranked: "global" all, "layer" the same share of each layer, "isomorphic" the same
+            share of layers of like structure, ranked together (Fang et al., arXiv 2407.04616).
+        target_macs: share of the multiply-accumulates that may be left, in (0, 1); met within 1 %. Half of them
+            if nothing else is given.
+        target_params: the same for parameters.
+        target_channels: the same for channels, of those that may be removed.
+        target_latency: the same for the CPU latency, measured. Give one target.
+        warmup: training before the removal. An int counts epochs, a float is a share, "300 steps" steps.
+        sparsify: further training up to the removal, in which the selection is logged; as ``warmup``.
+        finetune: training after the removal; None takes what is left.
+        network: name of the child of the LightningModule to prune; None: the innermost that holds all parameters.
+        exclude: fnmatch patterns on names of layers, whole or from any dot on, whose channels stay.
+        prune_frozen: whether layers go too that do not train.
+        min_keep: least share of each layer's channels to keep; not of a branch that does nothing.
+        divisor: channel counts of cut layers become multiples of it; 8 or 16 suit most hardware.
+        after: "finetune" goes on with the weights that are left, "retrain" starts from fresh ones.
+        recalibrate_batches: training batches on which scores of activations and gradients are measured, and BatchNorm
+            statistics are re-estimated after the removal; 0: none.
+        max_gap: warn if accuracy on those batches falls by more than this at the removal.
+        latency_batch: batch size at which the CPU latency before and after is measured; 0: not at all.
+        histogram_every: epochs between histograms of the scores; 0: never.
+        surgery: further arguments of `prune_channels`: form, groups, attention, allow_inexact.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    default: ClassVar[str] = "taylor"
+
+    def __init__(
+        self,
+        score: ScoreLike | None = None,
+        scope: Scope = "global",
+        target_macs: float | None = None,
+        target_params: float | None = None,
+        target_channels: float | None = None,
+        target_latency: float | None = None,
+        warmup: Duration = 0.5,
+        sparsify: Duration = 0,
+        finetune: Duration | None = None,
+        network: str | None = None,
+        exclude: Sequence[str] = (),
+        prune_frozen: bool = False,
+        min_keep: float = 0.05,
+        divisor: int = 1,
+        after: Literal["finetune", "retrain"] = "finetune",
+        recalibrate_batches: int = 20,
+        max_gap: float = 0.05,
+        latency_batch: int = 0,
+        histogram_every: int = 0,
+        surgery: dict[str, Any] | None = None,
+    ) -> None:
+        check_scope(scope)
+        self.scope, self.rating = scope, find_score(self.default if score is None else score)
+        if self.rating.needs != "weights" and recalibrate_batches < 1:
+            raise ValueError(
+                f"recalibrate_batches={recalibrate_batches}: {type(self.rating).__name__} needs {self.rating.needs} on "
+                "training batches. Give a positive number, such as 20, or a score of weights alone, such as 'l2'."
+            )
+        super().__init__(**options_of(ChannelPruning, locals()))
+
+    def look(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, Tensor]:
+        def run(batch: Any) -> tuple[Any, Tensor | None]:
+            return calibrate.run(trainer, pl_module, batch, self.calibration_forward)
+
+        data = self.rating.needs != "weights"
+        batches = calibrate.calibration_batches(trainer, self.recalibrate_batches) if data else ()
+        return collect(self.rating, self.units, batches, run, loss_scale(trainer), module=pl_module)
+
+    def score(self, units: ChannelUnits) -> Tensor:
+        return importance(self.rating, units, self.observed, self.scope)
+
+    def means(self) -> Mapping[str, Tensor]:
+        return self.rating.means(self.observed)
+
+
+class FPGMCallback(ScorePruningCallback):
+    """Filter pruning via geometric median (He et al., arXiv 1811.00250): `ScorePruningCallback` with score "fpgm"."""
+
+    default = "fpgm"
