@@ -20,6 +20,7 @@ from lightning_prune import (
     MRTSCallback,
     NetworkSlimmingCallback,
     PruningCallback,
+    ScorePruningCallback,
 )
 from tests.callbacks import toys
 from tests.toy import Toy, loaders, network, trainer, zeros
@@ -40,14 +41,14 @@ CHANNELS: dict[str, Make] = {
     "mrts": MRTSCallback,
     "slimming": NetworkSlimmingCallback,
     "fpgm": FPGMCallback,
+    "taylor": ScorePruningCallback,
 }
 SCALES: dict[str, Make] = {name: CHANNELS[name] for name in ("mrts", "slimming")}
 TOY_WEIGHTS: dict[str, Make] = {
     "toy score": toys.WeightScore, "toy statistics": toys.WeightStatistics, "toy gates": toys.WeightGates
 }  # fmt: skip
 TOY_CHANNELS: dict[str, Make] = {
-    "toy channel score": toys.ChannelScore, "toy channel statistics": toys.ChannelStatistics,
-    "toy channel gates": toys.ChannelGates,
+    "toy channel statistics": toys.ChannelStatistics, "toy channel gates": toys.ChannelGates
 }  # fmt: skip
 METHODS: dict[str, Make] = WEIGHTS | CHANNELS | TOY_WEIGHTS | TOY_CHANNELS
 

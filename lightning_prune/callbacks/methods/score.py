@@ -30,6 +30,7 @@ class ScorePruningCallback(ChannelPruning):
         score: by name, such as "taylor", as a `Score`, or as a function of the `ChannelUnits`; None: "taylor".
         scope: among whom channels are ranked: "global" all, "layer" the same share of each layer, "isomorphic" the same
             share of layers of like structure, ranked together (Fang et al., arXiv 2407.04616).
+        score_batches: training batches on which a score of activations or gradients is measured, in eval mode.
         target_macs: share of the multiply-accumulates that may be left, in (0, 1); met within 1 %. Half of them
             if nothing else is given.
         target_params: the same for parameters.
@@ -44,8 +45,7 @@ class ScorePruningCallback(ChannelPruning):
         min_keep: least share of each layer's channels to keep; not of a branch that does nothing.
         divisor: channel counts of cut layers become multiples of it; 8 or 16 suit most hardware.
         after: "finetune" goes on with the weights that are left, "retrain" starts from fresh ones.
-        recalibrate_batches: training batches on which scores of activations and gradients are measured, and BatchNorm
-            statistics are re-estimated after the removal; 0: none.
+        recalibrate_batches: training batches on which BatchNorm statistics are re-estimated after the removal; 0: none.
         max_gap: warn if accuracy on those batches falls by more than this at the removal.
         latency_batch: batch size at which the CPU latency before and after is measured; 0: not at all.
         histogram_every: epochs between histograms of the scores; 0: never.
@@ -61,6 +61,7 @@ class ScorePruningCallback(ChannelPruning):
         self,
         score: ScoreLike | None = None,
         scope: Scope = "global",
+        score_batches: int = 20,
         target_macs: float | None = None,
         target_params: float | None = None,
         target_channels: float | None = None,
@@ -82,11 +83,9 @@ class ScorePruningCallback(ChannelPruning):
     ) -> None:
         check_scope(scope)
         self.scope, self.rating = scope, find_score(self.default if score is None else score)
-        if self.rating.needs != "weights" and recalibrate_batches < 1:
-            raise ValueError(
-                f"recalibrate_batches={recalibrate_batches}: {type(self.rating).__name__} needs {self.rating.needs} on "
-                "training batches. Give a positive number, such as 20, or a score of weights alone, such as 'l2'."
-            )
+        if score_batches < 1:
+            raise ValueError(f"score_batches={score_batches} must be a positive number, such as 20.")
+        self.score_batches = score_batches
         super().__init__(**options_of(ChannelPruning, locals()))
 
     def look(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, Tensor]:
@@ -94,7 +93,7 @@ class ScorePruningCallback(ChannelPruning):
             return calibrate.run(trainer, pl_module, batch, self.calibration_forward)
 
         data = self.rating.needs != "weights"
-        batches = calibrate.calibration_batches(trainer, self.recalibrate_batches) if data else ()
+        batches = calibrate.calibration_batches(trainer, self.score_batches) if data else ()
         return collect(self.rating, self.units, batches, run, loss_scale(trainer), module=pl_module)
 
     def score(self, units: ChannelUnits) -> Tensor:
