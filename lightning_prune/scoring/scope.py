@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from lightning_prune.channels.graph.propagate import operator_name
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.errors import PlanError
 from lightning_prune.scoring.base import Score
@@ -77,17 +78,24 @@ def quantiles(score: Tensor, pool: Tensor) -> Tensor:
 def structures(units: ChannelUnits) -> Tensor:
     """A number for each group, int64 [groups], the same for groups of like structure.
 
-    Our reading of isomorphism: the same number of tensors of each kind, a kind being the class of the module, the name
-    that the tensor has there, the dim that holds the group's channels, and whether the module works in groups. Widths
-    and kernel sizes do not count. A residual stream is like another with as many blocks.
+    Our reading of isomorphism: the same number of tensors of each kind, and the same number of sums of each kind over
+    the group's channels. A tensor's kind is the class of its module, its name there, the dim that holds the channels,
+    whether they are several (as in a head), and whether the module works in groups; a sum's is its operator. Widths and
+    kernel sizes do not count. A residual stream is like another with as many blocks.
     """
     found = torch.zeros(units.size, dtype=torch.int64)
     modules: dict[str, Any] = dict(units.network.named_modules())
-    for name, dim, ids in units.graph.each():
-        path, _, attribute = name.rpartition(".")
-        module = modules[path]
-        kind = f"{type(module).__name__} {attribute} {dim} {getattr(module, 'groups', 1) > 1}"
-        # Sums of hashes do not depend on the order, and count.
-        digest = hashlib.blake2b(kind.encode(), digest_size=6).digest()
-        found[ids[ids >= 0].unique()] += int.from_bytes(digest, "big")
+    members = [(_kind(modules, name, dim), ids) for name, dim, ids in units.graph.each()]
+    members += [(f"{operator_name(place.node.target)} {place.argument}", place.ids) for place in units.graph.sums]
+    for kind, ids in members:
+        number = torch.bincount(ids[ids >= 0], minlength=units.size)
+        for several, mine in ((False, number == 1), (True, number > 1)):
+            # Sums of hashes do not depend on the order, and count.
+            digest = hashlib.blake2b(f"{kind} {several}".encode(), digest_size=6).digest()
+            found[mine] += int.from_bytes(digest, "big")
     return found
+
+
+def _kind(modules: dict[str, Any], name: str, dim: int) -> str:
+    path, _, attribute = name.rpartition(".")
+    return f"{type(modules[path]).__name__} {attribute} {dim} {getattr(modules[path], 'groups', 1) > 1}"
