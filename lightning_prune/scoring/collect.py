@@ -59,7 +59,7 @@ def collect(
     if not count:
         raise CalibrationError(
             f"{type(score).__name__} needs {score.needs} on calibration batches and got none. Give prune_channels "
-            "batches=..., a callback a training loader that can be read again"
+            "batches=..., and a callback a training loader that can be read again"
         )
     return {name: total / count for name, total in totals.items()}
 

@@ -113,8 +113,8 @@ def test_structures_are_alike_where_the_same_kinds_of_tensors_are_tied() -> None
     inner = [kinds[axes[f"blocks.{i}.0.0.weight"][0]].unique() for i in range(3)]
     assert len(torch.cat(inner).unique()) == 1
     assert not torch.isin(kinds[axes["stem.0.weight"][0]], torch.cat(inner)).any()
-    vit = timm.create_model("test_vit", num_classes=10)
-    units = ChannelUnits.of(vit, ChannelGraph.trace(vit, torch.randn(1, 3, 160, 160), attention="heads"))
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=10, depth=2, img_size=32)
+    units = ChannelUnits.of(vit, ChannelGraph.trace(vit, torch.randn(1, 3, 32, 32), attention="heads"))
     kinds, axes = structures(units), units.graph.axes
     heads, hidden = (kinds[axes[f"blocks.0.{n}.weight"][0]] for n in ("attn.qkv", "mlp.fc1"))
     assert len(heads.unique()) == len(hidden.unique()) == 1
