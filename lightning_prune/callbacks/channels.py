@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_prune.callbacks import calibrate
-from lightning_prune.callbacks.checkpoint import ShapeHooks, note_shapes
+from lightning_prune.callbacks.checkpoint import ShapeHooks, note_shapes, shapes_only
 from lightning_prune.callbacks.guard import check_launcher
 from lightning_prune.callbacks.lifecycle import PruningCallback
-from lightning_prune.callbacks.logs import PHASES, by_reason
+from lightning_prune.callbacks.logs import PHASES, by_reason, layer_numbers
 from lightning_prune.callbacks.phases import Duration, training_length
 from lightning_prune.callbacks.trainer import announce_removal, averaged_copies, log_to_loggers, shapes_may_change
 from lightning_prune.callbacks.zeros import warn_if_zeros_are_free
@@ -140,6 +140,14 @@ class ChannelPruning(PruningCallback):
         """{name of one of the units' taps: means of its channels} that biases take over from what is removed."""
         return {}
 
+    def budget_now(self) -> tuple[Resource, float] | None:
+        """What the next removal may leave, as a share of the network at hand; None: the budget as it was given."""
+        return None if self._share is None else ("macs", self._share)
+
+    def left(self, selection: Selection) -> dict[str, float]:
+        """What a selection leaves, as shares of the network that the fit began with."""
+        return selection.numbers()
+
     # ---- the family -------------------------------------------------------------------------------------------------
 
     def check(self, trainer: Trainer) -> None:
@@ -193,16 +201,10 @@ class ChannelPruning(PruningCallback):
         score = trainer.strategy.broadcast(self.scored(trainer, pl_module).detach().double().cpu())
         if aim and self.target_latency is not None:
             self._share = self._share_for_latency(trainer, score)
-        budget: tuple[Resource, float] | None = None if self._share is None else ("macs", self._share)
-        self.selection = self.selector.select(score, removal=removal, budget=budget)
-        self.numbers = self.selection.numbers()
+        self.selection = self.selector.select(score, removal=removal, budget=self.budget_now())
+        self.numbers = self.left(self.selection)
         self.selected(self.units, self.selection)
-        layers = zip(self.units.layers, self.selection.thresholds.tolist(), self.selection.kept, strict=True)
-        numbers: dict[str, float] = {}
-        for names, threshold, (kept, _) in layers:
-            numbers[f"prune/layer/{names[0]}/threshold"] = threshold
-            numbers[f"prune/layer/{names[0]}/channels"] = float(kept)
-        log_to_loggers(trainer, numbers)
+        log_to_loggers(trainer, layer_numbers(self.units.layers, self.selection.thresholds, self.selection.kept))
         return self.selection
 
     def _share_for_latency(self, trainer: Trainer, score: Tensor) -> float:
@@ -230,7 +232,7 @@ class ChannelPruning(PruningCallback):
                 optimizers=trainer.optimizers, averaged=averaged_copies(trainer), means=self.means(),
             )  # fmt: skip
             self.selection = self.pruned.selection
-            self.numbers = self.selection.numbers()
+            self.numbers = self.left(self.selection)
             if self.after == "retrain":
                 reinitialise(self.root, trainer.optimizers, self.seen)
         announce_removal(trainer, pl_module, self.pruned.plan)
@@ -282,8 +284,7 @@ class ChannelPruning(PruningCallback):
     def state(self) -> dict[str, Any]:
         state: dict[str, Any] = {"numbers": dict(self.numbers)}
         if self.stage == "soft":  # the plan stands beside the weights, see `note_shapes`
-            shapes = pytree.tree_map_only(Tensor, _shape_only, self.example)
-            state |= {"example": shapes, "share": self._share}
+            state |= {"example": shapes_only(self.example), "share": self._share}
         return state
 
     def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
@@ -293,8 +294,3 @@ class ChannelPruning(PruningCallback):
 
     def save(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         note_shapes(pl_module, checkpoint)
-
-
-def _shape_only(example: Tensor) -> Tensor:
-    """A tensor of the same shape without the user's data in it, of one element's memory; integers stay as they are."""
-    return example.new_zeros(()).expand(example.shape) if example.is_floating_point() else example

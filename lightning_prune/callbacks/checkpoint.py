@@ -12,12 +12,13 @@ from typing import Any
 
 from lightning.pytorch.core.hooks import CheckpointHooks
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.plan.record import plan_of
 
-__all__ = ["CompactCheckpoint", "ShapeHooks", "note_shapes", "take_shapes"]
+__all__ = ["CompactCheckpoint", "ShapeHooks", "note_shapes", "shapes_only", "take_shapes"]
 
 KEY = "lightning_prune_plan"
 
@@ -52,6 +53,15 @@ def take_shapes(module: nn.Module, checkpoint: dict[str, Any], averaged: Iterabl
             present.undo(each)
         if wanted is not None:
             wanted.apply(each)
+
+
+def shapes_only(example: Any) -> Any:
+    """An example input without the user's data in it, of one element's memory a tensor; integers stay as they are."""
+
+    def shape(t: Tensor) -> Tensor:
+        return t.new_zeros(()).expand(t.shape) if t.is_floating_point() else t
+
+    return pytree.tree_map_only(Tensor, shape, example)
 
 
 class CompactCheckpoint(CheckpointHooks):

@@ -62,6 +62,17 @@ class Monitor:
             )
 
 
+def layer_numbers(
+    layers: Iterable[tuple[str, ...]], thresholds: Tensor, kept: Iterable[tuple[int, int]]
+) -> dict[str, float]:
+    """Metrics of a selection's layers: their names, thresholds [layers], and (kept, all) channel groups."""
+    found: dict[str, float] = {}
+    for names, threshold, (count, _) in zip(layers, thresholds.tolist(), kept, strict=True):
+        found[f"prune/layer/{names[0]}/threshold"] = threshold
+        found[f"prune/layer/{names[0]}/channels"] = float(count)
+    return found
+
+
 def by_reason(skipped: Iterable[tuple[str, str]]) -> list[str]:
     """What was left out, one line for each kind of reason: "a, b and 3 more: layer_norm: its statistics depend ..."."""
     groups: dict[str, list[str]] = {}

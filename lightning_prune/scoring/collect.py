@@ -97,6 +97,8 @@ def _gradients(score: Score, units: ChannelUnits, batch: Any, run: Run, scale: f
     with watching(taps, note), _all_require_grad(weights.values()):
         output, labels = run(batch)
         watched = [*seen, *weights.items()]
+        if not watched:
+            return {}
         loss = score.loss(output, labels) * scale
         gradients = torch.autograd.grad(loss, [x for _, x in watched], allow_unused=True)
     found: dict[str, Tensor] = {}

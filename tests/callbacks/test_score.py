@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 from torch import nn
 
-from lightning_prune import ChannelError, ChannelUnits, FPGMCallback, ScorePruningCallback
-from lightning_prune.errors import CalibrationError
+from lightning_prune import ChannelError, ChannelUnits, FPGMCallback, ScorePruningCallback, plan_of
+from lightning_prune.errors import CalibrationError, PhaseError
 from lightning_prune.scores import score_names
 from lightning_prune.scores.taylor import Taylor
-from tests.callbacks.methods import check_budget, equal, fit, keep_all
+from tests.callbacks.methods import check_budget, equal, fit, keep_all, size
 from tests.toy import Toy, loaders
 
 ELSEWHERE = ("fpgm", "taylor", "l1")  # through the whole table of tests/callbacks/methods.py; l1 is as l2
@@ -95,12 +96,10 @@ class LayerNorm(Toy):
 def test_what_a_score_needs_and_does_not_get_is_said(tmp_path: Path) -> None:
     with pytest.raises(ChannelError, match=r"score='bn_scale' needs BatchNorm scale factors .* Sequential has none"):
         run(tmp_path, LayerNorm(), score="bn_scale")
-    endless = {"train_dataloaders": iter(loaders()["train_dataloaders"])}
+    endless = {"train_dataloaders": iter(loaders()["train_dataloaders"])}  # cannot be read twice
+    options = {"score": "variance", "warmup": 0, "sparsify": "2 steps"}
     with pytest.raises(CalibrationError, match="Variance needs activations on calibration batches and got none"):
-        fit(
-            tmp_path, ScorePruningCallback, data=endless, options={"score": "variance", "warmup": 0, "sparsify": "2 steps"},
-            max_epochs=-1, max_steps=4, limit_val_batches=0,
-        )  # fmt: skip
+        fit(tmp_path, ScorePruningCallback, data=endless, options=options, max_epochs=-1, max_steps=4)
 
 
 def test_means_go_into_the_biases_at_the_removal(tmp_path: Path) -> None:
@@ -117,3 +116,73 @@ def test_means_go_into_the_biases_at_the_removal(tmp_path: Path) -> None:
         found[means] = (module.net[-1].bias.detach(), callback.pruned.keep)
     assert torch.equal(found[True][1], found[False][1])
     assert not torch.allclose(found[True][0], found[False][0], atol=1e-3)
+
+
+class Sizes(lightning.Callback):
+    """Channels of the second convolution at the end of each batch, and how often callbacks were told of new shapes."""
+
+    def __init__(self) -> None:
+        self.channels: list[int] = []
+        self.told = 0
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        self.channels.append(pl_module.net[3].out_channels)
+
+    def on_channels_removed(self, trainer: Any, pl_module: Any, plan: Any) -> None:
+        self.told += 1
+
+
+STEPS: dict[str, Any] = {"steps": 3, "warmup": 1, "sparsify": "8 steps", "score": "taylor", "target_params": 0.4}
+
+
+def test_channels_go_in_several_removals(tmp_path: Path) -> None:
+    sizes = Sizes()
+    module, callback, done = fit(tmp_path, ScorePruningCallback, callbacks=[sizes], options=STEPS, max_epochs=4)
+    left = size(module) / size(Toy())
+    assert 0.35 <= left <= 0.4
+    assert callback.numbers["params"] == pytest.approx(left)
+    assert done.callback_metrics["prune/params"].item() == pytest.approx(left)
+    assert sizes.told == 3
+    first, second, third = (sizes.channels[at] for at in (8, 12, 16))  # at the start, in the middle, at the end
+    assert sizes.channels == [16] * 8 + [first] * 4 + [second] * 4 + [third] * 16
+    assert 16 > first > second > third == module.net[3].out_channels
+    plan = plan_of(module)
+    assert plan is not None
+    again = Toy()
+    plan.apply(again)  # all removals are one plan
+    assert [p.shape for p in again.parameters()] == [p.shape for p in module.parameters()]
+
+
+def test_resumed_between_removals_equals_uninterrupted(tmp_path: Path) -> None:
+    def go(path: Path, **options: Any) -> Any:
+        return fit(path, ScorePruningCallback, Toy(optimizer="adamw"), options=STEPS, max_epochs=3, **options)
+
+    module, callback, _ = go(tmp_path / "whole", callbacks=[keep_all(tmp_path, 2)])
+    for step in (8, 12, 14):
+        again, resumed, _ = go(tmp_path / "again", ckpt_path=tmp_path / f"step={step}.ckpt")
+        assert equal(module, again), step
+        assert resumed.numbers == callback.numbers
+        assert plan_of(again) == plan_of(module)
+
+
+def test_an_early_end_removes_down_to_the_target(tmp_path: Path) -> None:
+    class Stop(lightning.Callback):
+        def on_train_epoch_end(self, trainer: Any, *args: Any) -> None:
+            trainer.should_stop = trainer.current_epoch == 1
+
+    options = STEPS | {"sparsify": 2}
+    with pytest.warns(UserWarning, match="ended in the sparsify phase"):
+        module, _, _ = fit(tmp_path, ScorePruningCallback, callbacks=[Stop()], options=options, max_epochs=4)
+    assert 0.35 <= size(module) / size(Toy()) <= 0.4
+
+
+def test_several_removals_need_their_time(tmp_path: Path) -> None:
+    for batches in (0, 1):
+        with pytest.raises(PhaseError, match=f"steps=3 removals need a sparsify phase of 2 .* found {batches}"):
+            fit(tmp_path, ScorePruningCallback, options=STEPS | {"sparsify": f"{batches} steps"}, max_epochs=4)
+    for options in ({"target_latency": 0.5}, {"latency_batch": 1}, {"after": "retrain"}):
+        (name,) = options
+        with pytest.raises(ValueError, match=f"steps=2 and {name}=.* do not go together"):
+            ScorePruningCallback(steps=2, **options)  # type: ignore[arg-type]
+    module, _, _ = fit(tmp_path, ScorePruningCallback, options=STEPS, fast_dev_run=2)  # has no time, and does it all
+    assert size(module) <= 0.4 * size(Toy())

@@ -13,7 +13,9 @@ from lightning_prune.callbacks.channels import ChannelPruning
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.callbacks.trainer import loss_scale
+from lightning_prune.channels.select.selection import Resource, Selection
 from lightning_prune.channels.select.units import ChannelUnits
+from lightning_prune.errors import PhaseError
 from lightning_prune.scores import ScoreLike, find_score
 from lightning_prune.scoring.collect import collect
 from lightning_prune.scoring.scope import Scope, check_scope, importance
@@ -22,7 +24,8 @@ from lightning_prune.scoring.scope import Scope, check_scope, importance
 class ScorePruningCallback(ChannelPruning):
     """Channel pruning by a score, on any network that the score can judge, with any norm.
 
-    The channels of least score are removed at once, after a warm-up. See `scores.score_names` for the names: norms of
+    The channels of least score are removed at once, after a warm-up, or in several removals with training and a fresh
+    score between them. See `scores.score_names` for the names: norms of
     filters, their distances and correlations, BatchNorm scales, Taylor expansions of the loss, ranks and variances of
     feature maps, and a random control. Each score's class says what the paper does and how layers are made comparable.
 
@@ -30,6 +33,8 @@ class ScorePruningCallback(ChannelPruning):
         score: by name, such as "taylor", as a `Score`, or as a function of the `ChannelUnits`; None: "taylor".
         scope: among whom channels are ranked: "global" all, "layer" the same share of each layer, "isomorphic" the same
             share of layers of like structure, ranked together (Fang et al., arXiv 2407.04616).
+        steps: removals; from 2 on the first is at the start of the sparsify phase, the last at its end, and each leaves
+            the same share of what it finds. ``min_keep`` is then of the channels that it finds.
         score_batches: training batches on which a score of activations or gradients is measured, in eval mode.
         target_macs: share of the multiply-accumulates that may be left, in (0, 1); met within 1 %. Half of them
             if nothing else is given.
@@ -61,6 +66,7 @@ class ScorePruningCallback(ChannelPruning):
         self,
         score: ScoreLike | None = None,
         scope: Scope = "global",
+        steps: int = 1,
         score_batches: int = 20,
         target_macs: float | None = None,
         target_params: float | None = None,
@@ -85,7 +91,13 @@ class ScorePruningCallback(ChannelPruning):
         self.scope, self.rating = scope, find_score(self.default if score is None else score)
         if score_batches < 1:
             raise ValueError(f"score_batches={score_batches} must be a positive number, such as 20.")
-        self.score_batches = score_batches
+        if steps < 1:
+            raise ValueError(f"steps={steps} must be a positive number of removals.")
+        once = {"target_latency": target_latency is not None, "latency_batch": latency_batch > 0}
+        for name, given in (once | {"after": after == "retrain"}).items():
+            if given and steps > 1:
+                raise ValueError(f"steps={steps} and {name}={locals()[name]!r} do not go together: remove at once.")
+        self.steps, self.score_batches = steps, score_batches
         super().__init__(**options_of(ChannelPruning, locals()))
 
     def look(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, Tensor]:
@@ -94,13 +106,61 @@ class ScorePruningCallback(ChannelPruning):
 
         data = self.rating.needs != "weights"
         batches = calibrate.calibration_batches(trainer, self.score_batches) if data else ()
-        return collect(self.rating, self.units, batches, run, loss_scale(trainer), module=pl_module)
+        found = collect(self.rating, self.units, batches, run, loss_scale(trainer), module=pl_module)
+        # What is combined to groups is on the CPU, which not every backend reduces.
+        return {name: value.to(pl_module.device) for name, value in found.items()} if trainer.world_size > 1 else found
 
     def score(self, units: ChannelUnits) -> Tensor:
         return importance(self.rating, units, self.observed, self.scope)
 
     def means(self) -> Mapping[str, Tensor]:
         return self.rating.means(self.observed)
+
+    # ---- several removals -------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        super().reset()
+        self.done = 0  # removals
+        self.whole: dict[str, float] = {"macs": 1.0, "params": 1.0, "channels": 1.0}  # shares that they left
+
+    def budget_now(self) -> tuple[Resource, float] | None:
+        if self.steps == 1 or self.budget is None:
+            return super().budget_now()
+        resource, share = self.budget
+        return resource, min(1.0, share ** ((self.done + 1) / self.steps) / self.whole[resource])
+
+    def left(self, selection: Selection) -> dict[str, float]:
+        return {name: value * self.whole.get(name, 1.0) for name, value in super().left(selection).items()}
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        length = self.phases.prune - self.phases.begin if self.phases is not None else self.steps
+        if length < self.steps - 1 and not getattr(trainer, "fast_dev_run", False):
+            raise PhaseError(
+                f"steps={self.steps} removals need a sparsify phase of {self.steps - 1} batches at least, found {length}. "
+                "Give sparsify=0.3 of the training, say."
+            )
+        super().begin(trainer, pl_module, batch)
+
+    def before_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.phases is not None
+        length = self.phases.prune - self.phases.begin
+        while self.done < self.steps - 1 and self.seen >= self.phases.begin + self.done * length // (self.steps - 1):
+            if super().remove(trainer, pl_module, early=False):
+                self.whole = {name: self.numbers[name] for name in self.whole}
+            self.done += 1
+            self.begin(trainer, pl_module, None)
+        super().before_batch(trainer, pl_module)
+
+    def remove(self, trainer: Trainer, pl_module: LightningModule, early: bool) -> bool:
+        self.done = self.steps - 1
+        return super().remove(trainer, pl_module, early)
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"done": self.done, "whole": dict(self.whole)}
+
+    def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
+        super().restore(pl_module, state)
+        self.done, self.whole = state["done"], dict(state["whole"])
 
 
 class FPGMCallback(ScorePruningCallback):
