@@ -133,11 +133,12 @@ class ScorePruningCallback(ChannelPruning):
         return {name: value * self.whole.get(name, 1.0) for name, value in super().left(selection).items()}
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        length = self.phases.prune - self.phases.begin if self.phases is not None else self.steps
-        if length < self.steps - 1 and not getattr(trainer, "fast_dev_run", False):
+        least = self.steps - 1
+        length = self.phases.prune - self.phases.begin if self.phases is not None else least
+        if length < least and not getattr(trainer, "fast_dev_run", False):
             raise PhaseError(
-                f"steps={self.steps} removals need a sparsify phase of {self.steps - 1} batches at least, found {length}. "
-                "Give sparsify=0.3 of the training, say."
+                f"steps={self.steps} removals need a sparsify phase of {least} batches or more, found {length}: give "
+                "sparsify=..., such as 0.3 of the training."
             )
         super().begin(trainer, pl_module, batch)
 
