@@ -87,7 +87,8 @@ def prune_channels(
         groups, attention, allow_inexact: see `ChannelGraph.trace`.
         constants: a pruned channel with a β emits a constant. "drop" removes it with the channel; "fold" adds it to
             the biases behind (scale factors of removed channels count as zero), exactly, or with a note where zero
-            padding makes it inexact. Without scores and keep, "fold" also removes channels that are constant and can
+            padding makes it inexact. A score that gives means ("variance") has those added instead, whatever this
+            says. Without scores and keep, "fold" also removes channels that are constant and can
             be folded exactly.
         form: "eager" keeps the model's own code, "graph" rewrites its graph, "auto" tries eager first, and takes the
             graph where the model's own code cannot meet the target.

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from lightning_prune.channels.select.taps import INPUT
 from lightning_prune.channels.select.units import ChannelUnits
@@ -54,9 +53,6 @@ class COP(Score):
         self.top = top
 
     def of_weights(self, units: ChannelUnits) -> Mapping[str, Tensor]:
-        plain = {name: tap for name, tap in units.taps.items() if name.startswith(INPUT) and _is_plain(tap.module)}
-        return {name: cop(tap.module.weight, self.top) for name, tap in plain.items()}
-
-
-def _is_plain(layer: _ConvNd | nn.Linear) -> bool:
-    return isinstance(layer, nn.Linear) or (layer.groups == 1 and not layer.transposed)
+        readers = {name: tap.module for name, tap in units.taps.items() if name.startswith(INPUT)}
+        plain = {n: m for n, m in readers.items() if isinstance(m, nn.Linear) or (m.groups == 1 and not m.transposed)}
+        return {name: cop(module.weight, self.top) for name, module in plain.items()}
