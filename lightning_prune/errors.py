@@ -27,6 +27,10 @@ class CalibrationError(RuntimeError):
     """The module could not be run on a training batch; the network's own exception is the cause."""
 
 
+class DivergenceError(RuntimeError):
+    """Weights are NaN or infinite, so nothing tells which of them matter."""
+
+
 class BudgetError(ValueError):
     """A budget of kept weights that cannot be met under the per-layer floors."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_prune.functional.ltp import GATE_RANGE, at_least_float32, hard_prune
+from lightning_prune.functional.ltp import GATE_RANGE, at_least_float32
 
 __all__ = ["band", "gate", "hard_prune", "soft_l0", "soft_prune", "threshold_grad", "weight_grad"]
 
@@ -19,6 +19,11 @@ def gate(w: Tensor, tau: Tensor | float, temperature: Tensor | float) -> Tensor:
 def soft_prune(w: Tensor, tau: Tensor | float, temperature: Tensor | float) -> Tensor:
     """The soft-pruned weight ``v = w·m``; shape and dtype of ``w``. Differentiable in ``w``, ``τ`` and ``T``."""
     return (at_least_float32(w) * gate(w, tau, temperature)).to(w.dtype)
+
+
+def hard_prune(w: Tensor, tau: Tensor | float) -> Tensor:
+    """The hard-pruned weight: ``w`` where ``w² > τ``, else 0; shape and dtype of ``w``."""
+    return torch.where(at_least_float32(w).square() > tau, w, torch.zeros_like(w))
 
 
 def soft_l0(w: Tensor, tau: Tensor | float, temperature: Tensor | float) -> Tensor:

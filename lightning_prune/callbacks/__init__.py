@@ -9,6 +9,9 @@ from lightning_prune.callbacks.methods.magnitude import MagnitudeCallback
 from lightning_prune.callbacks.methods.mrts import MRTSCallback
 from lightning_prune.callbacks.methods.score import FPGMCallback, ScorePruningCallback
 from lightning_prune.callbacks.methods.slimming import NetworkSlimmingCallback
+from lightning_prune.callbacks.methods.soft_threshold import STRCallback
+from lightning_prune.callbacks.methods.st3 import ST3Callback
+from lightning_prune.callbacks.methods.taylor import TaylorWeightCallback
 from lightning_prune.callbacks.methods.thresholds import ThresholdPruning
 from lightning_prune.callbacks.trail import Trail, TrailEntry
 from lightning_prune.callbacks.weights import WeightPruning
@@ -26,7 +29,10 @@ __all__ = [
     "MagnitudeCallback",
     "NetworkSlimmingCallback",
     "PruningCallback",
+    "ST3Callback",
+    "STRCallback",
     "ScorePruningCallback",
+    "TaylorWeightCallback",
     "ThresholdPruning",
     "Trail",
     "TrailEntry",

@@ -6,8 +6,8 @@ cause; running out of memory, and a fault of this package, are raised as they ar
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,13 +16,12 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader
 
-from lightning_prune.callbacks.trainer import batch_on_device
+from lightning_prune.callbacks.trainer import batch_on_device, fresh_pass
 from lightning_prune.errors import CalibrationError
 from lightning_prune.support.batchnorm import fresh_statistics
 from lightning_prune.support.faults import is_networks
-from lightning_prune.support.modes import mode
+from lightning_prune.support.modes import Arguments, mode
 from lightning_prune.support.watch import Side, watching
 
 Forward = Callable[[LightningModule, Any], "tuple[Any, Tensor | None]"]
@@ -34,21 +33,10 @@ def calibration_batches(trainer: Trainer, limit: int) -> list[Any]:
 
     The fit's own iterator, its worker processes and the global random state are left as they are.
     """
-    loader = trainer.train_dataloader
     if limit <= 0:
         return []
-    if isinstance(loader, DataLoader):
-        loader = copy.copy(loader)
-        loader.__dict__["_iterator"] = None  # persistent workers belong to the fit's own iterator
-    elif loader is None or iter(loader) is loader:
-        return []
-    batches = []
     with isolate_rng():
-        for batch in loader:
-            batches.append(batch_on_device(trainer, batch))
-            if len(batches) == limit:
-                break
-    return batches
+        return [batch_on_device(trainer, batch) for batch in islice(fresh_pass(trainer), limit)]
 
 
 def forward_first_element(module: LightningModule, batch: Any) -> tuple[Any, Tensor | None]:
@@ -71,36 +59,36 @@ def run(trainer: Trainer, module: LightningModule, batch: Any, forward: Forward)
     except Exception as error:
         if not is_networks(error):
             raise
+        told = f"{type(error).__name__}: {error}"
+        if not getattr(forward, "guesses", False):
+            raise CalibrationError(
+                f"`calibration_forward` of the callback failed on a training batch ({told}). Mend it"
+            ) from error
         raise CalibrationError(
-            f"{type(module).__name__} could not be called on a training batch ({type(error).__name__}: {error}). "
-            "Override `calibration_forward` of the callback"
+            f"{type(module).__name__} could not be called on a training batch ({told}). Override "
+            "`calibration_forward` of the callback"
         ) from error
 
 
 @torch.no_grad()
 def network_input(
     trainer: Trainer, module: LightningModule, network: nn.Module, batch: Any, forward: Forward
-) -> tuple[Any, ...] | dict[str, Any]:
-    """What the network gets of a batch: positional or keyword arguments, at most two samples of each tensor.
+) -> Arguments:
+    """What the network gets of a batch, at most two samples of each tensor.
 
     Raises:
         CalibrationError: the module cannot be called on the batch, or does not call the network.
     """
-    found: list[tuple[Any, ...] | dict[str, Any]] = []
+    found: list[Arguments] = []
 
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if args and kwargs:
-            raise CalibrationError("the network gets positional and keyword arguments; only one kind can be traced")
-        found.append(kwargs or args)
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        found.append(Arguments(args, kwargs))
 
-    def direct(_: LightningModule, batch: Any) -> tuple[Any, Tensor | None]:
-        return network(batch[0] if isinstance(batch, (tuple, list)) else batch), None
-
-    handle = network.register_forward_pre_hook(note, with_kwargs=True)
+    handle = network.register_forward_hook(note, with_kwargs=True)  # not called where the network itself raises
     failure: Exception | None = None
     try:
         with mode(module, False), torch.compiler.set_stance("force_eager"):
-            run(trainer, module, batch, direct if network is module else forward)
+            run(trainer, module, batch, forward)
     except CalibrationError as error:
         failure = error
     finally:
@@ -115,6 +103,18 @@ def network_input(
         return value[:2].detach().clone() if isinstance(value, Tensor) and value.ndim else value
 
     return pytree.tree_map(first, found[0])  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def rehearse(trainer: Trainer, module: LightningModule, batches: Iterable[Any], forward: Forward) -> None:
+    """Run on some batches as calibration will.
+
+    Raises:
+        CalibrationError: as `run`.
+    """
+    with mode(module, False), torch.compiler.set_stance("force_eager"):
+        for batch in batches:
+            run(trainer, module, batch, forward)
 
 
 @torch.no_grad()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any, Literal
 
 import torch
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_prune.callbacks import calibrate
-from lightning_prune.callbacks.checkpoint import ShapeHooks, note_shapes, shapes_only
+from lightning_prune.callbacks.checkpoint import ShapeHooks, note_shapes
 from lightning_prune.callbacks.guard import check_launcher
 from lightning_prune.callbacks.lifecycle import PruningCallback
-from lightning_prune.callbacks.logs import PHASES, by_reason, layer_numbers
+from lightning_prune.callbacks.logs import PHASES, by_reason, log_latency, log_selection
 from lightning_prune.callbacks.phases import Duration, training_length
+from lightning_prune.callbacks.step import trained_by
 from lightning_prune.callbacks.trainer import announce_removal, averaged_copies, log_to_loggers, shapes_may_change
 from lightning_prune.callbacks.zeros import warn_if_zeros_are_free
 from lightning_prune.channels.graph.graph import ChannelGraph
@@ -31,9 +32,12 @@ from lightning_prune.channels.surgery.empty import branch_names
 from lightning_prune.functional.budget import one_share
 from lightning_prune.functional.thresholds import Rule
 from lightning_prune.masks import detach
+from lightning_prune.support.averages import copies_of
 from lightning_prune.support.latency import compare_latency
+from lightning_prune.support.modes import Arguments
 from lightning_prune.support.network import find_network
 from lightning_prune.support.retrain import reinitialise
+from lightning_prune.support.tensors import shape_only
 
 _SURGERY = {"form", "groups", "attention", "allow_inexact"}
 _SELECTIONS = 8  # times in the phase, at least, that the channels are selected anew
@@ -125,7 +129,9 @@ class ChannelPruning(PruningCallback):
         self.selector: Selector | None = None
         self.selection: Selection | None = None
         self.pruned: Pruned | None = None
-        self.example: Any = None
+        self.example: Arguments | None = None
+        self.left: dict[str, Tensor] = {}  # parameters that did not train when the phase began
+        self._left_before: set[str] | None = None  # by name, as a checkpoint has it
         self._share: float | None = None  # of the MACs, that meets a latency target
         self.numbers: dict[str, float] = {"macs": 1.0, "params": 1.0, "channels": 1.0}
 
@@ -144,7 +150,7 @@ class ChannelPruning(PruningCallback):
         """What the next removal may leave, as a share of the network at hand; None: the budget as it was given."""
         return None if self._share is None else ("macs", self._share)
 
-    def left(self, selection: Selection) -> dict[str, float]:
+    def shares(self, selection: Selection) -> dict[str, float]:
         """What a selection leaves, as shares of the network that the fit began with."""
         return selection.numbers()
 
@@ -157,29 +163,35 @@ class ChannelPruning(PruningCallback):
         self._hooks.wrap(pl_module, lambda: averaged_copies(trainer))
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.root = find_network(pl_module, self.network_name)
+        self.root = find_network(pl_module, self.network_name, self.averages.parameters())
         warn_if_zeros_are_free(trainer, self.root)
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         """Trace the network on this batch's input, or on one of the shapes that a checkpoint names."""
-        self.root = network = find_network(pl_module, self.network_name)
+        self.root = network = find_network(pl_module, self.network_name, self.averages.parameters())
         if batch is not None:
             self.example = calibrate.network_input(trainer, pl_module, network, batch, self.calibration_forward)
         else:
             self.example = pytree.tree_map_only(Tensor, lambda t: t.to(pl_module.device), self.example)
         options = {k: v for k, v in self.surgery.items() if k != "form"}
         graph = ChannelGraph.trace(network, self.example, **options)
-        held = {id(p) for o in trainer.optimizers for group in o.param_groups for p in group["params"]}
+        trains, before = trained_by(trainer.optimizers), self._left_before
+        for name, p in network.named_parameters(remove_duplicate=False) if not self.prune_frozen else ():
+            if 0 in graph.axes.get(name, {}) and (not trains(p) if before is None else name in before):
+                self.left[name] = p
+        held = {id(p) for p in self.left.values()}
         self.units = ChannelUnits.of(
-            network, graph, exclude=self.exclude, scales_only=self.scales_only,
-            trains=None if self.prune_frozen else lambda p: p.requires_grad and (not held or id(p) in held),
-        )  # fmt: skip
+            network, graph, exclude=self.exclude, scales_only=self.scales_only, trains=lambda p: id(p) not in held
+        )
         for line in by_reason((n, why) for n, why in self.units.frozen.items() if why != "the network's output"):
             self.monitor.warn_once(line, f"{type(self).__name__} leaves whole {line}.")
         self.selector = Selector(
             self.units, rule=self.rule, budget=self.budget, delta=self.delta, min_channels=self.min_keep,
             divisor=self.divisor, form=self.surgery.get("form", "auto"),
         )  # fmt: skip
+
+    def rehearse(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        calibrate.network_input(trainer, pl_module, self.root, batch, self.calibration_forward)
 
     def before_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.phases is not None
@@ -200,21 +212,14 @@ class ChannelPruning(PruningCallback):
         assert self.selector is not None
         score = trainer.strategy.broadcast(self.scored(trainer, pl_module).detach().double().cpu())
         if aim and self.target_latency is not None:
-            self._share = self._share_for_latency(trainer, score)
+            goal, batch, first = self.target_latency, self.latency_batch, trainer.is_global_zero
+            share = share_for_latency(self.units, self.selector, score, self.example, goal, batch) if first else 1.0
+            self._share = float(trainer.strategy.broadcast(share))  # as the first rank measured it
         self.selection = self.selector.select(score, removal=removal, budget=self.budget_now())
-        self.numbers = self.left(self.selection)
+        self.numbers = self.shares(self.selection)
         self.selected(self.units, self.selection)
-        log_to_loggers(trainer, layer_numbers(self.units.layers, self.selection.thresholds, self.selection.kept))
+        log_selection(trainer, self.units.layers, self.selection.thresholds.tolist(), self.selection.kept)
         return self.selection
-
-    def _share_for_latency(self, trainer: Trainer, score: Tensor) -> float:
-        """The share of MACs that meets the latency target, as measured by the first rank."""
-        assert self.selector is not None
-        assert self.target_latency is not None
-        share, batch = 1.0, self.latency_batch
-        if trainer.is_global_zero:
-            share = share_for_latency(self.units, self.selector, score, self.example, self.target_latency, batch)
-        return float(trainer.strategy.broadcast(share))
 
     def remove(self, trainer: Trainer, pl_module: LightningModule, early: bool) -> bool:
         assert self.selector is not None
@@ -223,25 +228,26 @@ class ChannelPruning(PruningCallback):
         selection = self.select(trainer, pl_module, aim=True, removal=self.seen > 0)
         selector, self.selector = self.selector, None
         if bool(selection.keep.all()):
-            rank_zero_warn(f"{type(self).__name__} removes no channel: {self._nothing(selection)}")
+            rank_zero_warn(
+                f"{type(self).__name__} removes no channel: the rule {self.rule!r} with delta={self.delta} keeps all "
+                f"of them (layers of {[n for _, n in selection.kept][:5]}... channels). Raise delta, regularize for "
+                "longer (sparsify, travel or lam), or give a target."
+            )
             return False
-        dense = copy.deepcopy(self.root).cpu() if self.latency_batch and trainer.is_global_zero else None
+        dense = deepcopy(self.root).cpu() if self.latency_batch and trainer.is_global_zero else None
+        copies = copies_of(self.root, pl_module, averaged_copies(trainer), self.averages.moved())
         with shapes_may_change(trainer):
             self.pruned = remove_channels(
                 self.root, self.example, selector, selection, form=self.surgery.get("form", "auto"),
-                optimizers=trainer.optimizers, averaged=averaged_copies(trainer), means=self.means(),
+                optimizers=trainer.optimizers, averaged=copies, means=self.means(),
             )  # fmt: skip
             self.selection = self.pruned.selection
-            self.numbers = self.left(self.selection)
+            self.numbers = self.shares(self.selection)
             if self.after == "retrain":
                 reinitialise(self.root, trainer.optimizers, self.seen)
         announce_removal(trainer, pl_module, self.pruned.plan)
         if dense is not None:
-            latency = compare_latency(dense, self.root, self.example, self.latency_batch)
-            log_to_loggers(
-                trainer, {"prune/latency_dense_ms": 1e3 * latency.before, "prune/latency_ms": 1e3 * latency.after}
-            )
-            rank_zero_info(str(latency))
+            log_latency(trainer, compare_latency(dense, self.root, self.example, self.latency_batch))
         whole = ", ".join(branch_names(self.pruned.plan))
         rank_zero_info(
             f"{type(self).__name__}: {self.numbers['macs']:.1%} of the MACs, {self.numbers['params']:.1%} of the "
@@ -249,13 +255,6 @@ class ChannelPruning(PruningCallback):
             + (f" Removed branches, of which nothing had any effect: {whole}." if whole else "")
         )
         return True
-
-    def _nothing(self, selection: Selection) -> str:
-        kept = [n for _, n in selection.kept][:5]
-        return (
-            f"the rule {self.rule!r} with delta={self.delta} keeps all of them (layers of {kept}... channels). Raise "
-            "delta, regularize for longer (sparsify, travel or lam), or give a target."
-        )
 
     def release(self, pl_module: LightningModule) -> None:
         detach(pl_module)
@@ -268,6 +267,7 @@ class ChannelPruning(PruningCallback):
         self.monitor.scalars(pl_module, "macs", {**own, **numbers, "phase": PHASES[self.phases.at(self.seen)]})
 
     def log_epoch(self, trainer: Trainer) -> None:
+        self.monitor.late(self.left, trained_by(trainer.optimizers))
         if self.stage == "soft" and self.selection is not None:
             layers = zip(self.units.layers, self.units.by_layer(self.selection.score), strict=True)
             self.monitor.histograms(trainer, {f"prune/scores/{names[0]}": score for names, score in layers})
@@ -284,13 +284,15 @@ class ChannelPruning(PruningCallback):
     def state(self) -> dict[str, Any]:
         state: dict[str, Any] = {"numbers": dict(self.numbers)}
         if self.stage == "soft":  # the plan stands beside the weights, see `note_shapes`
-            state |= {"example": shapes_only(self.example), "share": self._share}
+            shapes = pytree.tree_map_only(Tensor, shape_only, self.example)
+            state |= {"example": tuple(shapes), "share": self._share, "left": list(self.left)}
         return state
 
     def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
         self.numbers = dict(state["numbers"])
-        self.example = state.get("example")
+        self.example = Arguments(*state["example"]) if state.get("example") else None
         self._share = state.get("share")
+        self._left_before = set(state["left"]) if "left" in state else None
 
     def save(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         note_shapes(pl_module, checkpoint)

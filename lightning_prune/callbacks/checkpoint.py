@@ -12,22 +12,29 @@ from typing import Any
 
 from lightning.pytorch.core.hooks import CheckpointHooks
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from lightning_prune.plan.plan import PruningPlan
-from lightning_prune.plan.record import plan_of
+from lightning_prune.plan.record import Compact
+from lightning_prune.support.network import reachable
 
-__all__ = ["CompactCheckpoint", "ShapeHooks", "note_shapes", "shapes_only", "take_shapes"]
+__all__ = ["CompactCheckpoint", "ShapeHooks", "note_shapes", "take_shapes"]
 
 KEY = "lightning_prune_plan"
 
 
 def note_shapes(module: nn.Module, checkpoint: dict[str, Any]) -> None:
-    """Puts the plan of a compact module into a checkpoint, as JSON; nothing for a dense one."""
-    plan = plan_of(module)
-    if plan is not None:
-        checkpoint[KEY] = plan.to_json()
+    """Puts the plans of a compact module into a checkpoint, {address: JSON}; nothing for a dense one."""
+    plans = {address: record.plan.to_json() for address, _, record in _compact_parts(module)}
+    if plans:
+        checkpoint[KEY] = plans
+
+
+def _compact_parts(module: nn.Module) -> list[tuple[str, nn.Module, Compact]]:
+    """(address, part, record) of each compact part: the network, and copies of it, unregistered ones too."""
+    found = ((address, part, Compact.on(part)) for address, part in reachable(module))
+    return [(address, part, record) for address, part, record in found if record is not None]
 
 
 def take_shapes(module: nn.Module, checkpoint: dict[str, Any], averaged: Iterable[nn.Module] = ()) -> None:
@@ -43,25 +50,18 @@ def take_shapes(module: nn.Module, checkpoint: dict[str, Any], averaged: Iterabl
     Raises:
         PlanError: the plan does not fit the module.
     """
-    text = checkpoint.get(KEY)
-    wanted = None if text is None else PruningPlan.from_json(text)
-    for each in (module, *averaged):
-        present = plan_of(each)
-        if present == wanted:
-            continue
-        if present is not None:
-            present.undo(each)
-        if wanted is not None:
-            wanted.apply(each)
-
-
-def shapes_only(example: Any) -> Any:
-    """An example input without the user's data in it, of one element's memory a tensor; integers stay as they are."""
-
-    def shape(t: Tensor) -> Tensor:
-        return t.new_zeros(()).expand(t.shape) if t.is_floating_point() else t
-
-    return pytree.tree_map_only(Tensor, shape, example)
+    wanted = {address: PruningPlan.from_json(text) for address, text in checkpoint.get(KEY, {}).items()}
+    for each in (module, *(average.module if isinstance(average, AveragedModel) else average for average in averaged)):
+        present: dict[str, PruningPlan] = {}
+        for address, part, record in _compact_parts(each):
+            present[address] = record.plan
+            if wanted.get(address) != record.plan:
+                record.plan.undo(part)
+        places = dict(reachable(each))
+        for address, plan in wanted.items():
+            # A copy that was kept outside of the state dict need not be there.
+            if address in places and present.get(address) != plan:
+                plan.apply(places[address])
 
 
 class CompactCheckpoint(CheckpointHooks):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.callbacks.trainer import callbacks_of, shards_parameters, trains_in_child_processes
+from lightning_prune.errors import DivergenceError
 
 
 def check_strategy(trainer: Trainer, callback: str) -> None:
@@ -41,6 +43,26 @@ def check_alone(trainer: Trainer, callback: Callback) -> None:
                 f"{type(callback).__name__} and {type(other).__name__} cannot prune in the same fit: each changes the "
                 "weights that the other works on. Fit twice: remove channels first, then zero weights."
             )
+
+
+def check_diverged(network: nn.Module, callback: str, batches: int, failure: Exception | None) -> None:
+    """Raise if weights of a network that could not be scored are NaN or infinite; ``failure``: what scoring raised."""
+    lost = [name for name, p in network.named_parameters() if not bool(p.detach().isfinite().all())]
+    if lost:
+        raise DivergenceError(
+            f"The training has diverged: after {batches} batches {len(lost)} parameters are NaN or infinite "
+            f"({', '.join(lost[:3])}, ...), so {callback} cannot tell what to keep. Lower the learning rate, clip "
+            "gradients, or look for the batch whose loss is NaN."
+        ) from failure
+
+
+LastFit = tuple["weakref.ref[Trainer]", "weakref.ref[LightningModule]"]
+
+
+def goes_on(last: LastFit | None, trainer: Trainer, module: LightningModule) -> bool:
+    """Whether a fit goes on where the last one ended: that of the same Trainer and module, which count on."""
+    same = last is not None and last[0]() is trainer and last[1]() is module
+    return same and trainer.current_epoch > 0 and not trainer.ckpt_path
 
 
 class OptimizerGuard:

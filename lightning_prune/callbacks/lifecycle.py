@@ -6,21 +6,23 @@ are worth. Neither overrides a hook of Lightning's.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks import calibrate
 from lightning_prune.callbacks.gates import GateTrainer
-from lightning_prune.callbacks.guard import OptimizerGuard, check_alone, check_strategy
+from lightning_prune.callbacks.guard import LastFit, OptimizerGuard, check_alone, check_strategy, goes_on
 from lightning_prune.callbacks.method import PruningMethod
 from lightning_prune.callbacks.options import naming_near_options
 from lightning_prune.callbacks.phases import Phases, phases_of, training_length
-from lightning_prune.callbacks.step import Step
+from lightning_prune.callbacks.step import Step, trained_by
 from lightning_prune.callbacks.trainer import writes_logs_now
 from lightning_prune.errors import CalibrationError
 from lightning_prune.masks import attach
@@ -33,6 +35,8 @@ class PruningCallback(PruningMethod, Callback):
         self._guard = OptimizerGuard(self._after_step)
         self._gate_trainer: GateTrainer | None = None
         self._loaded: dict[str, Any] | None = None
+        self._last_fit: LastFit | None = None
+        self._goes_on = self._resumed = self._rehearsed = False
         super().__init__(*args)
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -50,19 +54,35 @@ class PruningCallback(PruningMethod, Callback):
                 check_alone(trainer, self)
             self.check(trainer)
             self.release(pl_module)
-            self.reset()
+            self._goes_on = self.stage == "pruned" and self.prunes and goes_on(self._last_fit, trainer, pl_module)
+            if not self._goes_on:
+                self.reset()
+            self._last_fit = weakref.ref(trainer), weakref.ref(pl_module)
+            self._rehearsed = False
         self._loaded = None
         self.open(trainer, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called with the model final and a checkpoint's weights loaded: takes its state over too."""
+        if self._goes_on:
+            rank_zero_info(f"{type(self).__name__}: the model is pruned already, and this fit goes on with finetune.")
+            return
+        self.averages.note(pl_module, trained_by(trainer.optimizers))
         self.prepare(trainer, pl_module)
+        self._resumed = self._loaded is not None
         self._restore(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when the length of the training is known: resolves the phases, watches the optimizers."""
         self.accumulate = trainer.accumulate_grad_batches
-        self.phases = phases_of(trainer, *self.durations) if self.prunes else Phases(0, 0, 0)
+        if self._goes_on:
+            assert self.phases is not None
+            self.phases = Phases(min(self.phases.begin, self.seen), min(self.phases.prune, self.seen), self.seen)
+        else:
+            # A Trainer that has trained before counts on: without a state of ours, phases lie in what is left.
+            again = trainer.current_epoch > 0 and not self._resumed
+            done = int(trainer.current_epoch * trainer.num_training_batches) if again else 0
+            self.phases = phases_of(trainer, *self.durations, done=done) if self.prunes else Phases(0, 0, 0)
         self._guard.watch(trainer.optimizers, self.watched())
         if self.removes_at == "batch end":
             self._remove_if_due(trainer, pl_module)
@@ -71,6 +91,10 @@ class PruningCallback(PruningMethod, Callback):
         """Called before each batch: begins the sparsify phase; some families remove here."""
         assert self.phases is not None
         self._guard.new_batch()
+        if not self._rehearsed and self.stage == "dense" and self.prunes:
+            self._rehearsed = True
+            with isolate_rng():
+                self.rehearse(trainer, pl_module, batch)
         if self.stage == "dense" and self.phases.at(self.seen) != "warmup":
             self._begin(trainer, pl_module, batch)
         if self.removes_at == "batch start":
@@ -97,6 +121,8 @@ class PruningCallback(PruningMethod, Callback):
         self._expire()
         if self.stage == "soft":
             self.after_step(self.units, Step(optimizer))
+        elif self.stage == "pruned":
+            self.held(Step(optimizer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -167,7 +193,7 @@ class PruningCallback(PruningMethod, Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors, numbers and strings, loadable with ``weights_only=True``."""
-        state: dict[str, Any] = {"stage": self.stage, "seen": self.seen}
+        state: dict[str, Any] = {"stage": self.stage, "seen": self.seen, "averages": self.averages.state()}
         if self.stage == "soft":
             state["tensors"] = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
             state["gates"] = self._gate_trainer.state() if self._gate_trainer is not None else {}
@@ -189,6 +215,7 @@ class PruningCallback(PruningMethod, Callback):
         self._gates = dict(self.gates(self.units))
         self._gate_trainer = GateTrainer(self._gates, self.root, self.gate_optimizer)
         attach(self.root, self._gates)
+        self._guard.watch(trainer.optimizers, self.watched())  # there may be other units than before
         self.stage = "soft"
 
     def _remove_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -224,7 +251,7 @@ class PruningCallback(PruningMethod, Callback):
             name: trainer.strategy.reduce(value, reduce_op="mean")  # type: ignore[misc]
             for name, value in self.look(trainer, pl_module).items()
         }
-        return self.score(self.units)
+        return self.finite_score()
 
     def _before_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" and type(self).gates is not PruningMethod.gates:
@@ -240,6 +267,7 @@ class PruningCallback(PruningMethod, Callback):
         if state is None:
             return
         self.seen = state["seen"]
+        self.averages.load(state["averages"])
         self.restore(pl_module, state)
         if state["stage"] == "soft":
             self._begin(trainer, pl_module, None)

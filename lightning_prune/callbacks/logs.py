@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_prune.callbacks.phases import Phase
 from lightning_prune.callbacks.trainer import log_histograms, log_to_loggers
+from lightning_prune.support.latency import Latency
 
 PHASES: dict[Phase, float] = {"warmup": 0.0, "sparsify": 1.0, "finetune": 2.0}
 _SHOWN = 5  # names in one message
@@ -37,6 +38,16 @@ class Monitor:
             self._said.add(key)
             rank_zero_warn(message)
 
+    def late(self, left: Mapping[str, Tensor], trains: Callable[[Tensor], bool]) -> None:
+        """A warning if some of what did not train when the sparsify phase began does now."""
+        if names := [name for name, p in left.items() if trains(p)]:
+            shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+            self.warn_once(
+                "late",
+                f"{shown} began to train after the sparsify phase had begun, and nothing of them is pruned: the target "
+                "is met in the other layers alone. Begin the phase when all layers train, with a longer warmup.",
+            )
+
     def scalars(self, pl_module: LightningModule, bar: str, values: Mapping[str, Tensor | float]) -> None:
         """Scalars of a step, by name without ``prune/``; the one named ``bar`` shows in the progress bar."""
         for name, value in values.items():
@@ -62,15 +73,21 @@ class Monitor:
             )
 
 
-def layer_numbers(
-    layers: Iterable[tuple[str, ...]], thresholds: Tensor, kept: Iterable[tuple[int, int]]
-) -> dict[str, float]:
-    """Metrics of a selection's layers: their names, thresholds [layers], and (kept, all) channel groups."""
-    found: dict[str, float] = {}
-    for names, threshold, (count, _) in zip(layers, thresholds.tolist(), kept, strict=True):
-        found[f"prune/layer/{names[0]}/threshold"] = threshold
-        found[f"prune/layer/{names[0]}/channels"] = float(count)
-    return found
+def log_selection(
+    trainer: Trainer, layers: Sequence[tuple[str, ...]], thresholds: Sequence[float], kept: Sequence[tuple[int, int]]
+) -> None:
+    """The threshold and the kept channels of each layer, for the loggers; layers are named by their first tensor."""
+    numbers: dict[str, float] = {}
+    for names, threshold, (channels, _) in zip(layers, thresholds, kept, strict=True):
+        numbers[f"prune/layer/{names[0]}/threshold"] = threshold
+        numbers[f"prune/layer/{names[0]}/channels"] = float(channels)
+    log_to_loggers(trainer, numbers)
+
+
+def log_latency(trainer: Trainer, latency: Latency) -> None:
+    """The CPU latency before and after the removal, in ms."""
+    log_to_loggers(trainer, {"prune/latency_dense_ms": 1e3 * latency.before, "prune/latency_ms": 1e3 * latency.after})
+    rank_zero_info(str(latency))
 
 
 def by_reason(skipped: Iterable[tuple[str, str]]) -> list[str]:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks import calibrate
+from lightning_prune.callbacks.guard import check_diverged
 from lightning_prune.callbacks.logs import Monitor
 from lightning_prune.callbacks.phases import Duration, Phases
 from lightning_prune.callbacks.step import Step
 from lightning_prune.masks import Gate
+from lightning_prune.support.averages import Averages
 from lightning_prune.support.watch import Side
 
 # dense: no unit is touched yet; soft: the sparsify phase; pruned: the units are gone.
@@ -29,6 +31,7 @@ class PruningMethod:
         seen: completed training batches.
         phases: where they lie; None before the length of the training is known.
         units: what the method scores, from the beginning of the sparsify phase on.
+        averages: the copies of the model that the user keeps beside it.
         observed: {layer: mean over calibration batches and ranks of what `observe` returned, or `look`}.
         prunes: whether units are removed at all, and not just held.
         removes_at: whether a family removes before an epoch's validation, or at the start of the next batch.
@@ -63,6 +66,7 @@ class PruningMethod:
         self.phases: Phases | None = None
         self.accumulate = 1
         self.observed: dict[str, Tensor] = {}
+        self.averages = Averages()
         self._gates: dict[str, Gate] = {}
         self.monitor.reset()
 
@@ -141,6 +145,26 @@ class PruningMethod:
         """How to run the network on a training batch: (output, labels or None). Override for unusual batches."""
         return calibrate.forward_first_element(module, batch)
 
+    calibration_forward.guesses = True  # type: ignore[attr-defined]  # what an override is not
+
+    def finite_score(self) -> Tensor:
+        """The method's scores.
+
+        Raises:
+            DivergenceError: there are none, or some are NaN, because weights of the network are not finite.
+        """
+        failure: ValueError | None = None
+        try:
+            score = self.score(self.units)
+            if not bool(score.isnan().any()):
+                return score
+        except ValueError as error:
+            failure = error
+        check_diverged(self.root, type(self).__name__, self.seen, failure)
+        if failure is not None:
+            raise failure
+        return score
+
     # ---- what a family says -----------------------------------------------------------------------------------------
 
     def check(self, trainer: Trainer) -> None:
@@ -156,11 +180,21 @@ class PruningMethod:
         """Set ``units`` and ``root`` for a phase that begins with ``batch``; None on resume."""
         raise NotImplementedError
 
+    def rehearse(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        """Run the network as the phases to come will, on the first batch: what fails then had better fail now.
+
+        Raises:
+            CalibrationError: units cannot be found or scored without it, and it does not run.
+        """
+
     def before_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called before each batch of the sparsify phase."""
 
     def hold(self, step: Step) -> None:
         """Called before each optimizer step after the removal."""
+
+    def held(self, step: Step) -> None:
+        """Called after each step that an optimizer really takes after the removal."""
 
     def sites(self) -> Mapping[str, nn.Module]:
         """The layers that `observe` is shown, by name."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Union
 
 from lightning.pytorch import Trainer
@@ -113,9 +113,17 @@ def training_length(trainer: Trainer) -> Training:
     return Training(total / per_epoch, per_epoch, int(total), trainer.accumulate_grad_batches)
 
 
-def phases_of(trainer: Trainer, warmup: Duration, sparsify: Duration, finetune: Duration | None) -> Phases:
-    """The phases of this trainer's fit. ``fast_dev_run`` gets a batch or two of each, whatever the durations say."""
+def phases_of(
+    trainer: Trainer, warmup: Duration, sparsify: Duration, finetune: Duration | None, done: int = 0
+) -> Phases:
+    """The phases of this trainer's fit, after the batches that are ``done`` already.
+
+    ``fast_dev_run`` gets a batch or two of each, whatever the durations say.
+    """
     training = training_length(trainer)
+    if done:
+        left = max(0, training.total_batches - done)
+        training = replace(training, epochs=left / training.batches_per_epoch, total_batches=left)
     if getattr(trainer, "fast_dev_run", False):
         return Phases(0, max(1, training.total_batches - 1), training.total_batches)
     return resolve_phases(warmup, sparsify, finetune, training)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor
 from torch.optim import Optimizer
+
+
+def trained_by(optimizers: Iterable[Optimizer]) -> Callable[[Tensor], bool]:
+    """Whether a parameter trains now: it needs a gradient, and one of the optimizers holds it, if there are any."""
+    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    return lambda p: p.requires_grad and (not held or id(p) in held)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
@@ -51,6 +54,30 @@ def log_histograms(trainer: Trainer, values: Mapping[str, Tensor]) -> None:
 
 def _logged_step(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def fresh_pass(trainer: Trainer) -> Iterable[Any]:
+    """Batches as ``training_step`` gets them, of one loader or several, from the start; none of a one-pass iterator.
+
+    The fit's own iterators, and the worker processes that persist for them, are left alone.
+    """
+    running = trainer.fit_loop._combined_loader
+    if running is None or any(iter(loader) is loader for loader in running.flattened if not _is_loader(loader)):
+        return ()
+    fresh = CombinedLoader(running.iterables, running._mode)
+    fresh.flattened = [_unstarted(loader) for loader in running.flattened]
+    return (batch for batch, _, _ in fresh)
+
+
+def _is_loader(loader: Any) -> bool:
+    return isinstance(loader, DataLoader)
+
+
+def _unstarted(loader: Any) -> Any:
+    if _is_loader(loader):
+        loader = copy.copy(loader)
+        loader.__dict__["_iterator"] = None
+    return loader
 
 
 def batch_on_device(trainer: Trainer, batch: Any) -> Any:

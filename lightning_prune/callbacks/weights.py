@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,15 +10,17 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_prune.callbacks import calibrate
 from lightning_prune.callbacks.lifecycle import PruningCallback
 from lightning_prune.callbacks.logs import PHASES, by_reason
+from lightning_prune.callbacks.method import PruningMethod
 from lightning_prune.callbacks.phases import Duration
-from lightning_prune.callbacks.step import Step
+from lightning_prune.callbacks.step import Step, trained_by
 from lightning_prune.callbacks.trail import TrailWriter
 from lightning_prune.callbacks.trainer import log_to_loggers
-from lightning_prune.callbacks.zeros import check_zeros, keep_zeros, prune_everywhere
+from lightning_prune.callbacks.zeros import ZeroKeeper, check_zeros, fold_everywhere, prune_everywhere
 from lightning_prune.functional import budget
-from lightning_prune.masks import detach, find_targets
+from lightning_prune.masks import Target, detach, find_targets
 from lightning_prune.masks.units import WeightUnits
 
 _ASKED_FOR = ("excluded", "not in include", "first or last layer")
@@ -87,8 +89,10 @@ class WeightPruning(PruningCallback):
     def reset(self) -> None:
         super().reset()
         self.units = WeightUnits((), ())
-        self.skipped: list[Any] = []
+        self.left: dict[str, nn.Parameter] = {}  # what could be a target, and did not train when they were chosen
+        self._chosen = False  # for good: what trains may change up to the sparsify phase
         self.zeros_at_prune: list[int] = []
+        self._keeper = ZeroKeeper()
         if self.trail is not None:
             self.trail.entries.clear()
 
@@ -118,18 +122,44 @@ class WeightPruning(PruningCallback):
                 f"{type(self).__name__} has neither target_sparsity nor target_compression, and nothing else says how "
                 "many weights go: give one, such as target_sparsity=0.9."
             )
-        targets, self.skipped = find_targets(pl_module, **self.layers)  # type: ignore[arg-type]
+        self.root = pl_module
+        self.choose(self.trained(trainer))
+
+    def trained(self, trainer: Trainer) -> Callable[[Tensor], bool]:
+        """Whether a weight trains now; targets are those that do."""
+        return trained_by(trainer.optimizers)
+
+    def choose(self, trains: Callable[[Tensor], bool], last: bool = False) -> None:
+        """Take the layers that train now as targets; ``last``: for good, and what is left out is named."""
+        candidates = self._candidates()
+        targets, skipped = find_targets(self.root, **self.layers, trains=trains)  # type: ignore[arg-type]
+        self._take(targets, candidates)
+        self._chosen = last
+        for line in by_reason((n, why) for n, why in skipped if why not in _ASKED_FOR and (last or n not in self.left)):
+            self.monitor.warn_once(line, f"{type(self).__name__} leaves dense {line}.")
+
+    def _candidates(self) -> list[Target]:
+        return find_targets(self.root, **self.layers, trains=lambda p: True)[0]  # type: ignore[arg-type]
+
+    def _take(self, targets: Sequence[Target], candidates: Sequence[Target]) -> None:
         numels = [t.numel for t in targets]
         self.units = WeightUnits(tuple(targets), tuple(budget.floors(numels, self.min_keep)))
-        self.root = pl_module
+        chosen = set(self.units.names)
+        self.left = {t.name: t.param for t in candidates if t.name not in chosen}
         if self.target_sparsity is not None:
             keep = budget.keep_count(sum(numels), 1 - self.target_sparsity)
             budget.check_feasible(self.units.names, numels, self.units.floors, keep)
-        for line in by_reason((n, why) for n, why in self.skipped if why not in _ASKED_FOR):
-            self.monitor.warn_once(line, f"{type(self).__name__} leaves dense {line}.")
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         self.root = pl_module
+        if not self._chosen:
+            self.choose(self.trained(trainer), last=True)
+
+    def rehearse(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        if type(self).observe is not PruningMethod.observe:
+            calibrate.rehearse(trainer, pl_module, [batch], self.calibration_forward)
+        elif self.recalibrate_batches:
+            self._calibrated(trainer, pl_module, [batch], calibrate.rehearse)
 
     def before_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Last layers first: their weights were the last that the optimizer wrote, the first ones are needed next.
@@ -137,7 +167,10 @@ class WeightPruning(PruningCallback):
             self._gates[target.name].renew(target.param)
 
     def hold(self, step: Step) -> None:
-        keep_zeros(t.param for t in self.units.targets if step.holds(t.param))
+        self._keeper.before(step.optimizer, [t.param for t in self.units.targets if step.holds(t.param)])
+
+    def held(self, step: Step) -> None:
+        self._keeper.after(step.optimizer)
 
     def sites(self) -> Mapping[str, nn.Module]:
         return {t.name: t.module for t in self.units.targets}
@@ -145,7 +178,9 @@ class WeightPruning(PruningCallback):
     def remove(self, trainer: Trainer, pl_module: LightningModule, early: bool) -> bool:
         masks = self.final_masks(self.scored(trainer, pl_module), early)
         detach(pl_module)
-        prune_everywhere(trainer, self.units.targets, masks)
+        copies = self.averages.moved()
+        fold_everywhere(trainer, self.units.targets, self._gates, masks, copies)
+        prune_everywhere(trainer, self.units.targets, masks, copies)
         self.zeros_at_prune = self.units.zeros()
         zeros, numel = sum(self.zeros_at_prune), self.units.numel
         dead = zeros - sum(m.numel() - int(m.sum()) for m in masks)
@@ -195,6 +230,8 @@ class WeightPruning(PruningCallback):
                     f"floor is {floor}. Raise min_keep, exclude it, or lower the target.",
                 )
         self.monitor.histograms(trainer, {f"prune/weights/{t.name}": t.param for t in targets})
+        if self.prunes:
+            self.monitor.late(self.left, self.trained(trainer))
         if self.stage == "pruned":
             check_zeros(targets, self.zeros_at_prune, zeros)
 
@@ -213,16 +250,20 @@ class WeightPruning(PruningCallback):
 
     def state(self) -> dict[str, Any]:
         trail = {} if self.trail is None else {"trail": self.trail.state()}
-        return {"names": self.units.names} | trail
+        return {"names": self.units.names, "left": list(self.left)} | trail
 
     def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
-        names, mine = list(state["names"]), self.units.names
-        if names and names != mine:
-            gone, new = sorted(set(names) - set(mine)), sorted(set(mine) - set(names))
+        candidates = {t.name: t for t in self._candidates()}
+        names, known = list(state["names"]), {*state["names"], *state["left"]}
+        gone, new = sorted(known - candidates.keys()), sorted(candidates.keys() - known)
+        if known and (gone or new):
             raise ValueError(
                 f"The checkpoint's pruned layers are not this run's: it also has {gone[:5]}, this run also has "
                 f"{new[:5]}. Resume with the same model, include, exclude, skip_first and skip_last."
             )
+        if state["stage"] != "dense":
+            self._take([candidates[name] for name in names], list(candidates.values()))
+            self._chosen = True
         if self.trail is not None and "trail" in state:
             self.trail.load(state["trail"])
         if state["stage"] == "pruned":

@@ -2,22 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lightning_prune.callbacks.trainer import averaged_copies, callbacks_of
-from lightning_prune.masks import Target, prunable_weights
+from lightning_prune.functional.ltp import at_least_float32
+from lightning_prune.masks import Gate, Target, prunable_weights
 from lightning_prune.masks.ltp import zeros_step_
+from lightning_prune.support.averages import Lookalike
 
 _SPARSE = 0.2  # share of zeros from which on a network is one that was pruned
 
 
+def _averages(trainer: Trainer, copies: Sequence[Lookalike]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters of all averaged copies, by their names in the model."""
+    wholes = [("", getattr(average, "module", average)) for average in averaged_copies(trainer)]
+    for path, copy in (*wholes, *((c.path, c.module) for c in copies)):
+        yield from copy.named_parameters(prefix=path)
+
+
 @torch.no_grad()
-def prune_everywhere(trainer: Trainer, targets: Sequence[Target], masks: Sequence[Tensor]) -> None:
+def fold_everywhere(
+    trainer: Trainer,
+    targets: Sequence[Target],
+    gates: Mapping[str, Gate],
+    masks: Sequence[Tensor],
+    copies: Sequence[Lookalike] = (),
+) -> None:
+    """Put what gates make of kept weights into the weights, in place: what is left computes what the soft network did.
+
+    Averaged copies are multiplied by what the weight is. Momentum stays: it gathered ``dL/dv`` in the weight that the
+    network used, which the parameter now is. Weights that an optimizer keeps for itself are not found.
+
+    Args:
+        trainer: its averaging callbacks are searched.
+        targets: layers.
+        gates: by parameter name; layers without one, and those whose gate has nothing to fold, stay.
+        masks: bool, one a layer, True where kept.
+        copies: averaged copies that no callback keeps.
+    """
+    factors: dict[str, Tensor] = {}
+    for target, mask in zip(targets, masks, strict=True):
+        w = target.param.detach()
+        folded = gates[target.name].fold(w, mask) if target.name in gates else None
+        if folded is not None:
+            factors[target.name] = torch.where(mask & (w != 0), at_least_float32(folded) / at_least_float32(w), 1.0)
+            target.param.copy_(folded)
+    for name, param in _averages(trainer, copies):
+        if name in factors:
+            param.mul_(factors[name].to(param.device))
+
+
+@torch.no_grad()
+def prune_everywhere(
+    trainer: Trainer, targets: Sequence[Target], masks: Sequence[Tensor], copies: Sequence[Lookalike] = ()
+) -> None:
     """Zero the pruned weights, in place, wherever they live: the model, optimizer state, averaged copies of the model.
 
     Momentum and averages of pruned weights would otherwise bring them back at the next step or swap.
@@ -26,6 +71,7 @@ def prune_everywhere(trainer: Trainer, targets: Sequence[Target], masks: Sequenc
         trainer: its optimizers and averaging callbacks are searched.
         targets: layers.
         masks: bool, one a layer, True where kept.
+        copies: averaged copies that no callback keeps.
     """
     by_param: dict[Tensor, Tensor] = {}
     for target, mask in zip(targets, masks, strict=True):
@@ -40,19 +86,9 @@ def prune_everywhere(trainer: Trainer, targets: Sequence[Target], masks: Sequenc
                 if torch.is_tensor(value) and found is not None and value.shape == found.shape:
                     value.masked_fill_(~found.to(value.device), 0)
     by_name = {t.name: m for t, m in zip(targets, masks, strict=True)}
-    for average in averaged_copies(trainer):
-        copy: nn.Module = getattr(average, "module", average)
-        for name, param in copy.named_parameters():
-            if name in by_name:
-                param.masked_fill_(~by_name[name].to(param.device), 0)
-
-
-@torch.no_grad()
-def keep_zeros(params: Iterable[nn.Parameter]) -> None:
-    """Zero the gradients of pruned weights, found as ``w == 0``: a finetune checkpoint needs no mask beside it."""
-    for param in params:
-        if param.grad is not None:
-            zeros_step_(param, param.grad)
+    for name, param in _averages(trainer, copies):
+        if name in by_name:
+            param.masked_fill_(~by_name[name].to(param.device), 0)
 
 
 def check_zeros(targets: Sequence[Target], before: Sequence[int], now: Sequence[int]) -> None:
@@ -60,9 +96,49 @@ def check_zeros(targets: Sequence[Target], before: Sequence[int], now: Sequence[
     lost = [f"{t.name} ({b - a})" for t, b, a in zip(targets, before, now, strict=True) if a < b]
     if lost:
         raise RuntimeError(
-            f"Pruned weights came back in {', '.join(lost[:5])}: something other than the gradient moves them "
-            "(an optimizer with added noise, or weights written to directly). Use a plain optimizer in finetune."
+            f"Pruned weights came back in {', '.join(lost[:5])}: something other than the optimizers writes to them. "
+            "Step them through Lightning's optimizers, or write to weights that are not zero alone."
         )
+
+
+class _Zeros(NamedTuple):
+    param: nn.Parameter
+    zero: Tensor
+
+
+class ZeroKeeper:
+    """Keeps pruned weights at zero through the steps of optimizers: it zeroes their gradients before each.
+
+    That is enough for most. Some move a weight whose gradient and momentum are zero (Muon, preconditioned and noisy
+    ones); the first step with a learning rate tells, and from then on zeros are put back after each.
+    """
+
+    def __init__(self) -> None:
+        self._zeros: dict[int, list[_Zeros]] = {}
+        self._stepped: set[int] = set()
+        self._moves: set[int] = set()  # optimizers that do
+
+    @torch.no_grad()
+    def before(self, optimizer: Optimizer, params: Sequence[nn.Parameter]) -> None:
+        """Zero the gradients of those params that are ``w == 0``: a finetune checkpoint needs no mask beside it."""
+        for param in params:
+            if param.grad is not None:
+                zeros_step_(param, param.grad)
+        key = id(optimizer)
+        self._zeros.pop(key, None)
+        if key not in self._stepped or key in self._moves:
+            self._zeros[key] = [_Zeros(p, p.detach() == 0) for p in params]
+
+    @torch.no_grad()
+    def after(self, optimizer: Optimizer) -> None:
+        """Put zeros back, if this optimizer moves them. It may be called several times a step."""
+        key = id(optimizer)
+        for param, zero in self._zeros.get(key, ()):
+            if key not in self._moves and bool(param.detach()[zero].any()):
+                self._moves.add(key)
+            param.masked_fill_(zero, 0)
+        if any(float(group.get("lr", 1.0)) > 0 for group in optimizer.param_groups):
+            self._stepped.add(key)
 
 
 def warn_if_zeros_are_free(trainer: Trainer, network: nn.Module) -> None:

@@ -1,8 +1,9 @@
-"""`prune_channels`: trace, select, plan, verify, cut."""
+"""`prune_channels`: trace, score, select, remove."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,15 +12,21 @@ from torch.optim import Optimizer
 from lightning_prune.channels.analysis.constants import constants as find_constants
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.remove import Pruned, remove_channels
-from lightning_prune.channels.select.requests import check_emptied, from_importance, from_lists, from_scores, lossless
+from lightning_prune.channels.select.requests import (
+    check_arguments,
+    check_emptied,
+    from_importance,
+    from_lists,
+    from_scores,
+    lossless,
+)
 from lightning_prune.channels.select.selector import Selector
 from lightning_prune.channels.select.units import ChannelUnits
-from lightning_prune.errors import PlanError
+from lightning_prune.channels.verify.whole import Whole
 from lightning_prune.scores import ScoreLike, find_score
 from lightning_prune.scoring.collect import collect, run_network
 from lightning_prune.scoring.scope import Scope, check_scope, importance
-
-FORMS = ("auto", "eager", "graph")
+from lightning_prune.support.modes import join_input
 
 
 def prune_channels(
@@ -47,6 +54,8 @@ def prune_channels(
     form: str = "auto",
     verify: bool = True,
     graph: ChannelGraph | None = None,
+    network: str | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
     optimizers: Iterable[Optimizer] = (),
     averaged: Iterable[nn.Module] = (),
 ) -> Pruned:
@@ -56,8 +65,8 @@ def prune_channels(
     function.
 
     Args:
-        model: any module that `torch.export` can export.
-        example_input: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+        model: any module that `torch.export` can export, or that holds one (see `network`).
+        example_input: the one argument, a tuple of positional arguments, or a dict of keyword arguments.
         scores: {tensor name or module path: score of each channel in dim 0}; the higher, the more it stays.
             Needs one of `ratio`, `threshold`, `macs`, `params` and `channels`.
         keep: {tensor name or module path: bool mask or indices of the channels in dim 0 to keep}. A channel goes if
@@ -92,9 +101,13 @@ def prune_channels(
             be folded exactly.
         form: "eager" keeps the model's own code, "graph" rewrites its graph, "auto" tries eager first, and takes the
             graph where the model's own code cannot meet the target.
-        verify: whether to compare masked with sliced on a random batch before anything is changed. The removal of a
-            branch is tried in any case, in train mode too if this is True.
-        graph: a channel graph of this very model, to save the tracing.
+        verify: whether to compare masked with sliced on a random batch before anything is changed; where the model does
+            something else in train mode, there too. The removal of a branch is tried in any case, in train mode too if
+            this is True.
+        graph: a channel graph of this very model, or of the `network` in it, to save the tracing.
+        network: path of the part of the model that is pruned, such as the backbone of a detector that cannot be traced
+            as a whole. Names, costs and the plan are that part's; the whole is compared, and called on `batches`.
+        example_kwargs: keyword arguments beside positional ones.
         optimizers, averaged: see `PruningPlan.apply`.
 
     Raises:
@@ -104,11 +117,16 @@ def prune_channels(
         SurgeryError: no form of the compact model computes the same; the model is as it was.
     """
     targets: dict[Any, float | None] = {"macs": macs, "params": params, "channels": channels}
-    given = {"score": score, "scores": scores, "keep": keep}
-    _check(form, constants, given, {"ratio": ratio, "threshold": threshold, **targets})
+    asked = {"score": score, "scores": scores, "keep": keep}
+    check_arguments(form, constants, asked, {"ratio": ratio, "threshold": threshold, **targets})
     check_scope(scope)
     rating = None if score is None else find_score(score)
     options: dict[str, Any] = {"groups": groups, "attention": attention, "allow_inexact": allow_inexact}
+    whole, given, example_input = None, model, join_input(example_input, example_kwargs)
+    if network is not None:
+        whole = Whole.around(network, model, example_input)
+        model, example_input = whole.network, whole.inside
+        scores, keep = whole.names(scores), whole.names(keep)
     graph = graph or ChannelGraph.trace(model, example_input, **options)
     units = ChannelUnits.of(model, graph)
     selector = Selector(
@@ -119,7 +137,7 @@ def prune_channels(
     how: dict[str, Any] = {"ratio": ratio, "threshold": threshold, "target": target}
     means: Mapping[str, Tensor] = {}
     if rating is not None:
-        values = collect(rating, units, batches, run_network(model))
+        values = collect(rating, units, batches, run_network(given), module=given)
         means = rating.means(values)
         request = from_importance(importance(rating, units, values, scope), units.members(), units.proven_zero(), **how)
     elif scores is not None:
@@ -132,28 +150,8 @@ def prune_channels(
     selection = selector.meet(request)
     if keep is not None:
         check_emptied(graph, selection)
-    return remove_channels(
-        model, example_input, selector, selection, constants=constants, form=form, verify=verify,
+    pruned = remove_channels(
+        model, example_input, selector, selection, constants=constants, form=form, verify=verify, whole=whole,
         remove_branches=remove_branches, optimizers=optimizers, averaged=averaged, on_miss="raise", means=means,
     )  # fmt: skip
-
-
-def _check(form: str, constants: str, given: Mapping[str, Any], amounts: Mapping[str, Any]) -> None:
-    """Raises PlanError for arguments of `prune_channels` that do not go together."""
-    if form not in FORMS:
-        raise PlanError(f"form={form!r}: expected one of {FORMS}")
-    if constants not in ("drop", "fold"):
-        raise PlanError(f"constants={constants!r}: expected 'drop' or 'fold'")
-    asked = [name for name, value in given.items() if value is not None]
-    if len(asked) > 1:
-        raise PlanError(f"{' and '.join(asked)} were given; expected at most one of them")
-    stated = [name for name, value in amounts.items() if value is not None]
-    if asked in ([], ["keep"]) and stated:
-        raise PlanError(f"{stated[0]} needs scores: one tensor of scores for each layer, by name, or score='taylor'")
-    if asked not in ([], ["keep"]) and len(stated) != 1:
-        raise PlanError(f"{asked[0]} needs exactly one of {', '.join(amounts)}, found {stated or 'none'}")
-    if asked == ["score"] and isinstance(amounts["threshold"], Mapping):
-        raise PlanError("threshold by name needs scores by name; with score= it is one number")
-    for name in ("macs", "params", "channels"):
-        if amounts[name] is not None and not 0.0 < amounts[name] < 1.0:
-            raise PlanError(f"{name}={amounts[name]}: expected the share that may stay, between 0 and 1, such as 0.5")
+    return replace(pruned, model=given)

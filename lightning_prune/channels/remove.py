@@ -20,11 +20,12 @@ from lightning_prune.channels.select.requests import nothing
 from lightning_prune.channels.select.selection import Selection
 from lightning_prune.channels.select.selector import Selector
 from lightning_prune.channels.select.taps import INPUT
-from lightning_prune.channels.surgery.cut import apply_plan, check_optimizers, find_target
+from lightning_prune.channels.surgery.cut import apply_plan
 from lightning_prune.channels.surgery.empty import branch_names
 from lightning_prune.channels.surgery.widths import make_plan
 from lightning_prune.channels.verify.compare import Proof
 from lightning_prune.channels.verify.find_form import Ties, find_form, runs_without
+from lightning_prune.channels.verify.whole import Whole
 from lightning_prune.errors import PlanError, TargetError
 from lightning_prune.plan.plan import PruningPlan
 
@@ -85,6 +86,7 @@ def remove_channels(
     remove_branches: bool = True,
     optimizers: Iterable[Optimizer] = (),
     averaged: Iterable[nn.Module] = (),
+    whole: Whole | None = None,
     on_miss: str = "warn",
     means: Mapping[str, Tensor] | None = None,
 ) -> Pruned:
@@ -98,6 +100,7 @@ def remove_channels(
         example_input: as its graph was traced with.
         selector: what made the selection.
         selection: what stays.
+        whole: the model around the network; with ``verify`` it is compared too.
         on_miss: what to do if the target is missed by more than 1 % all the same: "raise", or "warn" and note it.
         constants, form, verify, remove_branches, optimizers, averaged: see `prune_channels`.
         means: {name of one of the units' taps: means of the channels there}, added to the biases behind for what goes,
@@ -105,7 +108,7 @@ def remove_channels(
 
     Raises:
         TargetError: the target cannot be met, and ``on_miss`` is "raise".
-        PlanError: nothing would be removed, or an optimizer does not fit.
+        PlanError: nothing would be removed.
         SurgeryError: no form of the compact network computes the same; the network is as it was.
     """
     graph, request = selector.units.graph, selection.request
@@ -126,7 +129,6 @@ def remove_channels(
         if bool(chosen.keep.all()):
             raise PlanError(nothing(graph, request))
         plan = planned(chosen.keep, form=form)
-        check_optimizers(plan, find_target(plan, network), optimizers)
         return chosen, plan
 
     missed: tuple[str, ...] = ()
@@ -149,11 +151,13 @@ def remove_channels(
     if verify and not means and (request.lossless or folds):
         options: dict[str, Any] = {"programs": found.programs, "lossless": request.lossless}
         notes += check_folded(network, graph, found.plan, folds, example_input, **options)
+    if verify and whole is not None:
+        notes += whole.check(found.plan, found.programs, exact=not graph.approximations)
     apply_plan(found.plan, network, optimizers, averaged, found.programs, folds)
     if found.plan.form == "graph" and bool(branches.empty.any()):
         notes += ("a rewritten graph keeps a channel of every layer, also of branches that could be removed",)
     notes += tuple(f"{name} keeps a channel of those that were to go: {why}" for name, why in branches.refused.items())
-    notes += graph.approximations + tuple(filter(None, (chosen.missed(),)))
+    notes += graph.notes + graph.approximations + tuple(filter(None, (chosen.missed(),)))
     for note in notes:
         log.warning(note)
     wanted = request.keep if request.target is None else first.keep

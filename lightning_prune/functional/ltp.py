@@ -31,11 +31,6 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def hard_prune(w: Tensor, tau: Tensor | float) -> Tensor:
-    """The hard-pruned weight: ``w`` where ``w² > τ``, else 0; shape and dtype of ``w``."""
-    return torch.where(at_least_float32(w).square() > tau, w, torch.zeros_like(w))
-
-
 def variance_of_magnitude(numel: Tensor | float, sum_abs: Tensor, sum_sq: Tensor) -> Tensor:
     """``Var(|w|)`` of a layer [eq. 15] from its weight count and the sums of ``|w|`` and ``w²``; never negative."""
     return (sum_sq / numel - (sum_abs / numel) ** 2).clamp_min(0)

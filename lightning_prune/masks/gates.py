@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_prune.functional.ltp import at_least_float32, hard_prune
+from lightning_prune.functional.ltp import at_least_float32
+from lightning_prune.functional.shrink import rescaling, soft_threshold
 from lightning_prune.masks import ltp as kernels
+
+_MARGIN = 1e-3  # share of its magnitude that the smallest kept weight is left with
 
 
 class _Through(torch.autograd.Function):
@@ -49,6 +52,18 @@ class Gate:
 
     def renew(self, param: Tensor) -> None:
         """Compute ahead of the forward what can be."""
+
+    def fold(self, w: Tensor, kept: Tensor) -> Tensor | None:
+        """What takes the place of a weight at the removal; None: the weight itself.
+
+        Only of gates that change the weights that they keep: the pruned network is then the one that was trained.
+
+        Args:
+            w: weights.
+            kept: bool, of the same shape: where the removal leaves them. The result is not zero there unless ``w`` is;
+                elsewhere it does not count.
+        """
+        return None
 
 
 class MaskGate(Gate):
@@ -109,12 +124,13 @@ class MaskGate(Gate):
 class SoftGate(MaskGate):
     """LTP's gate, ``v = w·sigm(slope·w² + shift)``, ``slope = 1/T``, ``shift = −τ/T`` (0-dim tensors, read live).
 
-    With ``fuse`` its kernels are compiled by torch.compile.
+    With ``fuse`` its kernels are compiled by torch.compile. ``feedback`` is the share of the gradient that pruned
+    weights get.
     """
 
-    def __init__(self, slope: Tensor, shift: Tensor, fuse: bool = False) -> None:
+    def __init__(self, slope: Tensor, shift: Tensor, fuse: bool = False, feedback: float = 0.0) -> None:
         super().__init__()
-        self.slope, self.shift, self.fuse = slope, shift, fuse
+        self.slope, self.shift, self.fuse, self.feedback = slope, shift, fuse, feedback
         self._sums: kernels.Sums | None = None
 
     def mask(self, w: Tensor, out: Tensor | None) -> Tensor:
@@ -123,23 +139,74 @@ class SoftGate(MaskGate):
 
     def step_(self, w: Tensor, grad: Tensor, count: bool) -> Tensor:
         masked = self._cached(w)  # the forward's own, unless it was compiled
-        return kernels.soft_step_(w, grad, masked, self._sums, self.slope, self.shift, count, self.fuse)
+        return kernels.soft_step_(w, grad, masked, self._sums, self.slope, self.shift, count, self.fuse, self.feedback)
 
 
 class HardGate(MaskGate):
-    """A step: ``v = w`` where ``w² > τ``, else 0 (``tau``: 0-dim tensor, read live). Pruned weights get no gradient."""
+    """A step: ``v = w`` where ``w² > τ``, else 0 (``tau``: 0-dim tensor, read live).
 
-    def __init__(self, tau: Tensor) -> None:
+    Pruned weights get the share ``feedback`` of their gradient.
+    """
+
+    def __init__(self, tau: Tensor, feedback: float = 0.0) -> None:
         super().__init__()
-        self.tau = tau
+        self.tau, self.feedback = tau, feedback
+
+    def keeps(self, w: Tensor) -> Tensor:
+        """Which weights are kept now, bool."""
+        return at_least_float32(w).square() > self.tau
 
     def mask(self, w: Tensor, out: Tensor | None) -> Tensor:
-        pruned = hard_prune(w, self.tau)
+        pruned = torch.where(self.keeps(w), w, torch.zeros_like(w))
         return pruned if out is None else out.copy_(pruned)
 
     def step_(self, w: Tensor, grad: Tensor, count: bool) -> Tensor:
-        above = at_least_float32(w.detach()).square() > self.tau
-        grad.mul_(above)
+        above = self.keeps(w.detach())
+        if self.feedback < 1:
+            grad.mul_(torch.where(above, 1.0, self.feedback).to(grad.dtype) if self.feedback else above)
         kept = above.sum().to(torch.float32)
         zero = torch.zeros_like(kept)
         return torch.stack([zero, zero, kept, kept, zero])
+
+
+class ShrinkGate(HardGate):
+    """Soft thresholding, ``v = c·sign(w)·relu(|w| − α)`` with ``α = √τ`` (``tau``: 0-dim tensor, read live).
+
+    ``c`` is 1, or with ``rescale`` what `functional.shrink.rescaling` gives each output channel; it is a constant in
+    the backward. The sum ``task`` is ``Σ g·sign(w)·1[|w| > α]``, so ``dL/dα = −task``.
+    """
+
+    def __init__(self, tau: Tensor, feedback: float = 0.0, rescale: bool = False) -> None:
+        super().__init__(tau, feedback)
+        self.rescale = rescale
+
+    def mask(self, w: Tensor, out: Tensor | None) -> Tensor:
+        shrunk = self._shrunk(w, self.tau.sqrt())
+        return shrunk if out is None else out.copy_(shrunk)
+
+    def step_(self, w: Tensor, grad: Tensor, count: bool) -> Tensor:
+        x = at_least_float32(w.detach())
+        task = (at_least_float32(grad) * x.sign() * self.keeps(x)).sum()
+        stats = super().step_(w, grad, count)
+        return torch.cat([task.to(stats.dtype).view(1), stats[1:]])
+
+    def fold(self, w: Tensor, kept: Tensor) -> Tensor:
+        # The budget may keep weights that the gate does not: its threshold then stays just under the smallest of them.
+        smallest = torch.where(kept & (w != 0), at_least_float32(w).abs(), torch.inf).amin()
+        return self._shrunk(w, torch.minimum(self.tau.sqrt(), smallest * (1 - _MARGIN)))
+
+    def _shrunk(self, w: Tensor, alpha: Tensor) -> Tensor:
+        x = at_least_float32(w)
+        shrunk = soft_threshold(x, alpha)
+        return (shrunk * rescaling(x, alpha) if self.rescale else shrunk).to(w.dtype)
+
+
+class FixedGate(HardGate):
+    """A mask that stands until its owner writes another: ``v = w`` where ``kept`` (bool, shape of ``w``, read live)."""
+
+    def __init__(self, kept: Tensor, feedback: float = 0.0) -> None:
+        super().__init__(torch.zeros(()), feedback)
+        self.kept = kept
+
+    def keeps(self, w: Tensor) -> Tensor:
+        return self.kept

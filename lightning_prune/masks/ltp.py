@@ -97,19 +97,20 @@ def soft_mask(
 
 def soft_step_(
     w: Tensor, grad: Tensor, masked: Tensor, sums: Sums | None, slope: Tensor, shift: Tensor, count: bool,
-    fuse: bool = False,
+    fuse: bool = False, feedback: float = 0.0,
 ) -> Tensor:  # fmt: skip
-    """Turn ``grad = dL/dv`` into LTP's weight gradient ``grad·m``, in place, and return the layer's sums.
+    """Turn ``grad = dL/dv`` into the weight's gradient ``grad·(m + ρ(1 − m))``, in place, and return the layer's sums.
 
     The chunked form does without the sigmoid: ``m = v/w`` and ``w(1 − m) = w − v``.
 
     Args:
         w: weights.
-        grad: gradient in the effective weight, shape of ``w``; multiplied by the gate.
+        grad: gradient in the effective weight, shape of ``w``; multiplied by the gate, but for the share ``feedback``.
         masked, sums: as `soft_mask` gave them for the same ``w``, slope and shift; no sums: the whole-tensor form.
         slope, shift: 1/T and −τ/T, 0-dim.
         count: also count weights above the threshold and inside the band (two more passes); NaN otherwise.
         fuse: compile the passes (those of a step that counts stay as they are).
+        feedback: ρ; 0: ``grad·m`` [eq. 14], 1: straight through, ``grad`` stays as it is.
 
     Returns:
         shape [5], ordered as `STATS`: Σ s·g·w, Σ s (s = m(1−m)/T), Σ m, #(w² > τ), #(|w² − τ| < 4T).
@@ -117,27 +118,39 @@ def soft_step_(
     fused = fuse and not count
     chunks = _chunks(w, grad, masked, size=w.numel() if fused else CHUNK)
     if chunks is None or sums is None:
-        stats: Tensor = _compiled(_soft_step_whole_, fuse)(w.detach(), grad, slope, shift, count)
+        stats: Tensor = _compiled(_soft_step_whole_, fuse)(w.detach(), grad, slope, shift, count, feedback)
         return stats
     task = hard = near = 0.0
     for x, g, v in chunks:
         if fused:
-            task += _compiled(_step_and_sum_, True)(x, g, v).item()
+            task += _compiled(_step_and_sum_, True)(x, g, v, feedback).item()
             continue
         t = _scratch(w.dtype)[: x.numel()]
         if count:
             m = torch.div(v, x, out=t)
             hard += int(torch.count_nonzero(m > 0.5))
             near += int(torch.count_nonzero((m - 0.5).abs_() < _BAND))
-        torch.sub(x, v, out=t)  # w(1 − m)
-        g.mul_(v).div_(x)  # g·m: the weight's gradient
-        task += torch.dot(g, t).item()  # g·m·(1 − m)·w
-    if math.isnan(task):  # 0/0 where a weight is exactly 0, which is rare: its gate is 0
+        task += _weight_step_(x, g, v, t, feedback)
+    if math.isnan(task) and not feedback:  # 0/0 where a weight is exactly 0, which is rare: its gate is 0
         grad.masked_fill_(w.detach() == 0, 0)
         task = sum(torch.dot(g, x - v).item() for x, g, v in chunks)
     factor, (kept, band) = slope.item(), sums
     counts = (hard, near) if count else (torch.nan, torch.nan)
     return torch.tensor((task * factor, band * factor, kept, *counts), dtype=torch.float64)
+
+
+def _weight_step_(x: Tensor, g: Tensor, v: Tensor, scratch: Tensor, feedback: float) -> float:
+    """One chunk's weight gradient, in ``g``; returns its Σ m(1 − m)·g·w."""
+    rest = torch.sub(x, v, out=scratch)  # w(1 − m)
+    if not feedback:
+        g.mul_(v).div_(x)  # g·m
+        return torch.dot(g, rest).item()
+    task = torch.dot(g, rest.mul_(v).div_(x)).item()
+    if math.isnan(task):  # 0/0, as below
+        task = torch.dot(g, rest.nan_to_num_(0.0)).item()
+    if feedback < 1:
+        g.mul_(torch.div(v, x, out=scratch).nan_to_num_(0.0).mul_(1 - feedback).add_(feedback))
+    return task
 
 
 @cache
@@ -152,10 +165,10 @@ def _mask_and_sums_(x: Tensor, slope: Tensor, shift: Tensor, out: Tensor) -> Ten
     return torch.stack([m.sum(), (m * (1 - m)).sum()])
 
 
-def _step_and_sum_(x: Tensor, grad: Tensor, masked: Tensor) -> Tensor:
-    g = grad * (masked / (x + _TINY))
-    task = (g * (x - masked)).sum()
-    grad.copy_(g)
+def _step_and_sum_(x: Tensor, grad: Tensor, masked: Tensor, feedback: float) -> Tensor:
+    m = masked / (x + _TINY)
+    task = (grad * m * (x - masked)).sum()
+    grad.copy_(grad * (m + feedback * (1 - m)))
     return task
 
 
@@ -163,7 +176,9 @@ def _mask_whole_(w: Tensor, slope: Tensor, shift: Tensor, out: Tensor) -> None:
     out.copy_(at_least_float32(w) * gate(w, slope, shift))
 
 
-def _soft_step_whole_(w: Tensor, grad: Tensor, slope: Tensor, shift: Tensor, count: bool) -> Tensor:
+def _soft_step_whole_(
+    w: Tensor, grad: Tensor, slope: Tensor, shift: Tensor, count: bool, feedback: float = 0.0
+) -> Tensor:
     x = at_least_float32(w)
     m = gate(x, slope, shift)
     s = m * (1 - m) * slope
@@ -174,7 +189,8 @@ def _soft_step_whole_(w: Tensor, grad: Tensor, slope: Tensor, shift: Tensor, cou
         (m > 0.5).sum().to(task.dtype) if count else nan,
         ((m - 0.5).abs() < _BAND).sum().to(task.dtype) if count else nan,
     ])  # fmt: skip
-    grad.mul_(m)
+    if feedback < 1:
+        grad.mul_(m + feedback * (1 - m) if feedback else m)
     return stats
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -76,7 +76,12 @@ def prunable_weights(
     return list(weights.values())
 
 
-def _reason_to_skip(module: nn.Module, attribute: str) -> str | None:
+def needs_grad(param: Tensor) -> bool:
+    """Whether a parameter trains, as far as itself can tell."""
+    return param.requires_grad
+
+
+def _reason_to_skip(module: nn.Module, attribute: str, trains: Callable[[Tensor], bool]) -> str | None:
     if isinstance(module, torch.jit.ScriptModule):
         return "a TorchScript module: its forward cannot be masked; use the eager module"
     param = module._parameters.get(attribute)
@@ -90,8 +95,8 @@ def _reason_to_skip(module: nn.Module, attribute: str) -> str | None:
         return "nothing is left of it: its branch was removed"
     if "StdConv" in type(module).__name__:
         return "standardised in forward: its zeros would not stay zero"
-    if not param.requires_grad:
-        return "frozen (requires_grad=False): a threshold cannot be learned without its gradient"
+    if not trains(param):
+        return "held by no optimizer: nothing trains it" if param.requires_grad else "frozen (requires_grad=False)"
     return None
 
 
@@ -116,6 +121,7 @@ def find_targets(
     exclude: Sequence[str] | None = None,
     skip_first: bool = False,
     skip_last: bool = False,
+    trains: Callable[[Tensor], bool] = needs_grad,
 ) -> tuple[list[Target], list[Skipped]]:
     """Find the weights to prune below ``root``: all conv and linear weights, never BatchNorm, biases or embeddings.
 
@@ -125,6 +131,7 @@ def find_targets(
         exclude: patterns of weights to leave dense.
         skip_first: leave the stem dense (timm's ``first_conv``, else the first weight).
         skip_last: leave the classifier dense (timm's ``classifier``, else the last weight).
+        trains: whether a parameter does; others are left out.
 
     Returns:
         The targets in the module's order, a tied or shared parameter once, and what was skipped with the reason.
@@ -145,7 +152,7 @@ def find_targets(
         elif (skip_first and name in first) or (skip_last and name in last):
             reason = "first or last layer"
         else:
-            reason = _reason_to_skip(module, attribute)
+            reason = _reason_to_skip(module, attribute, trains)
         if reason is not None:
             skipped.append(Skipped(name, reason))
             continue

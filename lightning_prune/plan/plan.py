@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,13 @@ class PruningPlan:
         attributes = {inside[m]: changes for m, changes in self.attributes.items() if m in inside}
         empty = tuple(inside[m] for m in self.empty if m in inside)
         return PruningPlan(cuts, attributes, self.form, self.inputs, self.settings, empty)
+
+    def above(self, path: str) -> PruningPlan:
+        """This plan by the names of a model that has the planned one as its submodule at `path`."""
+        cuts = {f"{path}.{name}": cut for name, cut in self.cuts.items()}
+        names = {module: f"{path}.{module}".removesuffix(".") for module in (*self.attributes, *self.empty)}
+        attributes = {names[module]: changes for module, changes in self.attributes.items()}
+        return replace(self, cuts=cuts, attributes=attributes, empty=tuple(names[module] for module in self.empty))
 
     def then(self, second: PruningPlan) -> PruningPlan:
         """Returns the one plan that does what `self` and then `second` do.

@@ -36,3 +36,8 @@ def like_format(out: Tensor, tensor: Tensor) -> Tensor:
     if tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
         return out.contiguous(memory_format=torch.channels_last)
     return out.contiguous()
+
+
+def shape_only(example: Tensor) -> Tensor:
+    """A tensor of the same shape without the user's data in it, of one element's memory; integers stay as they are."""
+    return example.new_zeros(()).expand(example.shape) if example.is_floating_point() else example

@@ -21,6 +21,9 @@ from lightning_prune import (
     NetworkSlimmingCallback,
     PruningCallback,
     ScorePruningCallback,
+    ST3Callback,
+    STRCallback,
+    TaylorWeightCallback,
 )
 from tests.callbacks import toys
 from tests.toy import Toy, loaders, network, trainer, zeros
@@ -37,6 +40,11 @@ WEIGHTS: dict[str, Make] = {
     "magnitude": MagnitudeCallback,
     "oneshot": oneshot,
 }
+RIVALS: dict[str, Make] = {  # what LTP is measured against: `test_rivals` runs them through the core of the promises
+    "str": STRCallback,
+    "st3": ST3Callback,
+    "taylor weights": TaylorWeightCallback,
+}
 CHANNELS: dict[str, Make] = {
     "mrts": MRTSCallback,
     "slimming": NetworkSlimmingCallback,
@@ -50,7 +58,7 @@ TOY_WEIGHTS: dict[str, Make] = {
 TOY_CHANNELS: dict[str, Make] = {
     "toy channel statistics": toys.ChannelStatistics, "toy channel gates": toys.ChannelGates
 }  # fmt: skip
-METHODS: dict[str, Make] = WEIGHTS | CHANNELS | GRADIENTS | TOY_WEIGHTS | TOY_CHANNELS
+METHODS: dict[str, Make] = WEIGHTS | CHANNELS | GRADIENTS | TOY_WEIGHTS | TOY_CHANNELS | RIVALS
 
 # 8 batches an epoch: the sparsify phase begins at 8 and ends at 32
 PHASES: dict[str, Any] = {"warmup": 1, "sparsify": 3, "recalibrate_batches": 2}

@@ -55,10 +55,10 @@ def fit(path: Path, name: str, ckpt_path: Any = None) -> Any:
     module = TimmClassifier(name, model_kwargs=kwargs | {"drop_rate": 0.0}, lr=1e-3)
     callback = LTPCallback(target_sparsity=TARGET, sparsify=2, recalibrate_batches=2)
     once = Once(callback)
-    checkpoints = ModelCheckpoint(dirpath=path, filename="{epoch}", save_top_k=-1)
+    checkpoints = [] if ckpt_path else [ModelCheckpoint(dirpath=path, filename="{epoch}", save_top_k=-1)]
     run = trainer(
-        path, [callback, once, checkpoints], max_epochs=3, limit_train_batches=BATCHES, limit_val_batches=1,
-        enable_checkpointing=True, num_sanity_val_steps=0,
+        path, [callback, once, *checkpoints], max_epochs=3, limit_train_batches=BATCHES, limit_val_batches=1,
+        enable_checkpointing=bool(checkpoints), num_sanity_val_steps=0,
     )  # fmt: skip
     run.fit(module, datamodule=DigitsDataModule(batch_size=32), ckpt_path=ckpt_path)
     assert once.done or ckpt_path

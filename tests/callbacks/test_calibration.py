@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.utilities import CombinedLoader
+from torch import nn
 from torch.nn import functional as F
 
-from lightning_prune import ChannelUnits, Gate, MagnitudeCallback, WeightUnits
+from lightning_prune import ChannelUnits, FPGMCallback, Gate, LTPCallback, MagnitudeCallback, MRTSCallback, WeightUnits
 from lightning_prune.callbacks import calibrate, lifecycle
 from lightning_prune.errors import CalibrationError
 from tests.callbacks import toys
-from tests.callbacks.methods import CHANNELS, Make, fit
-from tests.toy import Toy
+from tests.callbacks.methods import CHANNELS, Make, fit, zeros
+from tests.toy import Toy, loaders
 
 
 class NoForward(Toy):
@@ -108,3 +110,99 @@ def test_a_fault_in_a_gate_is_raised_as_it_is(make: Make, tmp_path: Path) -> Non
     options = OPTIONS | ({"target_sparsity": 0.5} if make is BrokenWeights else {})
     with pytest.raises(ZeroDivisionError, match="in the gate"):
         fit(tmp_path, make, options=options, **QUICK)
+
+
+def batches_of(loader: Any) -> Any:
+    """Two loaders of different length, in a container."""
+    one, two = loaders(8)["train_dataloaders"], loaders(8, 32)["train_dataloaders"]
+    return {"train_dataloaders": loader(one, two)}
+
+
+LOADERS: dict[str, Any] = {
+    "dict": lambda one, two: {"a": one, "b": two},
+    "list": lambda one, two: [one, two],
+    "combined": lambda one, two: CombinedLoader({"a": one, "b": two}, "min_size"),
+}
+
+
+class Several(Toy):
+    """Trains on two batches at a time; its network is its own `forward` if ``whole``."""
+
+    def __init__(self, whole: bool = False) -> None:
+        super().__init__()
+        self.batches: list[Any] = []
+        if whole:
+            self.other = nn.Linear(1, 1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.batches.append(batch)
+        parts = batch.values() if isinstance(batch, dict) else batch
+        return sum(F.cross_entropy(self(x), y) for x, y in parts)
+
+
+class Guided:
+    """How to run the network on two batches."""
+
+    def calibration_forward(self, module: Any, batch: Any) -> Any:
+        vars(self).setdefault("shown", []).append(batch)
+        (x, y), _ = batch.values() if isinstance(batch, dict) else batch
+        return module(x), y
+
+
+class GuidedMRTS(Guided, MRTSCallback):
+    pass
+
+
+class GuidedLTP(Guided, LTPCallback):
+    pass
+
+
+@pytest.mark.parametrize("make", [GuidedMRTS, GuidedLTP])
+@pytest.mark.parametrize("kind", LOADERS)
+def test_calibration_gets_what_training_step_gets(kind: str, make: Any, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not re-estimated")
+        module, callback, _ = fit(
+            tmp_path, make, Several(whole=kind == "list"), data=batches_of(LOADERS[kind]), max_epochs=3,
+            limit_val_batches=0, options={"warmup": 1, "sparsify": 1},
+        )  # fmt: skip
+    assert callback.stage == "pruned"
+    for got in (module.batches[0], callback.shown[-1]):
+        (one, _), (two, _) = got.values() if isinstance(got, dict) else got
+        assert one.shape == two.shape == (8, 1, 8, 8)
+        assert type(got) is type(module.batches[0])
+
+
+@pytest.mark.parametrize("make", [MRTSCallback, FPGMCallback, toys.WeightStatistics])
+def test_a_batch_that_cannot_be_guessed_is_an_error_before_the_warmup(make: Any, tmp_path: Path) -> None:
+    module = Several()
+    options = {"target_sparsity": 0.5} if make is toys.WeightStatistics else {}
+    with pytest.raises(
+        CalibrationError, match=r"(?s)TypeError: .*Override `calibration_forward` of the callback"
+    ) as info:
+        fit(tmp_path, make, module, data=batches_of(LOADERS["dict"]), options=options)
+    assert not module.batches
+    cause = info.value.__cause__
+    assert isinstance(cause.__cause__ if isinstance(cause, CalibrationError) else cause, TypeError)
+
+
+def test_statistics_that_cannot_be_re_estimated_are_named_before_the_warmup(tmp_path: Path) -> None:
+    module = Several()
+    with pytest.warns(UserWarning, match=r"(?s)Override `calibration_forward`.*or set recalibrate_batches=0"):
+        _, callback, _ = fit(
+            tmp_path, LTPCallback, module, data=batches_of(LOADERS["dict"]), limit_train_batches=2, max_epochs=1,
+            limit_val_batches=0, options={"warmup": 0.5, "sparsify": 0.5},
+        )  # fmt: skip
+    assert callback.stage == "pruned"
+    assert zeros(module) > 0
+
+
+def test_an_override_that_fails_is_not_told_to_override(tmp_path: Path) -> None:
+    class Wrong(MRTSCallback):
+        def calibration_forward(self, module: Any, batch: Any) -> Any:
+            return module(batch), None
+
+    with pytest.raises(
+        CalibrationError, match=r"(?s)`calibration_forward` of the callback failed .*TypeError.*Mend it"
+    ):
+        fit(tmp_path, Wrong)

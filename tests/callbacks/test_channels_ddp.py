@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 from tests.callbacks.methods import METHODS
+from tests.callbacks.processes import leave_group, run_in_two
 from tests.toy import Toy, samples, trainer
 
 
@@ -27,10 +27,12 @@ class Shards:
         return iter([(x[i : i + 4], y[i : i + 4]) for i in range(32 * rank, 32 * rank + 32, 4)])
 
 
-def train(path: Path, method: Any, information: str) -> None:
+CASES = [("mrts", "labels"), ("slimming", ""), ("taylor", ""), ("toy channel gates", "")]
+
+
+def train(path: Path, method: str, information: str) -> None:
     """Run in each of two processes; writes what this rank ended with."""
     torch.manual_seed(0)
-    torch.set_num_threads(1)
     options = {"information": information} if information else {}
     callback = METHODS[method](warmup=1, sparsify=2, recalibrate_batches=2, **options)
     run = trainer(
@@ -44,19 +46,20 @@ def train(path: Path, method: Any, information: str) -> None:
         "stage": callback.stage,
         "numbers": {k: v for k, v in callback.numbers.items() if k != "gap"},
     }
-    with open(f"{path}/rank{run.global_rank}.json", "w") as f:
-        json.dump(numbers, f)
+    (path / f"{method} rank{run.global_rank}.json").write_text(json.dumps(numbers))
 
 
-@pytest.mark.parametrize(
-    ("method", "information"),
-    [("mrts", "labels"), ("slimming", ""), ("taylor", ""), ("toy channel gates", "")],
-)
-def test_two_processes_remove_the_same_channels_and_stay_equal(method: Any, information: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.callbacks.test_channels_ddp", str(tmp_path), method, information]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (json.loads((tmp_path / f"rank{n}.json").read_text()) for n in (0, 1))
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where both ranks wrote the results of all cases."""
+    folder = tmp_path_factory.mktemp("ddp")
+    run_in_two(__name__, folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", [method for method, _ in CASES])
+def test_two_processes_remove_the_same_channels_and_stay_equal(method: str, results: Path) -> None:
+    first, second = (json.loads((results / f"{method} rank{n}.json").read_text()) for n in (0, 1))
     assert first == second
     assert first["stage"] == "pruned"
     assert first["numbers"]["macs"] <= 0.5
@@ -64,4 +67,7 @@ def test_two_processes_remove_the_same_channels_and_stay_equal(method: Any, info
 
 
 if __name__ == "__main__":
-    train(*sys.argv[1:])
+    torch.set_num_threads(1)
+    for case in CASES:
+        train(Path(sys.argv[1]), *case)
+    leave_group()

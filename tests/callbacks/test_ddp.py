@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_prune import LTPCallback, MagnitudeCallback, sparsity_report
+from tests.callbacks.processes import leave_group, run_in_two
 from tests.callbacks.toys import WeightGates
 from tests.toy import Toy, samples, trainer, zeros
 
@@ -25,64 +27,86 @@ def learned(callback: Any) -> list[float]:
     return callback.final_thresholds.tolist()
 
 
-class Report(Toy):
-    """Writes what each rank ended with; BatchNorm is off, so that two half batches equal a whole one."""
+class Plain(Toy):
+    """BatchNorm is off, so that two half batches equal a whole one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.path = path
         self.net[1] = self.net[4] = torch.nn.Identity()
-
-    def on_fit_end(self) -> None:
-        callback = next(c for c in self.trainer.callbacks if type(c) in MAKERS.values())
-        numbers = {
-            "weights": [p.double().sum().item() for p in self.parameters()],
-            "learned": learned(callback),
-            "zeros": zeros(self),
-        }
-        with open(f"{self.path}/rank{self.global_rank}of{self.trainer.world_size}.json", "w") as f:
-            json.dump(numbers, f)
-
-
-def fit(path: Path, method: Any, devices: int) -> Any:
-    torch.manual_seed(0)
-    module = Report(str(path))
-    data = DataLoader(samples(), batch_size=8 // devices)
-    strategy = "ddp_spawn" if devices > 1 else "auto"
-    run = trainer(
-        path, [MAKERS[method](target_sparsity=0.8, sparsify=2)], max_epochs=3, devices=devices, strategy=strategy,
-        limit_val_batches=0, use_distributed_sampler=False,
-    )  # fmt: skip
-    if devices > 1:
-        sampler = torch.utils.data.BatchSampler(range(64), 8, False)
-        halves = [[b[rank::2] for b in sampler] for rank in range(2)]
-        data = Halves(halves)
-    run.fit(module, data)
-    return module
 
 
 class Halves:
     """Each rank's half of every batch of one process."""
 
-    def __init__(self, halves: Any) -> None:
-        self.halves = halves
-
     def __len__(self) -> int:
-        return len(self.halves[0])
+        return 8
 
     def __iter__(self) -> Any:
         x, y = samples().tensors
         rank = torch.distributed.get_rank()
-        return iter([(x[i], y[i]) for i in self.halves[rank]])
+        return iter([(x[i + rank : i + 8 : 2], y[i + rank : i + 8 : 2]) for i in range(0, 64, 8)])
+
+
+def fit(path: Path, method: str, module: Toy, strategy: str = "auto") -> dict[str, Any]:
+    """What a fit on one or two processes ends with."""
+    torch.manual_seed(0)
+    callback = MAKERS[method](target_sparsity=0.8, sparsify=2)
+    two = strategy != "auto"
+    run = trainer(
+        path, [callback], max_epochs=3, devices=2 if two else 1, strategy=strategy, limit_val_batches=0,
+        use_distributed_sampler=False,
+    )  # fmt: skip
+    run.fit(module, Halves() if two else DataLoader(samples(), batch_size=8))
+    numbers = {
+        "weights": [p.double().sum().item() for p in module.parameters()],
+        "zeros": zeros(module),
+        "counted": sparsity_report(module).zeros,
+    }
+    return numbers if strategy == "ddp_spawn" else numbers | {"learned": learned(callback)}
+
+
+def train(path: Path, method: str) -> None:
+    """Run in each of two processes; writes what this rank ended with."""
+    module = Plain()
+    numbers = fit(path, method, module, "ddp")
+    (path / f"{method} rank{module.global_rank}.json").write_text(json.dumps(numbers))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where both ranks wrote the results of all methods."""
+    folder = tmp_path_factory.mktemp("ddp")
+    run_in_two(__name__, folder)
+    return folder
 
 
 @pytest.mark.parametrize("method", MAKERS)
-def test_two_processes_agree_with_each_other_and_with_one(method: Any, tmp_path: Path) -> None:
-    fit(tmp_path, method, 1)
-    module = fit(tmp_path, method, 2)
-    one, first, second = (json.loads((tmp_path / f"rank{n}.json").read_text()) for n in ("0of1", "0of2", "1of2"))
+def test_two_processes_agree_with_each_other_and_with_one(method: str, results: Path, tmp_path: Path) -> None:
+    one = fit(tmp_path, method, Plain())
+    first, second = (json.loads((results / f"{method} rank{n}.json").read_text()) for n in (0, 1))
     assert first == second
-    assert first["zeros"] == one["zeros"] == sparsity_report(module).zeros
+    assert first["zeros"] == one["zeros"] == first["counted"]
     assert abs(first["zeros"] - 0.8 * N) <= 1
     assert first["learned"] == pytest.approx(one["learned"], rel=1e-3)
     assert first["weights"] == pytest.approx(one["weights"], rel=1e-3, abs=1e-3)
+
+
+class Spawned(Plain):
+    """Ends the process group of a child that ``ddp_spawn`` starts, in its last hook."""
+
+    def teardown(self, stage: str) -> None:
+        leave_group()
+
+
+def test_pruned_weights_come_back_from_spawned_processes(results: Path, tmp_path: Path) -> None:
+    spawned = fit(tmp_path, "ltp", Spawned(), "ddp_spawn")
+    first = json.loads((results / "ltp rank0.json").read_text())
+    assert spawned["zeros"] == first["zeros"]
+    assert spawned["weights"] == pytest.approx(first["weights"], rel=1e-6)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for each in MAKERS:
+        train(Path(sys.argv[1]), each)
+    leave_group()

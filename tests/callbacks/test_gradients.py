@@ -27,7 +27,14 @@ class Probe(LTPCallback):
     """LTP with thresholds in the middle of the weights, that keeps the first gradients it sees."""
 
     def __init__(self) -> None:
-        super().__init__(lam=LAM, sparsify=1.0, temperature_start=0.5, temperature=0.5, recalibrate_batches=0)
+        super().__init__(
+            lam=LAM,
+            sparsify=1.0,
+            temperature_start=0.5,
+            temperature=0.5,
+            recalibrate_batches=0,
+            feedback=0.0,
+        )
         self.seen_tau_grad = {}
         self.used = {}
 

@@ -20,6 +20,9 @@ from lightning_prune import (
     NetworkSlimmingCallback,
     PruningCallback,
     ScorePruningCallback,
+    ST3Callback,
+    STRCallback,
+    TaylorWeightCallback,
     WeightPruning,
 )
 from tests.callbacks import toys
@@ -33,7 +36,10 @@ PUBLIC = sorted(
     - {PruningCallback},
     key=lambda c: c.__name__,
 )
-METHODS = [LTPCallback, MagnitudeCallback, MRTSCallback, NetworkSlimmingCallback, ScorePruningCallback, FPGMCallback]
+METHODS = [
+    LTPCallback, MagnitudeCallback, STRCallback, ST3Callback, TaylorWeightCallback, MRTSCallback,
+    NetworkSlimmingCallback, ScorePruningCallback, FPGMCallback,
+]  # fmt: skip
 
 
 def documented(cls: type) -> list[str]:

@@ -7,8 +7,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
-from lightning_prune.channels import ChannelError, ChannelGraph, PlanError, SurgeryError, TraceError, prune_channels
+from lightning_prune.channels import (
+    ChannelError,
+    ChannelGraph,
+    PlanError,
+    SurgeryError,
+    TargetError,
+    TraceError,
+    prune_channels,
+)
 from lightning_prune.channels.verify import find_form
 from tests.channels.models import Branches, Chain, random_scores, randomise, unchanged
 
@@ -80,3 +89,45 @@ def test_models_and_inputs_that_cannot_be_traced() -> None:
     with pytest.raises(TraceError, match=r"Chain.*\(2, 4, 12, 12\)"):
         ChannelGraph.trace(model, torch.randn(2, 4, 12, 12))
     assert model.training
+
+
+PARAMETRIZATIONS = {
+    "weight_norm": parametrizations.weight_norm, "spectral_norm": parametrizations.spectral_norm,
+    "weight_norm as a hook": nn.utils.weight_norm, "spectral_norm as a hook": nn.utils.spectral_norm,
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("name", PARAMETRIZATIONS)
+def test_parametrized_weights_are_named_with_what_to_do(name: str) -> None:
+    model = randomise(Chain())
+    for i in (0, 3, 6):
+        PARAMETRIZATIONS[name](model.features[i])
+    told = "the weight is parametrized: prune before that is added, or take it off first"
+    with pytest.raises(PlanError, match=f"26 of 26 BatchNorm channels are frozen, mostly as .*{told}"):
+        prune_channels(model, EXAMPLE, scores=random_scores(model), ratio=0.4)
+    with pytest.raises(TargetError, match=f"Layers that stay whole: .*{told}"):
+        prune_channels(model, EXAMPLE, scores=random_scores(model), macs=0.5)
+
+
+def test_one_parametrized_layer_holds_no_others() -> None:
+    model = randomise(Chain((8, 12, 6, 10)))
+    parametrizations.weight_norm(model.features[0])
+    prune_channels(model, EXAMPLE, scores=random_scores(model), ratio=0.6)
+    assert [model.features[i].weight.shape[0] < n for i, n in ((0, 8), (3, 12), (6, 6))] == [False, True, True]
+
+
+def test_a_network_prepared_for_quantization_is_named() -> None:
+    model = randomise(Chain())
+    for i, (inputs, outputs) in {0: (3, 8), 3: (8, 12), 6: (12, 6)}.items():
+        model.features[i] = Quantized(inputs, outputs, 3, padding=1)
+    with pytest.raises(PlanError, match="prepared for quantization: prune before that"):
+        prune_channels(model, EXAMPLE, scores=random_scores(model), ratio=0.4)
+
+
+class Quantized(nn.Conv2d):
+    """A convolution as quantization-aware training prepares it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = torch.fake_quantize_per_tensor_affine(self.weight, 0.1, 0, -128, 127)
+        return self._conv_forward(x, weight, self.bias)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_prune.functional import ltp
-from tests.ltp_equations import band, gate, soft_l0, soft_prune, threshold_grad, weight_grad
+from tests.ltp_equations import band, gate, hard_prune, soft_l0, soft_prune, threshold_grad, weight_grad
 
 LAM = 0.3
 
@@ -79,8 +79,8 @@ def test_weight_gradient_treats_the_gate_as_constant(layer):
 
 def test_soft_prune_becomes_hard_prune_as_the_temperature_falls(layer):
     w, tau, _, _ = layer
-    torch.testing.assert_close(soft_prune(w, tau, 1e-9), ltp.hard_prune(w, tau), rtol=0, atol=1e-25)
-    assert soft_l0(w, tau, 1e-9).item() == pytest.approx(int(torch.count_nonzero(ltp.hard_prune(w, tau))), abs=1e-20)
+    torch.testing.assert_close(soft_prune(w, tau, 1e-9), hard_prune(w, tau), rtol=0, atol=1e-25)
+    assert soft_l0(w, tau, 1e-9).item() == pytest.approx(int(torch.count_nonzero(hard_prune(w, tau))), abs=1e-20)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -88,15 +88,32 @@ def test_zero_weights_have_no_gradient_and_no_nan():
     assert stats.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("feedback", [0.3, 1.0])
+def test_feedback_gives_pruned_weights_their_share_and_leaves_the_sums(dtype, feedback):
+    w, g, tau, temperature, slope, shift = problem(SHAPES[1], dtype)
+    w[0], alone = 0, g.clone()
+    expected = g.double() * feedback + (1 - feedback) * ltp.weight_grad(w.double(), g.double(), tau, temperature)
+    stats = kernels.soft_step_(w, alone, *kernels.soft_mask(w, slope, shift), slope, shift, count=True)
+    fed = kernels.soft_step_(w, g, *kernels.soft_mask(w, slope, shift), slope, shift, count=True, feedback=feedback)
+    torch.testing.assert_close(fed, stats, rtol=2e-5, atol=1e-6)
+    rtol = 2e-2 if dtype == torch.bfloat16 else 2e-5
+    torch.testing.assert_close(g[1:].double(), expected[1:], rtol=rtol, atol=1e-9)
+    # An exact zero keeps its share. It can't say what its gate is (0/0), which is next to 0.
+    torch.testing.assert_close(g[0].double(), expected[0], rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("feedback", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # chunks, and whole tensors
-def test_compiled_kernels_equal_the_eager_ones(layout, dtype):
+def test_compiled_kernels_equal_the_eager_ones(layout, dtype, feedback):
     w, g, _, _, slope, shift = problem((64, 30, 3, 3), dtype, layout)
     eager, compiled, stats = {}, {}, []
     for fuse, into in ((False, eager), (True, compiled)):
         into["gradient"] = g.clone()
         into["masked"], sums = kernels.soft_mask(w, slope, shift, fuse=fuse)
-        step = kernels.soft_step_(w, into["gradient"], into["masked"], sums, slope, shift, count=False, fuse=fuse)
+        options = {"count": False, "fuse": fuse, "feedback": feedback}
+        step = kernels.soft_step_(w, into["gradient"], into["masked"], sums, slope, shift, **options)
         stats.append(step[: kernels.HARD_KEPT].double())
     rtol = 1e-5 if dtype == torch.float32 else 1e-2
     torch.testing.assert_close(compiled, eager, rtol=rtol, atol=1e-9)

@@ -133,15 +133,6 @@ def test_an_attribute_that_differs_is_refused() -> None:
         plan.apply(Chain())
 
 
-def test_an_optimizer_with_factored_state_is_refused() -> None:
-    model = randomise(Chain())
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    optimizer.state[model.features[0].weight]["row"] = torch.ones(8)
-    with pytest.raises(PlanError, match=r"row.*features\.0\.weight"):
-        prune_channels(model, EXAMPLE, keep={"features.1": [0, 2, 3]}, optimizers=[optimizer])
-    assert model.features[0].weight.shape[0] == 8
-
-
 @pytest.mark.parametrize("text", ["{}", "{", "[]", "no such file", json.dumps({"format": "x", "version": 1})])
 def test_what_is_not_a_plan_is_refused(text: str) -> None:
     with pytest.raises(PlanError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -40,11 +40,13 @@ class KeepZeros(WeightPruning):
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().prepare(trainer, pl_module)
-        held = tuple(t for t in self.units.targets if bool(t.param.detach().any()))
-        self.units = WeightUnits(held, tuple(1 for _ in held))
+        self._take([t for t in self.units.targets if bool(t.param.detach().any())], self.units.targets)
         self.stage, self.zeros_at_prune = "pruned", self.units.zeros()
         if not sum(self.zeros_at_prune):
             self.monitor.warn_once("none", "KeepZeros has nothing to hold: no weight of the model is zero.")
+
+    def trained(self, trainer: Trainer) -> Callable[[Tensor], bool]:
+        return lambda p: True  # a layer that is frozen now may be unfrozen later
 
     def on_channels_removed(self, trainer: Trainer, module: LightningModule, plan: PruningPlan) -> None:
         """The layers are smaller now, and some of the zeros are gone with their channels."""

@@ -8,23 +8,23 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_prune.callbacks.methods.thresholds import ThresholdPruning
+from lightning_prune.callbacks.methods.thresholds import ThresholdPruning, share_of_gradient
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
-from lightning_prune.functional import budget, ltp
+from lightning_prune.functional import ltp, path
 from lightning_prune.functional.adam import adam_step_
-from lightning_prune.functional.schedules import Shape, anneal, exponential_path
+from lightning_prune.functional.schedules import Shape, anneal, cubic_path
 from lightning_prune.masks import Gate, SoftGate
 from lightning_prune.masks import ltp as kernels
 from lightning_prune.masks.ltp import BAND, KEPT, TASK
 from lightning_prune.masks.units import WeightUnits
 
 _REFRESHES = 20  # times in the phase that Var|w| and the highest allowed thresholds are measured anew
-_NEARLY_EMPTY = 4.0  # times its floor that a layer keeps when its threshold begins to be watched
 _HOLD = 0.3  # share of the phase at its end in which the target is held
-_TRAVEL = 3.0  # thresholds can travel this many times the distance to the target
+_TRAVEL = 3.0  # without a target, thresholds can travel this many times the distance to a sparsity of 0.9
+_LEARN = 1.0  # with a target, how far log r of a layer can go from its prior
+_AVERAGE = 0.9  # of the price that is logged
 _VANISHED = 5  # logged steps with an empty band before the warning
-_GAIN, _DAMPING = 20.0, 20.0  # of the price controller: integral over the whole phase, and proportional
 
 
 class LTPCallback(ThresholdPruning):
@@ -34,21 +34,25 @@ class LTPCallback(ThresholdPruning):
     τ follows its exact gradient of ``loss + λ·Σ kept``, weights follow the gradient times the gate. Then the weights
     below the thresholds are zeroed for good, and the rest is finetuned.
 
-    With a target, λ is steered so that the kept share follows an exponential path to it, and one common factor on all
-    thresholds meets it to the weight. Without one, ``lam`` decides, as in the paper.
+    With a target, a common factor on all thresholds keeps the share that a cubic path to it asks for, and meets it to
+    the weight; what is learned is each layer's part (`functional.path`), at the price λ that balances the layers.
+    Without a target, ``lam`` decides, as in the paper.
 
     Args:
         target_sparsity: share of weights to prune; 0.9 if no target and no ``lam`` is given.
-        lam: price of keeping all prunable weights, λ·N, in units of the loss; where it is steered, its start. In mode
-            "paper", the price λ of one weight.
+        lam: instead of a target, the price of keeping all prunable weights, λ·N, in units of the loss. In mode
+            "paper", the price λ of one weight, with a target or without.
         mode: "normalized" learns ``u = τ/σ²`` (σ² = mean w² of the layer when the phase begins) with Adam, so one
             setting serves layers of every size; "paper" learns raw τ by plain gradient descent, T0 constant.
         temperature: final T0; a layer's temperature is ``T0·Var(|w|)`` [eq. 15].
         temperature_start: T0 at the start of the phase, annealed down to ``temperature``; unused in mode "paper".
         temperature_schedule: how it is annealed.
         weights_in_band: least expected weights of a layer near its threshold; raises T0 of small layers. 0: off.
-        threshold_lr: step of u; None: three times the way to the target over the phase's steps. In mode "paper" the
-            raw learning rate of τ, required there.
+        threshold_lr: step of ``log u`` with a target, of ``u`` without one; None: so that a layer can move by a factor
+            of e, or three times the way to a sparsity of 0.9, over the phase's steps. In mode "paper" the raw learning
+            rate of τ, required there.
+        feedback: ρ, the share of their gradient that weights below the threshold get, in [0, 1]; they can come back if
+            the network needs them. None: 1 (straight through), and 0 in mode "paper" [eq. 14].
         fuse: run the masks through torch.compile: about half the cost of a step, for about 30 s at the start (less
             once its cache is warm) and a compiler that torch.compile can use.
         target_compression: the same as prunable weights / non-zero ones, ≥ 1; give one of the two.
@@ -82,6 +86,7 @@ class LTPCallback(ThresholdPruning):
         temperature_schedule: Shape = "exponential",
         weights_in_band: float = 16.0,
         threshold_lr: float | None = None,
+        feedback: float | None = None,
         fuse: bool = False,
         target_compression: float | None = None,
         warmup: Duration = 0,
@@ -110,6 +115,10 @@ class LTPCallback(ThresholdPruning):
             raise ValueError(
                 f"temperature={temperature} must be positive and at most temperature_start={temperature_start}."
             )
+        if mode == "normalized" and lam is not None and (target_sparsity, target_compression) != (None, None):
+            raise ValueError(
+                f"lam={lam} and a target decide the same thing: the price follows from the target. Give one of them."
+            )
         if mode == "paper" and (threshold_lr is None or lam is None):
             raise ValueError(
                 f"mode='paper' needs lam and threshold_lr (got {lam} and {threshold_lr}): the paper's raw λ and η_τ "
@@ -119,10 +128,11 @@ class LTPCallback(ThresholdPruning):
         self.temperature, self.temperature_start = temperature, temperature_start
         self.temperature_schedule, self.weights_in_band = temperature_schedule, weights_in_band
         self.threshold_lr, self.fuse = threshold_lr, fuse
+        self.feedback = share_of_gradient(feedback, 0.0 if mode == "paper" else 1.0)
 
     @property
     def steered(self) -> bool:
-        """Whether the price follows the kept share, or stays as given."""
+        """Whether the kept share follows a path to a target, and the price from it."""
         return self.mode == "normalized" and self.target_sparsity is not None
 
     def start(self, units: WeightUnits) -> None:
@@ -141,14 +151,17 @@ class LTPCallback(ThresholdPruning):
         self._u, self._mean, self._square, self._count = (torch.zeros(n, device=device) for _ in range(4))
         self._cap = torch.full((n,), torch.inf, device=device)
         self._slope, self._shift = torch.ones(n, device=device), torch.zeros(n, device=device)
-        self._log_price = torch.tensor(1.0 if self.lam is None else self.lam, device=device).clamp_min(1e-30).log()
+        self._price = torch.tensor(self.lam or 0.0, device=device)
+        fans = [t.param[0].numel() for t in units.targets]
+        self._own = path.fan_prior(fans, [t.numel for t in units.targets]).to(device)
+        self._correction = torch.zeros((), device=device)
         self._steps = torch.zeros((), dtype=torch.int64)
         self._empty_bands = 0
         self._cool()
 
     def gates(self, units: WeightUnits) -> dict[str, Gate]:
         parts = zip(units.names, self._slope.unbind(), self._shift.unbind(), strict=True)
-        return {name: SoftGate(slope, shift, self.fuse) for name, slope, shift in parts}
+        return {name: SoftGate(slope, shift, self.fuse, self.feedback) for name, slope, shift in parts}
 
     def thresholds(self) -> Tensor:
         return self._u * self._scale
@@ -156,36 +169,42 @@ class LTPCallback(ThresholdPruning):
     def tensors(self) -> dict[str, Tensor]:
         return super().tensors() | {
             "u": self._u, "scale": self._scale, "mean": self._mean, "square": self._square, "count": self._count,
-            "variance": self._variance, "cap": self._cap, "log_price": self._log_price, "slope": self._slope,
-            "shift": self._shift, "steps": self._steps,
+            "variance": self._variance, "cap": self._cap, "price": self._price, "own": self._own,
+            "correction": self._correction, "slope": self._slope, "shift": self._shift, "steps": self._steps,
         }  # fmt: skip
 
     def learn(self, stats: Tensor, active: Tensor) -> None:
         stats = stats.float()
         if int(self._steps) % max(1, self.sparsify_steps // _REFRESHES) == 0:
             self._refresh()
-        # dL/du = σ² dL/dτ, the exact gradient of loss and penalty.
-        grad = -self._scale * (stats[:, TASK] + self.price * stats[:, BAND])
-        if self.mode == "paper":
-            assert self.threshold_lr is not None
-            self._u.sub_(torch.where(active, self.threshold_lr * grad, torch.zeros_like(grad)))
+        if self.steered:
+            self._follow(stats, active)
         else:
-            adam_step_(self._u, grad, self._mean, self._square, self._count, active, self._step_size())
-            if self.steered:
-                gain = _GAIN / self.sparsify_steps
-                self._log_price.copy_(budget.steer(self._log_price, self._kept(), self._goal(), min(gain, 0.2)))
+            grad = -self._scale * (stats[:, TASK] + self.price * stats[:, BAND])  # dL/du = σ² dL/dτ, the exact gradient
+            if self.mode == "paper":
+                assert self.threshold_lr is not None
+                self._u.sub_(torch.where(active, self.threshold_lr * grad, torch.zeros_like(grad)))
+            else:
+                adam_step_(self._u, grad, self._mean, self._square, self._count, active, self._step_size())
         self._u.clamp_(min=0).copy_(torch.minimum(self._u, self._cap / self._scale))
         self._steps += 1
         self._cool()
 
+    def _follow(self, stats: Tensor, active: Tensor) -> None:
+        """Move the layers' own parts along the exact gradient in log u, and the common factor along the path."""
+        tau = self.thresholds()
+        task, band = tau * stats[:, TASK], tau * stats[:, BAND]
+        fresh = torch.where(active.any(), path.balanced_price(task, band), self._price)
+        self._price.lerp_(fresh, 1 - _AVERAGE if int(self._steps) else 1.0)
+        grad = -(task + self._price * band)
+        adam_step_(self._own, grad, self._mean, self._square, self._count, active, self._step_size())
+        self._correction.copy_(path.corrected(self._correction, self._kept(), self._goal()))
+        self._u.copy_((self._own + path.common_factor(self._goal(), self._correction)).exp())
+
     @property
     def price(self) -> Tensor:
         """λ, the price of one kept weight in units of the loss; a scalar."""
-        if self.mode == "paper":
-            return self._log_price.exp()
-        if self.steered:
-            return budget.steered_price(self._log_price, self._kept(), self._goal(), _DAMPING) / self.units.numel
-        return self._log_price.exp() / self.units.numel
+        return self._price / self.units.numel if self.mode == "normalized" and not self.steered else self._price
 
     def metrics(self) -> dict[str, Tensor | float]:
         price, common = self.price, super().metrics()
@@ -207,14 +226,14 @@ class LTPCallback(ThresholdPruning):
 
     def _goal(self) -> float:
         assert self.target_sparsity is not None
-        return exponential_path(self.progress, 1 - self.target_sparsity, _HOLD)
+        return cubic_path(self.progress, 1 - self.target_sparsity, _HOLD)
 
     def _step_size(self) -> float:
         if self.threshold_lr is not None:
             return self.threshold_lr
-        way = ltp.gaussian_threshold(self.target_sparsity if self.target_sparsity is not None else 0.9)
+        way = _LEARN if self.steered else _TRAVEL * ltp.gaussian_threshold(0.9)
         settle = min(1.0, (1 - self.progress) / _HOLD)  # masks come to rest while the path is level
-        return settle * min(_TRAVEL * way / self.sparsify_steps, 0.1)
+        return settle * min(way / self.sparsify_steps, 0.1)
 
     def _t0(self) -> float:
         if self.mode == "paper":
@@ -234,13 +253,8 @@ class LTPCallback(ThresholdPruning):
         weights = [t.param.detach() for t in self.units.targets]
         fresh = _variances(weights, self._numels)
         self._variance.copy_(torch.where(fresh > 0, fresh, self._variance))
-        if self.mode == "paper":
-            return
-        for i, kept in enumerate(self.stats[:, KEPT].tolist()):
-            if kept < _NEARLY_EMPTY * self.units.floors[i]:
-                self._cap[i] = budget.largest_threshold(weights[i], self.units.floors[i])
-            else:
-                self._cap[i] = torch.inf
+        if self.mode != "paper":
+            self._cap.copy_(self.highest_thresholds())
 
 
 def _variances(weights: Sequence[Tensor], numels: Tensor) -> Tensor:

@@ -8,15 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_prune.callbacks.methods.thresholds import ThresholdPruning
+from lightning_prune.callbacks.methods.thresholds import ThresholdPruning, share_of_gradient
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.functional import budget
 from lightning_prune.functional.schedules import cubic_path
 from lightning_prune.masks import Gate, HardGate
 from lightning_prune.masks.units import WeightUnits
-
-_UPDATES = 50  # times in the phase that the threshold is moved; between them the network heals
 
 
 class MagnitudeCallback(ThresholdPruning):
@@ -25,6 +23,8 @@ class MagnitudeCallback(ThresholdPruning):
     Args:
         target_sparsity: share of weights to prune; 0.9 if no target is given.
         schedule: "cubic" prunes along the sparsify phase; "oneshot" trains dense through it and prunes at its end.
+        feedback: share of their gradient that pruned weights get in the sparsify phase, in [0, 1]: 0 freezes them, 1 is
+            dynamic pruning with feedback (Lin et al. 2020, arXiv 2006.07253).
         target_compression: the same as prunable weights / non-zero ones, ≥ 1; give one of the two.
         warmup: dense training first. An int counts epochs, a float is a share of the training, "300 steps" steps.
         sparsify: training under the masks, up to the hard prune; as ``warmup``.
@@ -44,12 +44,18 @@ class MagnitudeCallback(ThresholdPruning):
 
     Raises:
         ValueError: an argument out of its range.
+
+    Attributes:
+        updates: times in the phase that the threshold is moved at most; between them the network heals.
     """
+
+    updates = 50
 
     def __init__(
         self,
         target_sparsity: float | None = None,
         schedule: Literal["cubic", "oneshot"] = "cubic",
+        feedback: float = 0.0,
         target_compression: float | None = None,
         warmup: Duration = 0,
         sparsify: Duration = 0.6,
@@ -71,7 +77,7 @@ class MagnitudeCallback(ThresholdPruning):
         if schedule not in ("cubic", "oneshot"):
             raise ValueError(f"schedule={schedule!r} must be 'cubic' or 'oneshot'.")
         super().__init__(**options_of(ThresholdPruning, locals()))
-        self.schedule = schedule
+        self.schedule, self.feedback = schedule, share_of_gradient(feedback, 0.0)
 
     def start(self, units: WeightUnits) -> None:
         super().start(units)
@@ -79,7 +85,7 @@ class MagnitudeCallback(ThresholdPruning):
         self._steps = torch.zeros((), dtype=torch.int64)
 
     def gates(self, units: WeightUnits) -> dict[str, Gate]:
-        return {name: HardGate(tau) for name, tau in zip(units.names, self._tau.unbind(), strict=True)}
+        return {name: HardGate(tau, self.feedback) for name, tau in zip(units.names, self._tau.unbind(), strict=True)}
 
     def thresholds(self) -> Tensor:
         return self._tau
@@ -96,7 +102,7 @@ class MagnitudeCallback(ThresholdPruning):
     def learn(self, stats: Tensor, active: Tensor) -> None:
         assert self.target_sparsity is not None
         self._steps += 1
-        every = max(1, self.sparsify_steps // _UPDATES)
+        every = max(1, self.sparsify_steps // self.updates)
         if self.schedule == "oneshot" or int(self._steps) % every:
             return
         units = self.units

@@ -137,7 +137,7 @@ class MRTSCallback(ScalePruning):
 
     def scored(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
         if self.estimator != "labels":
-            return self.score(self.units)  # without a look at any batch
+            return self.finite_score()  # without a look at any batch
         score = super().scored(trainer, pl_module)
         total, within = self._statistics.reduced(trainer)
         self._total.copy_(total)

@@ -129,8 +129,8 @@ class ScorePruningCallback(ChannelPruning):
         resource, share = self.budget
         return resource, min(1.0, share ** ((self.done + 1) / self.steps) / self.whole[resource])
 
-    def left(self, selection: Selection) -> dict[str, float]:
-        return {name: value * self.whole.get(name, 1.0) for name, value in super().left(selection).items()}
+    def shares(self, selection: Selection) -> dict[str, float]:
+        return {name: value * self.whole.get(name, 1.0) for name, value in super().shares(selection).items()}
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         least = self.steps - 1

@@ -17,9 +17,24 @@ from lightning_prune.masks import MaskGate
 from lightning_prune.masks.ltp import HARD_KEPT, IN_BAND, KEPT, STATS, TASK
 from lightning_prune.masks.units import WeightUnits
 
+_NEARLY_EMPTY = 4.0  # times its floor that a layer keeps when its threshold begins to be watched
+
+
+def share_of_gradient(feedback: float | None, default: float) -> float:
+    """The share ρ of their gradient that pruned weights get while sparsifying, in ``g·(m + ρ(1 − m))``.
+
+    Raises:
+        ValueError: it is not in [0, 1].
+    """
+    if feedback is not None and not 0 <= feedback <= 1:
+        raise ValueError(
+            f"feedback={feedback} must be in [0, 1]: 0 freezes weights below their threshold, 1 trains them too."
+        )
+    return default if feedback is None else float(feedback)
+
 
 class ThresholdPruning(WeightPruning):
-    """Base of LTP and magnitude pruning. A subclass gives gates, ``thresholds`` and ``learn``.
+    """Base of the methods with a threshold a layer. A subclass gives gates, ``thresholds`` and ``learn``.
 
     Attributes:
         stats: the last sums of each layer, [layers, len(STATS)]; float64 on the CPU.
@@ -65,6 +80,12 @@ class ThresholdPruning(WeightPruning):
         finite = torch.isfinite(self.stats[:, TASK])
         active = torch.tensor(ready, device=self.stats.device) & finite & finite.all()
         self.learn(self.stats, active)
+
+    def highest_thresholds(self) -> Tensor:
+        """What ``thresholds`` may not exceed, [layers]: of nearly empty layers what leaves their floor, else inf."""
+        least = zip(self.units.targets, self.units.floors, self.stats[:, KEPT].tolist(), strict=True)
+        near = [budget.largest_threshold(t.param, n) if kept < _NEARLY_EMPTY * n else None for t, n, kept in least]
+        return torch.stack([self.stats.new_tensor(torch.inf) if tau is None else tau for tau in near]).float()
 
     def score(self, units: WeightUnits) -> Tensor:
         """``w²/τ``: the budget's cut through it is one common factor on all thresholds."""

@@ -18,10 +18,10 @@ from torch.utils import _pytree as pytree
 
 from lightning_prune.channels.analysis.taint import CONVOLUTIONS, NanRun
 from lightning_prune.channels.graph.graph import ChannelGraph
-from lightning_prune.channels.graph.propagate import describe, input_sources, operator_name
+from lightning_prune.channels.graph.propagate import describe, input_sources, operator_name, weights_of
 from lightning_prune.channels.trace.sites import Sum
 from lightning_prune.channels.verify.compare import check_plan, graph_runner, run
-from lightning_prune.channels.verify.tensors import Later, Step, cast, reader
+from lightning_prune.channels.verify.tensors import Later, Step, cast, fresh, reader
 from lightning_prune.errors import SurgeryError
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.support.modes import mode, split_input
@@ -72,9 +72,7 @@ def _constants(
     folds: dict[str, Tensor] = {}
     inexact: list[str] = []
     silent = [_silenced(graph, removed)] if removed is not None and silence else []
-    read = reader(model, *silent, cast(dtype))
-    names = {s.arg.name: s.target for s in graph.program.graph_signature.input_specs if s.target is not None}
-    watch: dict[Node, Any] = {}
+    names: dict[str, str] = {}
     by_node: dict[Node, list[Sum]] = {}
     for place in graph.sums:
         by_node.setdefault(place.node, []).append(place)
@@ -98,18 +96,20 @@ def _constants(
                 chosen = present if removed is None else present & removed[place.ids.clamp(min=0)]
                 _fold(node, bound, place, chosen, names, unfoldable, folds, inexact)
 
-    for node in by_node:
-        watch[node] = lambda bound, node=node: look(node, bound)
-    args, kwargs = split_input(example_input)
-    flat = pytree.tree_leaves((args, kwargs))
-    feed: list[Any] = []
-    for kind, what in input_sources(graph.program):
-        value = flat[what] if kind == "input" else what
-        if kind == "input" and isinstance(value, Tensor) and value.is_floating_point():
-            value = torch.full_like(value, torch.nan, dtype=dtype)
-        feed.append(Later(read, what) if kind == "state" else value)
-    with mode(model, False), torch.no_grad():
-        NanRun(graph.program.graph_module, watch).run(*feed)
+    watch: dict[Node, Any] = {node: partial(look, node) for node in by_node}
+    flat = pytree.tree_leaves(split_input(example_input))
+    for program in filter(None, (graph.traced.program, graph.traced.training)):
+        # Of the train graph only what the eval graph does not have is among the places.
+        names |= weights_of(program)
+        read = reader(model, *silent, cast(dtype), *([] if program is graph.program else [fresh]))
+        feed: list[Any] = []
+        for kind, what in input_sources(program):
+            value = flat[what] if kind == "input" else what
+            if kind == "input" and isinstance(value, Tensor) and value.is_floating_point():
+                value = torch.full_like(value, torch.nan, dtype=dtype)
+            feed.append(Later(read, what) if kind == "state" else value)
+        with mode(model, False), torch.no_grad():
+            NanRun(program.graph_module, watch).run(*feed)
     return Constants(varying | ~seen, nonzero, unfoldable, folds, tuple(dict.fromkeys(inexact)))
 
 
@@ -147,7 +147,7 @@ def _partner(bound: dict[str, Any], place: Sum) -> Tensor | None:
 
 
 def _fold(
-    node: Node, bound: dict[str, Any], place: Sum, chosen: Tensor, names: dict[str, str | None],
+    node: Node, bound: dict[str, Any], place: Sum, chosen: Tensor, names: dict[str, str],
     unfoldable: Tensor, folds: dict[str, Tensor], inexact: list[str],
 ) -> None:  # fmt: skip
     """Adds what the chosen constant channels contribute to the bias behind them."""
@@ -157,7 +157,7 @@ def _fold(
     groups = place.ids[chosen]
     if name not in CONVOLUTIONS and name != "linear":
         unfoldable[groups] = True
-        inexact.append(f"{name} at {describe(node)}: a product of two activations has no bias")
+        inexact.append(f"{name} at {describe(node)}: no bias takes it up")
         return
     x = bound["input"]
     shape = [1] * x.ndim
@@ -180,7 +180,7 @@ def _fold(
     folds[target] = folds.get(target, torch.zeros_like(middle)) + sign * middle
 
 
-def bias_behind(node: Node, names: dict[str, str | None]) -> tuple[str | None, int]:
+def bias_behind(node: Node, names: dict[str, str]) -> tuple[str | None, int]:
     """Returns (tensor that can take up a constant behind this call, its sign)."""
     bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
     if isinstance(bias, Node) and names.get(bias.name):
@@ -228,7 +228,9 @@ def check_folded(
     """
     norms = [f"{path}.weight" for path in graph.norms if f"{path}.weight" in plan.cuts]
     zeroed = [] if lossless else [name for name in norms if 0 in plan.cuts[name].kept]
-    same = check_plan(model, plan, example_input, graph_runner(programs) if programs else run, folds, zeroed)
+    same = check_plan(
+        model, plan, example_input, graph_runner(programs["forward", False]) if programs else run, folds, zeroed
+    )
     within = f"within {same.difference:.1e} of the model with zero scale factors"
     if not lossless:
         return (f"with the constants folded, the output is {within}",)

@@ -19,6 +19,7 @@ from lightning_prune.channels.trace.sites import module_path
 COUNTED = (
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear",
     "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention",
+    "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
 )  # fmt: skip
 """Operators that PyTorch's own flop counter counts, as they are called in an exported graph."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from lightning_prune.channels.graph.propagate import label_graph, state_values
-from lightning_prune.channels.trace.call import Context, Options, Value, values
-from lightning_prune.channels.trace.export import export
+from lightning_prune.channels.graph.modes import Traced, label_modes, trace_modes
+from lightning_prune.channels.trace.call import Context, Options, Value
 from lightning_prune.channels.trace.labels import FROZEN_IDS, Labels
 from lightning_prune.channels.trace.sites import Count, Frozen, Member, Parts, Pick, Product, Sum
+from lightning_prune.support.modes import join_input
 
 _COLUMNS = ("tensor", "channels", "removable", "groups", "why the others stay")
 
@@ -35,7 +35,8 @@ class ChannelGraph:
         products: what the number of multiplications depends on.
         picks: channels picked by constant numbers.
         inputs: {module path: group ids of the channels of each tensor that enters it}.
-        program: the exported program that all this was read from.
+        traced: the exported programs that all this was read from.
+        notes: what the user should know about these groups.
     """
 
     axes: dict[str, dict[int, Tensor]]
@@ -49,9 +50,10 @@ class ChannelGraph:
     sums: list[Sum]
     products: list[Product]
     picks: list[Pick]
-    program: ExportedProgram
+    traced: Traced
     options: Options
     approximations: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def trace(
@@ -62,42 +64,50 @@ class ChannelGraph:
         groups: str = "tie",
         attention: str = "dims",
         allow_inexact: Collection[str] = (),
+        example_kwargs: Mapping[str, Any] | None = None,
     ) -> ChannelGraph:
-        """Traces a model in eval mode with fake tensors: no real compute, and the model is not changed.
+        """Traces a model with fake tensors: no real compute, and the model is not changed.
+
+        Eval mode counts, and train mode too where other code runs there (auxiliary heads). Hooks are off.
 
         Args:
             model: any module that `torch.export` can export.
-            example_input: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+            example_input: the one argument, a tuple of positional arguments, or a dict of keyword arguments.
             groups: how an ordinary grouped convolution shrinks: "tie" (the same position in all groups) or "whole".
             attention: "dims" (the same dims of all heads) or "heads" (whole heads).
             allow_inexact: approximations to accept, from ("eca",).
+            example_kwargs: keyword arguments beside positional ones.
 
         Raises:
-            TraceError: the model cannot be exported with this input.
+            TraceError: the model cannot be exported with this input; the message names its largest part that can.
             ChannelError: an option has an unknown value.
         """
         options = Options(groups, attention, allow_inexact)
-        return cls.of_program(export(model, example_input), model, options)
+        return cls.of_traced(trace_modes(model, join_input(example_input, example_kwargs)), model, options)
 
     @classmethod
     def of_program(
         cls, program: ExportedProgram, model: nn.Module, options: Options, *, free_outputs: int = 0
     ) -> ChannelGraph:
         """Labels an exported program of `model`; its outputs freeze, but for the last few that may shrink."""
+        return cls.of_traced(Traced(program), model, options, free_outputs=free_outputs)
+
+    @classmethod
+    def of_traced(cls, traced: Traced, model: nn.Module, options: Options, *, free_outputs: int = 0) -> ChannelGraph:
+        """Labels the programs of `model`; outputs freeze, but for the last few that may shrink."""
         context = Context(Labels(), options)
-        placeholders, tensors = state_values(program, context)
-        names = [node.name for node in program.graph.nodes if node.op == "placeholder"]
-        out = label_graph(program.graph_module, [placeholders.get(name) for name in names], context)
-        outputs = list(values([out]))
-        for value in outputs[: len(outputs) - free_outputs]:
-            for labels in value.axes.values():
-                context.labels.freeze(labels, "the network's output")
+        tensors, notes = label_modes(traced, context, model, free_outputs)
         norms = tuple(
             name
             for name, m in model.named_modules()
             if isinstance(m, nn.modules.batchnorm._BatchNorm) and f"{name}.weight" in tensors
         )
-        return _finish(cls, context, tensors, program, norms)
+        return _finish(cls, context, tensors, traced, norms, notes)
+
+    @property
+    def program(self) -> ExportedProgram:
+        """The exported program in eval mode."""
+        return self.traced.program
 
     @cached_property
     def groups(self) -> dict[int, list[Member]]:
@@ -152,8 +162,8 @@ class ChannelGraph:
 
 
 def _finish(
-    cls: type[ChannelGraph], context: Context, tensors: dict[str, Value], program: ExportedProgram,
-    norms: tuple[str, ...],
+    cls: type[ChannelGraph], context: Context, tensors: dict[str, Value], traced: Traced, norms: tuple[str, ...],
+    notes: tuple[str, ...],
 ) -> ChannelGraph:  # fmt: skip
     """Turns roots into small group ids and freezes what stands alone."""
     labels = context.labels
@@ -186,9 +196,10 @@ def _finish(
         sums=[replace(place, ids=ids[place.ids]) for place in context.sums],
         products=[replace(place, ids=tuple(ids[v] for v in place.ids)) for place in context.products],
         picks=[replace(pick, before=ids[pick.before], after=ids[pick.after]) for pick in context.picks],
-        program=program,
+        traced=traced,
         options=context.options,
-        approximations=tuple(context.approximations),
+        approximations=tuple(dict.fromkeys(context.approximations)),
+        notes=notes,
     )
 
 

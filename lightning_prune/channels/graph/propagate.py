@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,9 +12,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
 
-from lightning_prune.channels.rules import compute, move, parts, reduce  # noqa: F401  they register the rules
+from lightning_prune.channels.rules import compute, move, parts, recurrent, reduce  # noqa: F401  they register rules
 from lightning_prune.channels.rules.registry import RULES, elementwise
-from lightning_prune.channels.trace.call import LARGEST_AXIS, Call, Context, Value, values
+from lightning_prune.channels.trace.call import LARGEST_AXIS, PARAMETRIZED, Call, Context, Value, values
 from lightning_prune.channels.trace.sites import module_path
 
 STATE = (InputKind.PARAMETER, InputKind.BUFFER)
@@ -27,8 +27,8 @@ def describe(node: Node) -> str:
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
-    """The shape of a fake tensor as plain integers; symbolic sizes count as they were while tracing."""
-    return tuple(int(s.node.hint) if isinstance(s, torch.SymInt) else int(s) for s in value.shape)  # type: ignore[arg-type]
+    """The shape of a fake tensor as plain integers; symbolic sizes count as while tracing, those of data as none."""
+    return tuple(int(s.node.hint or 0) if isinstance(s, torch.SymInt) else int(s) for s in value.shape)  # type: ignore[arg-type]
 
 
 def operator_name(target: Any) -> str:
@@ -42,10 +42,12 @@ def operator_name(target: Any) -> str:
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 
-def state_values(program: ExportedProgram, context: Context) -> tuple[dict[str, Value], dict[str, Value]]:
-    """Fresh labels on every dim of parameters and float buffers: ({placeholder: value}, {state-dict name: value})."""
+def state_values(program: ExportedProgram, context: Context, tensors: dict[str, Value]) -> dict[str, Value]:
+    """Labels on every dim of parameters and float buffers, {placeholder: value}.
+
+    tensors: {state-dict name: value}, from the program of another mode; fresh ones are added.
+    """
     placeholders: dict[str, Value] = {}
-    tensors: dict[str, Value] = {}
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     for spec in program.graph_signature.input_specs:
         meta = nodes[spec.arg.name].meta["val"] if spec.arg.name in nodes else None
@@ -56,12 +58,14 @@ def state_values(program: ExportedProgram, context: Context) -> tuple[dict[str, 
             context.constants[nodes[spec.arg.name]] = constant
         shape = shape_of(meta)
         if spec.kind in STATE and spec.target is not None and meta.is_floating_point():
-            axes = {d: context.labels.fresh(s) for d, s in enumerate(shape) if 1 < s <= LARGEST_AXIS}
-            value = tensors.setdefault(spec.target, Value(shape, axes))
+            if spec.target not in tensors:
+                axes = {d: context.labels.fresh(s) for d, s in enumerate(shape) if 1 < s <= LARGEST_AXIS}
+                tensors[spec.target] = Value(shape, axes)
+            value = tensors[spec.target]
         else:
             value = Value(shape)
         placeholders[spec.arg.name] = value
-    return placeholders, tensors
+    return placeholders
 
 
 def input_sources(program: ExportedProgram, replaced: Mapping[str, Tensor] | None = None) -> list[tuple[str, Any]]:
@@ -77,6 +81,32 @@ def input_sources(program: ExportedProgram, replaced: Mapping[str, Tensor] | Non
         else:
             found.append(("constant", program.constants.get(spec.target or "")))
     return found
+
+
+def label_program(program: ExportedProgram, context: Context, tensors: dict[str, Value]) -> list[Value]:
+    """Labels a whole program, and returns its outputs; tensors: as for `state_values`."""
+    placeholders = state_values(program, context, tensors)
+    for name in tensors:  # spectral_norm as a hook: nothing else shows whose product that is
+        if name.endswith("_orig") and f"{name.removesuffix('orig')}u" in tensors:
+            for labels in tensors[name].axes.values():
+                context.labels.freeze(labels, f"{name}: {PARAMETRIZED}")
+    names = [node.name for node in program.graph.nodes if node.op == "placeholder"]
+    return list(values([label_graph(program.graph_module, [placeholders.get(name) for name in names], context)]))
+
+
+def weights_of(program: ExportedProgram) -> dict[str, str]:
+    """{placeholder: name of the tensor in the state dict}"""
+    specs = program.graph_signature.input_specs
+    return {s.arg.name: s.target for s in specs if s.kind in STATE and s.target is not None}
+
+
+def call_keys(program: ExportedProgram, nodes: Iterable[Node]) -> dict[Node, Any]:
+    """What a call is known by in the program of another mode: its operator, its module and its weights."""
+    names = weights_of(program)
+    return {
+        n: (operator_name(n.target), module_path(n)[0], *(names[a.name] for a in n.all_input_nodes if a.name in names))
+        for n in nodes
+    }
 
 
 def label_graph(module: GraphModule, inputs: list[Any], context: Context) -> Any:
@@ -118,6 +148,10 @@ def _call(module: GraphModule, node: Node, known: dict[Node, Any], context: Cont
     name = operator_name(node.target)
     call = Call(context, node, name, bind(node.target, args, kwargs), tuple(map(shape_of, outputs)), describe(node))
     rule = RULES.get(name)
+    if "fake_quant" in name:
+        return call.hold_all("the network is prepared for quantization: prune before that")
+    if name.startswith("_weight_norm") or (rule is None and ".parametrizations." in f".{module_path(node)[0]}"):
+        return call.hold_all(PARAMETRIZED)
     if rule is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
         rule = elementwise
     if rule is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import Tensor
 from lightning_prune.channels.analysis.branches import Branches
 from lightning_prune.channels.analysis.constants import Constants
 from lightning_prune.channels.graph.graph import ChannelGraph, kept_count
+from lightning_prune.channels.graph.modes import OUTPUT
 from lightning_prune.channels.select.selection import Request, Resource, Selection
 from lightning_prune.errors import PlanError
 
+FORMS = ("auto", "eager", "graph")
 REDUCE = {"mean": "mean", "max": "amax", "min": "amin", "sum": "sum"}
 
 
@@ -192,6 +195,41 @@ def nothing(graph: ChannelGraph, request: Request) -> str:
         )
     return (
         f"nothing would be removed: no channel group was asked for, or is dead, on every member. "
-        f"{graph.size} groups may be removed; {frozen} of {total} BatchNorm channels are frozen "
-        "(print the ChannelGraph for the reasons)"
+        f"{graph.size} groups may be removed; {frozen} of {total} BatchNorm channels are frozen{_mostly(graph)} "
+        "(print the ChannelGraph for all reasons)"
     )
+
+
+def _mostly(graph: ChannelGraph) -> str:
+    """The reason why most channels of weights stay that are not outputs."""
+    count: Counter[str] = Counter()
+    for name, dim, ids in graph.each():
+        if dim == 0 and len(graph.shapes[name]) > 1:
+            for identity, number in zip(*(v.tolist() for v in ids[ids < 0].unique(return_counts=True)), strict=True):
+                count[graph.frozen_reasons[-1 - identity][0]] += number
+    del count[OUTPUT]
+    return f", mostly as {count.most_common(1)[0][0]}" if count else ""
+
+
+def check_arguments(form: str, constants: str, given: Mapping[str, Any], amounts: Mapping[str, Any]) -> None:
+    """Raises PlanError for arguments of `prune_channels` that do not go together.
+
+    given: score, scores and keep, by name. amounts: how much goes or stays, by name.
+    """
+    if form not in FORMS:
+        raise PlanError(f"form={form!r}: expected one of {FORMS}")
+    if constants not in ("drop", "fold"):
+        raise PlanError(f"constants={constants!r}: expected 'drop' or 'fold'")
+    asked = [name for name, value in given.items() if value is not None]
+    if len(asked) > 1:
+        raise PlanError(f"{' and '.join(asked)} were given; expected at most one of them")
+    stated = [name for name, value in amounts.items() if value is not None]
+    if asked in ([], ["keep"]) and stated:
+        raise PlanError(f"{stated[0]} needs scores: one tensor of scores for each layer, by name, or score='taylor'")
+    if asked not in ([], ["keep"]) and len(stated) != 1:
+        raise PlanError(f"{asked[0]} needs exactly one of {', '.join(amounts)}, found {stated or 'none'}")
+    if asked == ["score"] and isinstance(amounts["threshold"], Mapping):
+        raise PlanError("threshold by name needs scores by name; with score= it is one number")
+    for name in ("macs", "params", "channels"):
+        if amounts[name] is not None and not 0.0 < amounts[name] < 1.0:
+            raise PlanError(f"{name}={amounts[name]}: expected the share that may stay, between 0 and 1, such as 0.5")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from lightning_prune.plan.cut import Change, Cut
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.plan.record import Compact, remember
 from lightning_prune.support.tensors import state_tensors, take, tensor_caches
+
+log = logging.getLogger(__name__)
 
 
 def check_fits(plan: PruningPlan, model: nn.Module, *, after: bool = False) -> None:
@@ -91,19 +94,44 @@ def find_target(plan: PruningPlan, model: nn.Module) -> nn.Module:
     return fitting[0] if len(fitting) == 1 else model  # check_fits names the first tensor that is missing
 
 
-def check_optimizers(plan: PruningPlan, target: nn.Module, optimizers: Iterable[Optimizer]) -> None:
-    """Raises PlanError for an optimizer whose state cannot be sliced with its parameter."""
-    tensors = state_tensors(target)
-    for optimizer in optimizers:
-        for name in plan.cuts:
-            p = tensors[name]
-            for key, value in optimizer.state.get(p, {}).items():
-                if isinstance(value, Tensor) and value.ndim > 0 and value.numel() > 1 and value.shape != p.shape:
-                    raise PlanError(
-                        f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for {name} of shape "
-                        f"{tuple(p.shape)}: expected the parameter's own shape. Prune before the first step with "
-                        "this optimizer, or use one whose state has the parameter's shape"
-                    )
+def state_cut(cut: Cut, shape: Sequence[int], key: str) -> dict[int, tuple[int, ...]] | None:
+    """What is kept of a tensor that an optimizer has for a parameter: {dim: indices}; None if that cannot be told.
+
+    The tensor has the parameter's dims, each whole or of size 1, or lacks one of them (factored second moments, Shazeer
+    & Stern 2018, arXiv 1804.04235: rows lack the later of two dims, columns the other).
+
+    Args:
+        cut: of the parameter.
+        shape: of the optimizer's tensor.
+        key: its name, which tells a row from a column where the shape does not.
+    """
+    full = cut.shape
+    if len(shape) == len(full):
+        if any(size not in (1, whole) for size, whole in zip(shape, full, strict=True)):
+            return None
+        return {dim: kept for dim, kept in cut.kept.items() if shape[dim] == full[dim]}
+    lacks = [d for d in range(len(full)) if tuple(shape) == (*full[:d], *full[d + 1 :])]
+    if "row" in key or "col" in key:
+        lacks = lacks[-1:] if "row" in key else lacks[:1]
+    found = [{dim - (dim > d): kept for dim, kept in cut.kept.items() if dim != d} for d in lacks]
+    return found[0] if found and all(other == found[0] for other in found) else None
+
+
+def cut_state(optimizer: Optimizer, param: Tensor, name: str, cut: Cut) -> None:
+    """Slices what an optimizer keeps for a parameter; what cannot be sliced is dropped, and begins anew."""
+    state = optimizer.state.get(param, {})
+    for key, value in list(state.items()):
+        if not isinstance(value, Tensor) or value.numel() <= 1:
+            continue
+        kept = state_cut(cut, value.shape, key)
+        if kept is None:
+            del optimizer.state[param]
+            log.warning(
+                "%s keeps %r of shape %s for %s of shape %s, which cannot be sliced: its state of this parameter "
+                "begins anew", type(optimizer).__name__, key, tuple(value.shape), name, cut.shape,
+            )  # fmt: skip
+            return
+        state[key] = take(value, kept)
 
 
 def tensors_to_cut(plan: PruningPlan, target: nn.Module) -> Iterator[tuple[str, Tensor, Cut]]:
@@ -119,12 +147,9 @@ def tensors_to_cut(plan: PruningPlan, target: nn.Module) -> Iterator[tuple[str, 
 def cut_tensors(plan: PruningPlan, target: nn.Module, optimizers: Iterable[Optimizer]) -> None:
     """Slices parameters, their gradients, buffers and optimizer state. Everything was checked before."""
     with torch.no_grad():
-        for _, tensor, cut in tensors_to_cut(plan, target):
+        for name, tensor, cut in tensors_to_cut(plan, target):
             for optimizer in optimizers:
-                state = optimizer.state.get(tensor, {})
-                for key, value in state.items():
-                    if isinstance(value, Tensor) and value.shape == cut.shape:
-                        state[key] = take(value, cut.kept)
+                cut_state(optimizer, tensor, name, cut)
             grad, tensor.grad = tensor.grad, None  # a gradient of the old shape may not stay
             tensor.data = take(tensor.data, cut.kept)
             if 0 in cut.new_shape and tensor.requires_grad:
@@ -154,7 +179,6 @@ def apply_plan(
     targets = [find_target(plan, m) for m in (model, *averaged)]
     for target in targets:
         check_fits(plan, target)
-    check_optimizers(plan, targets[0], optimizers)
     records = [Compact.after(target, plan) for target in targets]  # copies what is about to be cut
     built: list[Programs] = []
     if plan.form == "graph":
@@ -168,6 +192,9 @@ def apply_plan(
         set_attributes(target, plan.attributes)
         empty_layers(target, plan.empty)
         clear_caches(target)
+        for module in target.modules():
+            if isinstance(module, nn.RNNBase):
+                module.flatten_parameters()  # cuDNN wants them in one piece, and warns at every call
         if plan.form == "graph":
             install(target, built[i])
         remember(target, records[i])

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from lightning_prune.channels.trace.export import export
 from lightning_prune.errors import TraceError
-from lightning_prune.support.modes import mode, split_input
+from lightning_prune.support.modes import Arguments, mode, split_input
 
 FEATURES = "forward_features"
 
@@ -85,33 +85,38 @@ class Trace:
     methods: dict[str, Any]
 
 
-def traces(model: nn.Module, example_input: Any, training: bool) -> list[Trace]:
-    """Exports `forward`, and `forward_features` where the model has it."""
+def traces(model: nn.Module, example_input: Any, training: bool, noise: bool = True) -> list[Trace]:
+    """Exports `forward`, and `forward_features` where the model has it; noise: as for `mode`."""
     method = _Method(model, "forward")
-    program = dynamic_export(method, example_input, training)
+    program = dynamic_export(method, example_input, training, noise)
     found = [Trace(program, dict(zip(("forward", FEATURES), method.source.specs, strict=False)))]
     if hasattr(type(model), FEATURES) and FEATURES not in found[0].methods:
         method = _Method(model, FEATURES)
-        program = dynamic_export(method, example_input, training)
+        program = dynamic_export(method, example_input, training, noise)
         found.append(Trace(program, {FEATURES: method.source.specs[0]}))
     return found
 
 
-def dynamic_export(method: _Method, example_input: Any, training: bool) -> ExportedProgram:
+def dynamic_export(method: _Method, example_input: Any, training: bool, noise: bool = True) -> ExportedProgram:
     """Exports with a free batch size if the model allows it; the other sizes are those of the example."""
-    args, kwargs = split_input(example_input)
-    example = tuple(map(_at_least_two, args)) if args else {k: _at_least_two(v) for k, v in kwargs.items()}
+    args, kwargs = example = at_least_two(example_input)
     batch = Dim("batch", min=1, max=1 << 16)
-    dims = pytree.tree_map(lambda v: {0: batch} if isinstance(v, Tensor) and v.ndim else None, example)
-    with mode(method.source.model, training):
+
+    def free(value: Any) -> Any:
+        return pytree.tree_map(lambda v: {0: batch} if isinstance(v, Tensor) and v.ndim else None, value)
+
+    dims = {**({"args": free(args)} if args else {}), **free(kwargs)}
+    with mode(method.source.model, training, noise=noise):
         try:
-            return export(method, example, training=training, dynamic_shapes={"args": dims} if args else dims)
+            return export(method, example, training=training, noise=noise, dynamic_shapes=dims)
         except TraceError:
-            return export(method, example, training=training)
+            return export(method, example, training=training, noise=noise)
 
 
-def _at_least_two(value: Any) -> Any:
-    """A batch of one would be baked into the graph."""
-    if isinstance(value, Tensor) and value.ndim and value.shape[0] == 1:
-        return torch.cat([value, value])
-    return value
+def at_least_two(example_input: Any) -> Arguments:
+    """An input of two samples where it has one: a batch of one would be baked into a graph, and has no variance."""
+    found: Arguments = pytree.tree_map(
+        lambda v: torch.cat([v, v]) if isinstance(v, Tensor) and v.ndim and v.shape[0] == 1 else v,
+        split_input(example_input),
+    )
+    return found

@@ -70,6 +70,13 @@ def build(model: nn.Module, example_input: Any, plan: PruningPlan, options: Opti
     return programs
 
 
+def build_quiet(model: nn.Module, example_input: Any, plan: PruningPlan, options: Options) -> GraphCode:
+    """The rewritten graph of `forward` in train mode without dropout and its kind, for comparison."""
+    trace = traces(model, example_input, True, noise=False)[0]
+    graph = ChannelGraph.of_program(trace.program, model, options, free_outputs=int(FEATURES in trace.methods))
+    return _codes(trace, rewrite(graph, keep_of_plan(graph, plan)))["forward"]
+
+
 def keep_of_plan(graph: ChannelGraph, plan: PruningPlan) -> Tensor:
     """The channel groups of another graph of the model that a plan keeps; PlanError if it cuts what has to stay."""
     keep = torch.ones(graph.size, dtype=torch.bool)

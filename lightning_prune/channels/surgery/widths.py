@@ -91,7 +91,10 @@ def _standard(module: nn.Module, widths: Widths) -> dict[str, Any]:
     """Sizes that torch's own layers repeat as attributes; recognised by the attributes, not by the class."""
     weight, new = module._parameters.get("weight"), dict[str, Any]()
     if weight is None:
-        return new
+        recurrent = {nn.RNNBase: "weight_ih_l0", nn.RNNCellBase: "weight_ih"}
+        return next(
+            ({"input_size": widths.size(w, 1)} for kind, w in recurrent.items() if isinstance(module, kind)), new
+        )
     rows, columns = widths.size("weight", 0), widths.size("weight", 1)
     if weight.ndim >= 3 and all(hasattr(module, name) for name in ("in_channels", "out_channels", "groups")):
         groups = int(module.groups)  # type: ignore[arg-type]

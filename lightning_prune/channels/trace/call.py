@@ -18,6 +18,11 @@ LARGEST_AXIS = 1 << 17
 
 APPROXIMATIONS = ("eca",)
 
+PARAMETRIZED = (
+    "the weight is parametrized: prune before that is added, or take it off first with remove_parametrizations, "
+    "remove_weight_norm or remove_spectral_norm of torch.nn.utils"
+)
+
 
 @dataclass(frozen=True)
 class Options:
@@ -123,6 +128,7 @@ class Call:
 
     def freeze(self, labels: Tensor | None, why: str) -> None:
         """Freezes the channels of `labels`, with the operator's name and place in the reason."""
+        why = PARAMETRIZED if ".parametrizations." in f".{self.where}" else why
         if labels is not None:
             self.context.labels.freeze(labels, f"{self.name} at {self.where}: {why}")
 
@@ -132,6 +138,19 @@ class Call:
             for labels in value.axes.values():
                 self.freeze(labels, why)
         return Value(self.shape)
+
+    def hold_all(self, why: str) -> Outcome:
+        """Freezes every channel of every tensor argument, and of the outputs: what uses those stays for that reason."""
+        self.freeze_all(why)
+        held = [
+            {d: self.context.labels.fresh(s) for d, s in enumerate(shape) if 1 < s <= LARGEST_AXIS}
+            for shape in self.out_shapes
+        ]
+        for axes in held:
+            for labels in axes.values():
+                self.freeze(labels, why)
+        out = tuple(Value(shape, axes) for shape, axes in zip(self.out_shapes, held, strict=True))
+        return out if len(out) > 1 else out[0]
 
     def keep_axes(self, value: Value, dims: dict[int, int], why: str, shape: tuple[int, ...] | None = None) -> Value:
         """Carries the axes {old dim: new dim} of `value` to an output; every other axis freezes with the reason."""

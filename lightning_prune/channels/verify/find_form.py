@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
 from lightning_prune.channels.graph.graph import ChannelGraph
-from lightning_prune.channels.surgery.rewrite import build
+from lightning_prune.channels.surgery.rewrite import build, build_quiet
 from lightning_prune.channels.surgery.widths import expressible
-from lightning_prune.channels.verify.compare import Proof, check_plan, check_trains, graph_runner
+from lightning_prune.channels.verify.compare import (
+    Proof,
+    check_plan,
+    check_trains,
+    graph_runner,
+    is_random,
+    lost_gradients,
+    runs_in_training,
+)
 from lightning_prune.channels.verify.locate import locate, name_layer
 from lightning_prune.errors import ChannelError, PlanError, SurgeryError, TargetError
 from lightning_prune.plan.plan import PruningPlan
@@ -40,10 +48,11 @@ class Found(Generic[T]):
 
 
 class _Failure(NamedTuple):
-    """Why a form does not do."""
+    """Why a form does not do, and in which module."""
 
     text: str
     error: Exception | None = None
+    path: str | None = None
 
 
 def find_form(
@@ -53,7 +62,7 @@ def find_form(
 
     Args:
         form: "eager" for the model's own code, "graph" for its rewritten graph, "auto" for the first that works.
-        verify: whether to compare at all.
+        verify: whether to compare at all; in train mode too, where the model does something else there.
 
     Raises:
         TargetError: the target is missed with the ties that the code needs, and the rewritten graph does not do.
@@ -61,8 +70,9 @@ def find_form(
         SurgeryError: no form computes the same.
     """
     failure = _Failure("form=graph was asked for")
+    modes = (False, True) if verify and graph.traced.apart and runs_in_training(model, example_input) else (False,)
     if form != "graph":
-        found = _eager(model, graph, plan_for, example_input, verify)
+        found = _eager(model, graph, plan_for, example_input, modes if verify else ())
         if isinstance(found, Found):
             return found
         failure = found
@@ -74,13 +84,13 @@ def find_form(
             "No rewritten graph runs a model whose branches were removed. The model is unchanged; undo its plan first, "
             "with plan_of(model).undo(model)",
         )
-    return _rewritten(model, graph, plan_for, example_input, verify, failure)
+    return _rewritten(model, graph, plan_for, example_input, modes if verify else (), failure)
 
 
 def _eager(
-    model: nn.Module, graph: ChannelGraph, plan_for: Planner[T], example_input: Any, verify: bool
+    model: nn.Module, graph: ChannelGraph, plan_for: Planner[T], example_input: Any, modes: Sequence[bool]
 ) -> Found[T] | _Failure:
-    """The model's own code; where it fails, with the nearest plan that it can express."""
+    """The model's own code; where it fails, with the nearest plan that it can express. modes: train mode or not."""
     ties: Ties = []
     tried: set[tuple[type[nn.Module], bool]] = set()
     failure: _Failure | None = None
@@ -92,19 +102,12 @@ def _eager(
                 return _Failure(str(error), error)
             error.__cause__ = failure.error
             return _Failure(f"{failure.text}; with the {len(ties)} ties that this code needs, {error}", error)
-        if not verify:
+        if not modes:
             return Found(selected, plan, None)
-        try:
-            proof = check_plan(model, plan, example_input)
-        except Exception as error:
-            reraise_ours(error)
-            path = locate(model, plan, example_input)
-            failure = _Failure(f"the model's own code fails at {name_layer(model, path)}: {explain(error)}", error)
-        else:
-            if proof.equal or graph.approximations:
-                return Found(selected, plan, effective(proof))
-            path = locate(model, plan, example_input)
-            failure = _Failure(f"the model's own code differs first at {name_layer(model, path)}: {proof}")
+        proof = _prove(model, graph, plan, example_input, modes)
+        if isinstance(proof, Proof):
+            return Found(selected, plan, effective(proof))
+        failure, path = proof, proof.path
         # Equal widths first, then whole ones.
         more = [] if path is None else _nearer(graph, model, path, tried)
         if not more:
@@ -112,19 +115,62 @@ def _eager(
         ties = [*ties, *more]
 
 
+def _prove(
+    model: nn.Module, graph: ChannelGraph, plan: PruningPlan, example_input: Any, modes: Iterable[bool]
+) -> Proof | _Failure:
+    """Compares the model's own code, in train mode (True) or not."""
+    found: Proof | None = None
+    for training in modes:
+        where = " in train mode" if training else ""
+        try:
+            proof = check_plan(model, plan, example_input, training=training)
+            lost = lost_gradients(model, plan, example_input) if training else []
+        except Exception as error:
+            reraise_ours(error)
+            path = locate(model, plan, example_input, training)
+            text = f"the model's own code fails{where} at {name_layer(model, path)}: {explain(error)}"
+            return _Failure(text, error, path)
+        if not proof.equal and not graph.approximations:
+            _check_random(model, example_input)
+            path = locate(model, plan, example_input, training)
+            text = f"the model's own code differs{where} first at {name_layer(model, path)}: {proof}"
+            return _Failure(text, None, path)
+        if lost:
+            return _Failure(f"no gradient reaches {', '.join(lost[:3])}{where}")
+        found = proof if found is None else found.and_training(proof)
+    assert found is not None
+    return found
+
+
+def _check_random(model: nn.Module, example_input: Any) -> None:
+    """Raises SurgeryError if it is chance that makes the difference."""
+    if is_random(model, example_input):
+        raise SurgeryError(
+            f"{type(model).__name__} is random: two runs in eval mode differ, so nothing can be proven of what it "
+            "computes. Let it take the mean where it samples (in eval mode, or while it is pruned), or pass "
+            "verify=False. The model is unchanged"
+        )
+
+
 def _rewritten(
-    model: nn.Module, graph: ChannelGraph, plan_for: Planner[T], example_input: Any, verify: bool, failure: _Failure
-) -> Found[T]:
+    model: nn.Module, graph: ChannelGraph, plan_for: Planner[T], example_input: Any, modes: Sequence[bool],
+    failure: _Failure,
+) -> Found[T]:  # fmt: skip
     """The rewritten graph."""
     selected, plan = plan_for([], "graph")
+    proof: Proof | None = None
     try:
         programs = build(model, example_input, plan, graph.options)
-        proof = check_plan(model, plan, example_input, graph_runner(programs)) if verify else None
+        for training in modes:
+            code = build_quiet(model, example_input, plan, graph.options) if training else programs["forward", False]
+            found = check_plan(model, plan, example_input, graph_runner(code), training=training)
+            proof = found if proof is None else proof.and_training(found)
     except Exception as error:
         reraise_ours(error)
         more = f"The rewritten graph does not run: {explain(error)}"
         raise _error(failure, f"{more}. The model is unchanged") from error
     if proof is not None and not proof.equal and not graph.approximations:
+        _check_random(model, example_input)
         more = f"The rewritten graph does not compute what the masked model computes: {proof}"
         raise _error(failure, f"{more}. The model is unchanged")
     note = f"the compact model runs as a rewritten graph: {failure.text}"

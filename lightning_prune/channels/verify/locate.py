@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from lightning_prune.channels.surgery.cut import set_attributes
 from lightning_prune.channels.surgery.empty import emptied
+from lightning_prune.channels.surgery.retrace import at_least_two
 from lightning_prune.channels.verify.compare import exact_dtypes, random_like, run, untouched
-from lightning_prune.channels.verify.tensors import Reader, masked, reader, sliced, without_zeros
+from lightning_prune.channels.verify.tensors import Reader, fresh, masked, reader, sliced, without_zeros
 from lightning_prune.plan.plan import PruningPlan
+from lightning_prune.support.modes import mode
 
 
 def name_layer(model: nn.Module, path: str | None) -> str:
@@ -21,16 +23,17 @@ def name_layer(model: nn.Module, path: str | None) -> str:
     return f"{path or 'the model itself'} ({type(model.get_submodule(path)).__name__})"
 
 
-def locate(model: nn.Module, plan: PruningPlan, example_input: Any) -> str | None:
+def locate(model: nn.Module, plan: PruningPlan, example_input: Any, training: bool = False) -> str | None:
     """Returns the path of the first module that raises, or whose output differs; None if no layer shows it."""
-    with untouched(model):
+    with untouched(model), mode(model, training, noise=False):
         dtype = exact_dtypes(model)[0]
-        first, batch = without_zeros(model, plan), random_like(example_input, dtype)
+        batch = random_like(at_least_two(example_input) if training else example_input, dtype)
+        first = (without_zeros(model, plan), fresh)
         try:
-            expected, _ = _record(model, reader(model, first, masked(plan, dtype)), batch)
+            expected, _ = _record(model, reader(model, *first, masked(plan, dtype)), batch)
             set_attributes(model, plan.attributes)
             with emptied(model, plan):
-                found, failed = _record(model, reader(model, first, sliced(plan, dtype)), batch)
+                found, failed = _record(model, reader(model, *first, sliced(plan, dtype)), batch)
         except Exception:
             return None
     for key, reference in expected.items():

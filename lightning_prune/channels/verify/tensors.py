@@ -38,6 +38,11 @@ def reader(model: nn.Module, *steps: Step) -> Reader:
     return read
 
 
+def fresh(name: str, tensor: Tensor) -> Tensor:
+    """A copy, as a train-mode run writes statistics in place."""
+    return tensor.clone()
+
+
 def cast(dtype: torch.dtype | None) -> Step:
     """To another dtype; None leaves all as they are."""
     return lambda name, tensor: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
@@ -155,15 +160,21 @@ def reading(model: nn.Module, read: Reader) -> Iterator[None]:
     oneDNN is off, as it would copy every weight into an order of its own.
     """
     before = [(path, module, module._parameters, module._buffers) for path, module in model.named_modules()]
+    recurrent = [(path, module, module._flat_weights) for path, module, *_ in before if isinstance(module, nn.RNNBase)]
     reorders = torch.backends.mkldnn.enabled
     try:
         torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
         for path, module, parameters, buffers in before:
             module.__dict__["_parameters"] = _Made(parameters, path, read)
             module.__dict__["_buffers"] = _Made(buffers, path, read)
+        for path, module, _ in recurrent:  # they hold a list of their own
+            names = module._flat_weights_names
+            module.__dict__["_flat_weights"] = [read(f"{path}.{name}" if path else name) for name in names]
         yield
     finally:
         torch.backends.mkldnn.enabled = reorders
+        for _, module, held in recurrent:
+            module.__dict__["_flat_weights"] = held
         for _, module, parameters, buffers in before:
             module.__dict__["_parameters"], module.__dict__["_buffers"] = parameters, buffers
 

@@ -1,0 +1,63 @@
+"""Thresholds on the path to a budget: what all layers share follows the path, what is each layer's own is learned.
+
+A layer's threshold on ``w²/σ²`` is ``u_l = c · r_l``. The common factor ``c`` is whatever keeps the share that the path
+asks for now: the one that normal weights would need, times a correction from what is really kept. The layer's own part
+``r_l`` starts at a prior and learns by gradient descent; as ``c`` holds the budget, only differences between layers
+count, and the price of a weight is the one at which they balance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_prune.functional.ltp import gaussian_threshold
+
+_GAIN, _STEP, _RANGE = 0.3, 0.3, 3.0  # share of the gap closed in a step, largest step and correction, in log u
+_LEAST = 1e-6  # of u, before anything is pruned
+
+
+def fan_prior(fans: Sequence[int], numels: Sequence[int]) -> Tensor:
+    """Where the layers' own parts start: ``log r_l``, with ``r_l ∝ √fan_in``, float32 [layers].
+
+    Weights of a fresh or well trained layer have ``σ² ∝ 1/fan_in``, so that ``r = 1`` prunes all layers to the same
+    share and ``r ∝ fan_in`` is one magnitude for the whole network. The geometric mean of the two keeps more of small
+    and depthwise layers than the first and less than the second, and does not depend on how layers are scaled.
+
+    Args:
+        fans: inputs of one output, of each layer.
+        numels: weights of each layer; the mean of ``log r`` over all weights is 0.
+    """
+    logs, n = 0.5 * torch.tensor(fans, dtype=torch.float64).log(), torch.tensor(numels, dtype=torch.float64)
+    return (logs - (logs * n).sum() / n.sum()).float()
+
+
+def balanced_price(task: Tensor, band: Tensor) -> Tensor:
+    """The price λ of a kept weight at which a common move of all thresholds costs nothing: ``−Σ τ·task / Σ τ·band``.
+
+    Args:
+        task, band: ``τ Σ s·g·w`` and ``τ Σ s`` of each layer, [layers].
+    """
+    return -task.sum() / band.sum().clamp_min(1e-30)
+
+
+def common_factor(goal: float, correction: Tensor) -> Tensor:
+    """``log c`` that keeps the share ``goal`` if weights are normal and ``correction`` is 0; a scalar."""
+    return correction + math.log(max(gaussian_threshold(1 - goal), _LEAST))
+
+
+def corrected(correction: Tensor, kept: Tensor, goal: float) -> Tensor:
+    """The correction, nearer to the one that keeps ``goal``: a damped Newton step with the slope of normal weights.
+
+    Args:
+        correction: scalar, in log u.
+        kept: share that is kept now, a scalar.
+        goal: share to keep.
+    """
+    root = math.sqrt(max(gaussian_threshold(1 - goal), _LEAST))
+    slope = root * math.exp(-root * root / 2) / math.sqrt(2 * math.pi)  # −d kept/d log u
+    step = (_GAIN * (kept - goal) / slope).clamp(-_STEP, _STEP)
+    return (correction + step).clamp(-_RANGE, _RANGE)

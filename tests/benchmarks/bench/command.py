@@ -1,0 +1,59 @@
+"""The command line that all questions of the bench share: which runs, where they are kept, what page comes out."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from pathlib import Path
+
+from tests.benchmarks.bench.runs import Run, run_all
+from tests.benchmarks.bench.table import compare
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+
+def arguments(
+    description: str | None, name: str, networks: Sequence[str], methods: Sequence[str]
+) -> argparse.Namespace:
+    """What every question takes, with its own defaults."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default="data", help="folder of Fashion-MNIST's files, or the one above it")
+    parser.add_argument("--networks", nargs="+", default=list(networks))
+    parser.add_argument("--methods", nargs="+", default=list(methods))
+    parser.add_argument("--compression", type=float, nargs="+", default=[20, 50])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--subset", type=int, default=4000, help="training images; 0: all")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--results", type=Path, default=RESULTS / f"{name}.jsonl")
+    parser.add_argument("--known", action="store_true", help="write the page from the runs that are there; train none")
+    parser.add_argument("--out", type=Path, help="page to write")
+    return parser.parse_args()
+
+
+def answer(
+    args: argparse.Namespace,
+    runs: Iterable[Run],
+    rows: Callable[[Run], Hashable],
+    title: str,
+    question: str,
+    reference: str = "LTP",
+) -> str:
+    """Train what is missing, and the page: question, table, and what it was measured with."""
+    results = run_all(runs, args.results, args.root, 0 if args.known else args.jobs)
+    stamps = sorted({(v["date"], v["revision"], v["versions"]) for v in results.values()})
+    first = next(iter(results))
+    page = [
+        question,
+        "",
+        f"Test accuracy in per cent on Fashion-MNIST, {first.subset or 'all'} training images, mean over seeds; in "
+        f"brackets how far {reference} is above, paired by seed, with its 95 % interval.",
+        "",
+        *compare(results, rows, reference, title),
+        "",
+        *(f"Measured {date}, revision {revision}, {versions}." for date, revision, versions in stamps),
+    ]
+    text = "\n".join(page) + "\n"
+    print(text)
+    if args.out is not None:
+        args.out.write_text(text)
+    return text

