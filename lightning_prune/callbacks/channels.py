@@ -131,7 +131,7 @@ class ChannelPruning(PruningCallback):
         self.pruned: Pruned | None = None
         self.example: Arguments | None = None
         self.left: dict[str, Tensor] = {}  # parameters that did not train when the phase began
-        self._left_before: set[str] | None = None  # by name, as a checkpoint has it
+        self._begun: dict[str, Any] = {}  # what holds from there on: the path of the network, and their names
         self._share: float | None = None  # of the MACs, that meets a latency target
         self.numbers: dict[str, float] = {"macs": 1.0, "params": 1.0, "channels": 1.0}
 
@@ -168,17 +168,19 @@ class ChannelPruning(PruningCallback):
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         """Trace the network on this batch's input, or on one of the shapes that a checkpoint names."""
-        self.root = network = find_network(pl_module, self.network_name, self.averages.parameters())
+        name = self._begun.get("network", self.network_name)
+        self.root = network = find_network(pl_module, name, self.averages.parameters())
         if batch is not None:
             self.example = calibrate.network_input(trainer, pl_module, network, batch, self.calibration_forward)
         else:
             self.example = pytree.tree_map_only(Tensor, lambda t: t.to(pl_module.device), self.example)
         options = {k: v for k, v in self.surgery.items() if k != "form"}
         graph = ChannelGraph.trace(network, self.example, **options)
-        trains, before = trained_by(trainer.optimizers), self._left_before
+        trains, before = trained_by(trainer.optimizers), self._begun.get("left")
         for name, p in network.named_parameters(remove_duplicate=False) if not self.prune_frozen else ():
             if 0 in graph.axes.get(name, {}) and (not trains(p) if before is None else name in before):
                 self.left[name] = p
+        self._begun = {"network": next(n for n, m in pl_module.named_modules() if m is network), "left": [*self.left]}
         held = {id(p) for p in self.left.values()}
         self.units = ChannelUnits.of(
             network, graph, exclude=self.exclude, scales_only=self.scales_only, trains=lambda p: id(p) not in held
@@ -285,14 +287,14 @@ class ChannelPruning(PruningCallback):
         state: dict[str, Any] = {"numbers": dict(self.numbers)}
         if self.stage == "soft":  # the plan stands beside the weights, see `note_shapes`
             shapes = pytree.tree_map_only(Tensor, shape_only, self.example)
-            state |= {"example": tuple(shapes), "share": self._share, "left": list(self.left)}
+            state |= {"example": tuple(shapes), "share": self._share} | self._begun
         return state
 
     def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
         self.numbers = dict(state["numbers"])
         self.example = Arguments(*state["example"]) if state.get("example") else None
         self._share = state.get("share")
-        self._left_before = set(state["left"]) if "left" in state else None
+        self._begun = {name: state[name] for name in ("network", "left") if name in state}
 
     def save(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         note_shapes(pl_module, checkpoint)

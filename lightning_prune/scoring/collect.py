@@ -104,6 +104,8 @@ def _gradients(score: Score, units: ChannelUnits, batch: Any, run: Run, scale: f
     found: dict[str, Tensor] = {}
     with torch.no_grad():
         for (name, x), gradient in zip(watched, gradients, strict=True):
+            if gradient is None and by_weights:
+                continue  # its layer was not called, and the loss says nothing of it
             pair = (x.detach(), torch.zeros_like(x) if gradient is None else gradient)
             x, gradient = (at_least_float32(t) if by_weights else _samples_first(t, units.taps[name]) for t in pair)
             value = score.of_layer(x, gradient / scale)

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from lightning_prune import ChannelError, ChannelUnits, FPGMCallback, ScorePruningCallback, plan_of
-from lightning_prune.errors import CalibrationError, PhaseError
+from lightning_prune.errors import CalibrationError, DivergenceError, PhaseError
 from lightning_prune.scores import score_names
 from lightning_prune.scores.taylor import Taylor
 from tests.callbacks.methods import check_budget, equal, fit, keep_all, size
+from tests.callbacks.test_second_fit import Diverges
 from tests.toy import Toy, loaders
 
 ELSEWHERE = ("fpgm", "taylor", "l1")  # through the whole table of tests/callbacks/methods.py; l1 is as l2
@@ -83,6 +84,12 @@ def test_a_loss_of_ones_own(tmp_path: Path) -> None:
     _, callback, _ = run(tmp_path, Regression(), score=own)
     assert callback.stage == "pruned"
     assert float(callback.selection.score[callback.units.free].max()) > 0
+
+
+@pytest.mark.parametrize("score", ["taylor", "hrank", "random"])
+def test_a_training_that_has_diverged_is_told_as_such(score: str, tmp_path: Path) -> None:
+    with pytest.raises(DivergenceError, match="The training has diverged: after 18 batches"):
+        run(tmp_path, Diverges(), score=score, sparsify=2)
 
 
 class LayerNorm(Toy):

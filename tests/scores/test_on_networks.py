@@ -147,6 +147,29 @@ def test_variances_are_those_of_what_the_next_layer_reads() -> None:
     torch.testing.assert_close(found[ids], pooled.double().var(0, correction=0), rtol=1e-5, atol=1e-8)
 
 
+class Auxiliary(nn.Module):
+    """Has a head of two layers in train mode alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.side = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stem(x)
+        return (self.head(x), self.side(x)) if self.training else self.head(x)
+
+
+@pytest.mark.parametrize("score", ["taylor", "taylor_weight", "taylor_activation", "variance"])
+def test_what_no_batch_runs_through_is_not_judged(score: str) -> None:
+    torch.manual_seed(0)
+    network, x = Auxiliary(), torch.randn(8, 4)
+    units = units_of(network, x)
+    found = score_of(units, score, [(x, torch.randint(3, (8,)))])
+    assert found[units.graph.axes["stem.weight"][0]].isfinite().all()
+    assert found[units.graph.axes["side.0.weight"][0]].isinf().all()
+
+
 def test_looking_changes_nothing() -> None:
     network, x = residual().train(), EXAMPLE
     network.head.weight.grad = torch.ones_like(network.head.weight)

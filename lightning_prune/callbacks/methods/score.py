@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_prune.callbacks import calibrate
 from lightning_prune.callbacks.channels import ChannelPruning
+from lightning_prune.callbacks.guard import check_diverged
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.callbacks.trainer import loss_scale
@@ -104,6 +105,7 @@ class ScorePruningCallback(ChannelPruning):
         def run(batch: Any) -> tuple[Any, Tensor | None]:
             return calibrate.run(trainer, pl_module, batch, self.calibration_forward)
 
+        check_diverged(self.root, type(self).__name__, self.seen, None)  # what some scores and proofs choke on
         data = self.rating.needs != "weights"
         batches = calibrate.calibration_batches(trainer, self.score_batches) if data else ()
         found = collect(self.rating, self.units, batches, run, loss_scale(trainer), module=pl_module)
