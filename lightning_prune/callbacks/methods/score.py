@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from lightning_prune.errors import PhaseError
 from lightning_prune.scores import ScoreLike, find_score
 from lightning_prune.scoring.collect import collect
 from lightning_prune.scoring.scope import Scope, check_scope, importance
+from lightning_prune.support.modes import mode
 
 
 class ScorePruningCallback(ChannelPruning):
@@ -100,6 +102,13 @@ class ScorePruningCallback(ChannelPruning):
                 raise ValueError(f"steps={steps} and {name}={locals()[name]!r} do not go together: remove at once.")
         self.steps, self.score_batches = steps, score_batches
         super().__init__(**options_of(ChannelPruning, locals()))
+
+    @torch.no_grad()
+    def rehearse(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        super().rehearse(trainer, pl_module, batch)
+        if "gradients" in self.rating.needs:
+            with mode(pl_module, False), torch.compiler.set_stance("force_eager"):
+                self.rating.loss(*calibrate.run(trainer, pl_module, batch, self.calibration_forward))
 
     def look(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, Tensor]:
         def run(batch: Any) -> tuple[Any, Tensor | None]:
