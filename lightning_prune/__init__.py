@@ -11,6 +11,7 @@ from lightning_prune.callbacks import (
     MRTSCallback,
     NetworkSlimmingCallback,
     PruningCallback,
+    ScorePruningCallback,
     ST3Callback,
     STRCallback,
     TaylorWeightCallback,
@@ -36,6 +37,7 @@ from lightning_prune.masks import Gate, WeightUnits
 from lightning_prune.metrics import CompressionRatio, Sparsity
 from lightning_prune.plan.record import plan_of
 from lightning_prune.report import SparsityReport, sparsity_report
+from lightning_prune.scores import Score
 from lightning_prune.zoo.classifier import TimmClassifier
 
 __version__ = own_version()
@@ -62,6 +64,8 @@ __all__ = [
     "PruningPlan",
     "ST3Callback",
     "STRCallback",
+    "Score",
+    "ScorePruningCallback",
     "Sparsity",
     "SparsityReport",
     "SurgeryError",

@@ -3,11 +3,11 @@
 from lightning_prune.callbacks.channels import ChannelPruning
 from lightning_prune.callbacks.checkpoint import CompactCheckpoint, take_shapes
 from lightning_prune.callbacks.lifecycle import PruningCallback
-from lightning_prune.callbacks.methods.fpgm import FPGMCallback
 from lightning_prune.callbacks.methods.keep_zeros import KeepZeros
 from lightning_prune.callbacks.methods.ltp import LTPCallback
 from lightning_prune.callbacks.methods.magnitude import MagnitudeCallback
 from lightning_prune.callbacks.methods.mrts import MRTSCallback
+from lightning_prune.callbacks.methods.score import FPGMCallback, ScorePruningCallback
 from lightning_prune.callbacks.methods.slimming import NetworkSlimmingCallback
 from lightning_prune.callbacks.methods.soft_threshold import STRCallback
 from lightning_prune.callbacks.methods.st3 import ST3Callback
@@ -31,6 +31,7 @@ __all__ = [
     "PruningCallback",
     "ST3Callback",
     "STRCallback",
+    "ScorePruningCallback",
     "TaylorWeightCallback",
     "ThresholdPruning",
     "Trail",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -22,6 +22,7 @@ from lightning_prune.errors import CalibrationError
 from lightning_prune.support.batchnorm import fresh_statistics
 from lightning_prune.support.faults import is_networks
 from lightning_prune.support.modes import Arguments, mode
+from lightning_prune.support.watch import Side, watching
 
 Forward = Callable[[LightningModule, Any], "tuple[Any, Tensor | None]"]
 Note = Callable[[str, Tensor, "Tensor | None"], None]
@@ -159,7 +160,7 @@ def observe(
     trainer: Trainer,
     module: LightningModule,
     sites: Mapping[str, nn.Module],
-    side: Literal["input", "output"],
+    side: Side,
     note: Note,
     batches: Iterable[Any],
     forward: Forward,
@@ -175,27 +176,14 @@ def observe(
         forward: how, see `forward_first_element`.
     """
     seen: list[tuple[str, Tensor]] = []
-
-    def hook(name: str) -> Callable[..., None]:
-        def before(_: nn.Module, args: tuple[Any, ...]) -> None:
-            seen.append((name, args[0]))
-
-        def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            seen.append((name, output))
-
-        return before if side == "input" else after
-
-    handles = [
-        site.register_forward_pre_hook(hook(name)) if side == "input" else site.register_forward_hook(hook(name))
-        for name, site in sites.items()
-    ]
-    try:
-        with mode(module, False), torch.compiler.set_stance("force_eager"):
-            for batch in batches:
-                _, labels = run(trainer, module, batch, forward)
-                while seen:
-                    name, activation = seen.pop(0)
-                    note(name, activation, labels)
-    finally:
-        for handle in handles:
-            handle.remove()
+    places = {name: (site, side) for name, site in sites.items()}
+    with (
+        watching(places, lambda name, x: seen.append((name, x))),
+        mode(module, False),
+        torch.compiler.set_stance("force_eager"),
+    ):
+        for batch in batches:
+            _, labels = run(trainer, module, batch, forward)
+            while seen:
+                name, activation = seen.pop(0)
+                note(name, activation, labels)

@@ -23,7 +23,7 @@ from lightning_prune.callbacks.step import trained_by
 from lightning_prune.callbacks.trainer import announce_removal, averaged_copies, log_to_loggers, shapes_may_change
 from lightning_prune.callbacks.zeros import warn_if_zeros_are_free
 from lightning_prune.channels.graph.graph import ChannelGraph
-from lightning_prune.channels.prune import Pruned, remove_channels
+from lightning_prune.channels.remove import Pruned, remove_channels
 from lightning_prune.channels.select.latency import share_for_latency
 from lightning_prune.channels.select.selection import Resource, Selection
 from lightning_prune.channels.select.selector import Selector
@@ -131,7 +131,7 @@ class ChannelPruning(PruningCallback):
         self.pruned: Pruned | None = None
         self.example: Arguments | None = None
         self.left: dict[str, Tensor] = {}  # parameters that did not train when the phase began
-        self._left_before: set[str] | None = None  # by name, as a checkpoint has it
+        self._begun: dict[str, Any] = {}  # what holds from there on: the path of the network, and their names
         self._share: float | None = None  # of the MACs, that meets a latency target
         self.numbers: dict[str, float] = {"macs": 1.0, "params": 1.0, "channels": 1.0}
 
@@ -141,6 +141,18 @@ class ChannelPruning(PruningCallback):
 
     def selected(self, units: ChannelUnits, selection: Selection) -> None:
         """Take note of a fresh selection; called several times in the sparsify phase."""
+
+    def means(self) -> Mapping[str, Tensor]:
+        """{name of one of the units' taps: means of its channels} that biases take over from what is removed."""
+        return {}
+
+    def budget_now(self) -> tuple[Resource, float] | None:
+        """What the next removal may leave, as a share of the network at hand; None: the budget as it was given."""
+        return None if self._share is None else ("macs", self._share)
+
+    def shares(self, selection: Selection) -> dict[str, float]:
+        """What a selection leaves, as shares of the network that the fit began with."""
+        return selection.numbers()
 
     # ---- the family -------------------------------------------------------------------------------------------------
 
@@ -156,17 +168,19 @@ class ChannelPruning(PruningCallback):
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         """Trace the network on this batch's input, or on one of the shapes that a checkpoint names."""
-        self.root = network = find_network(pl_module, self.network_name, self.averages.parameters())
+        name = self._begun.get("network", self.network_name)
+        self.root = network = find_network(pl_module, name, self.averages.parameters())
         if batch is not None:
             self.example = calibrate.network_input(trainer, pl_module, network, batch, self.calibration_forward)
         else:
             self.example = pytree.tree_map_only(Tensor, lambda t: t.to(pl_module.device), self.example)
         options = {k: v for k, v in self.surgery.items() if k != "form"}
         graph = ChannelGraph.trace(network, self.example, **options)
-        trains, before = trained_by(trainer.optimizers), self._left_before
+        trains, before = trained_by(trainer.optimizers), self._begun.get("left")
         for name, p in network.named_parameters(remove_duplicate=False) if not self.prune_frozen else ():
             if 0 in graph.axes.get(name, {}) and (not trains(p) if before is None else name in before):
                 self.left[name] = p
+        self._begun = {"network": next(n for n, m in pl_module.named_modules() if m is network), "left": [*self.left]}
         held = {id(p) for p in self.left.values()}
         self.units = ChannelUnits.of(
             network, graph, exclude=self.exclude, scales_only=self.scales_only, trains=lambda p: id(p) not in held
@@ -200,22 +214,14 @@ class ChannelPruning(PruningCallback):
         assert self.selector is not None
         score = trainer.strategy.broadcast(self.scored(trainer, pl_module).detach().double().cpu())
         if aim and self.target_latency is not None:
-            self._share = self._share_for_latency(trainer, score)
-        budget: tuple[Resource, float] | None = None if self._share is None else ("macs", self._share)
-        self.selection = self.selector.select(score, removal=removal, budget=budget)
-        self.numbers = self.selection.numbers()
+            goal, batch, first = self.target_latency, self.latency_batch, trainer.is_global_zero
+            share = share_for_latency(self.units, self.selector, score, self.example, goal, batch) if first else 1.0
+            self._share = float(trainer.strategy.broadcast(share))  # as the first rank measured it
+        self.selection = self.selector.select(score, removal=removal, budget=self.budget_now())
+        self.numbers = self.shares(self.selection)
         self.selected(self.units, self.selection)
         log_selection(trainer, self.units.layers, self.selection.thresholds.tolist(), self.selection.kept)
         return self.selection
-
-    def _share_for_latency(self, trainer: Trainer, score: Tensor) -> float:
-        """The share of MACs that meets the latency target, as measured by the first rank."""
-        assert self.selector is not None
-        assert self.target_latency is not None
-        share, batch = 1.0, self.latency_batch
-        if trainer.is_global_zero:
-            share = share_for_latency(self.units, self.selector, score, self.example, self.target_latency, batch)
-        return float(trainer.strategy.broadcast(share))
 
     def remove(self, trainer: Trainer, pl_module: LightningModule, early: bool) -> bool:
         assert self.selector is not None
@@ -224,17 +230,21 @@ class ChannelPruning(PruningCallback):
         selection = self.select(trainer, pl_module, aim=True, removal=self.seen > 0)
         selector, self.selector = self.selector, None
         if bool(selection.keep.all()):
-            rank_zero_warn(f"{type(self).__name__} removes no channel: {self._nothing(selection)}")
+            rank_zero_warn(
+                f"{type(self).__name__} removes no channel: the rule {self.rule!r} with delta={self.delta} keeps all "
+                f"of them (layers of {[n for _, n in selection.kept][:5]}... channels). Raise delta, regularize for "
+                "longer (sparsify, travel or lam), or give a target."
+            )
             return False
         dense = deepcopy(self.root).cpu() if self.latency_batch and trainer.is_global_zero else None
         copies = copies_of(self.root, pl_module, averaged_copies(trainer), self.averages.moved())
         with shapes_may_change(trainer):
             self.pruned = remove_channels(
                 self.root, self.example, selector, selection, form=self.surgery.get("form", "auto"),
-                optimizers=trainer.optimizers, averaged=copies,
+                optimizers=trainer.optimizers, averaged=copies, means=self.means(),
             )  # fmt: skip
             self.selection = self.pruned.selection
-            self.numbers = self.selection.numbers()
+            self.numbers = self.shares(self.selection)
             if self.after == "retrain":
                 reinitialise(self.root, trainer.optimizers, self.seen)
         announce_removal(trainer, pl_module, self.pruned.plan)
@@ -247,13 +257,6 @@ class ChannelPruning(PruningCallback):
             + (f" Removed branches, of which nothing had any effect: {whole}." if whole else "")
         )
         return True
-
-    def _nothing(self, selection: Selection) -> str:
-        kept = [n for _, n in selection.kept][:5]
-        return (
-            f"the rule {self.rule!r} with delta={self.delta} keeps all of them (layers of {kept}... channels). Raise "
-            "delta, regularize for longer (sparsify, travel or lam), or give a target."
-        )
 
     def release(self, pl_module: LightningModule) -> None:
         detach(pl_module)
@@ -284,14 +287,14 @@ class ChannelPruning(PruningCallback):
         state: dict[str, Any] = {"numbers": dict(self.numbers)}
         if self.stage == "soft":  # the plan stands beside the weights, see `note_shapes`
             shapes = pytree.tree_map_only(Tensor, shape_only, self.example)
-            state |= {"example": tuple(shapes), "share": self._share, "left": list(self.left)}
+            state |= {"example": tuple(shapes), "share": self._share} | self._begun
         return state
 
     def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
         self.numbers = dict(state["numbers"])
         self.example = Arguments(*state["example"]) if state.get("example") else None
         self._share = state.get("share")
-        self._left_before = set(state["left"]) if "left" in state else None
+        self._begun = {name: state[name] for name in ("network", "left") if name in state}
 
     def save(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         note_shapes(pl_module, checkpoint)

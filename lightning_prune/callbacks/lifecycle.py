@@ -247,22 +247,10 @@ class PruningCallback(PruningMethod, Callback):
 
     def scored(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
         """The method's scores, after it was shown the calibration batches, if it wants to see them."""
-        if type(self).observe is not PruningMethod.observe:
-            batches = calibrate.calibration_batches(trainer, self.recalibrate_batches)
-            sums: dict[str, Tensor] = {}
-            counts: dict[str, int] = {}
-
-            def note(name: str, activation: Tensor, labels: Tensor | None) -> None:
-                value = self.observe(name, activation, labels)
-                if value is not None:
-                    sums[name] = sums[name] + value if name in sums else value.clone()
-                    counts[name] = counts.get(name, 0) + 1
-
-            calibrate.observe(trainer, pl_module, self.sites(), self.observes, note, batches, self.calibration_forward)
-            self.observed = {
-                n: trainer.strategy.reduce(total / counts[n], reduce_op="mean")  # type: ignore[misc]
-                for n, total in sums.items()
-            }
+        self.observed = {
+            name: trainer.strategy.reduce(value, reduce_op="mean")  # type: ignore[misc]
+            for name, value in self.look(trainer, pl_module).items()
+        }
         return self.finite_score()
 
     def _before_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -17,6 +17,7 @@ from lightning_prune.callbacks.phases import Duration, Phases
 from lightning_prune.callbacks.step import Step
 from lightning_prune.masks import Gate
 from lightning_prune.support.averages import Averages
+from lightning_prune.support.watch import Side
 
 # dense: no unit is touched yet; soft: the sparsify phase; pruned: the units are gone.
 Stage = Literal["dense", "soft", "pruned"]
@@ -31,7 +32,7 @@ class PruningMethod:
         phases: where they lie; None before the length of the training is known.
         units: what the method scores, from the beginning of the sparsify phase on.
         averages: the copies of the model that the user keeps beside it.
-        observed: {layer: mean over calibration batches and ranks of what `observe` returned}.
+        observed: {layer: mean over calibration batches and ranks of what `observe` returned, or `look`}.
         prunes: whether units are removed at all, and not just held.
         removes_at: whether a family removes before an epoch's validation, or at the start of the next batch.
         observes: which side of a layer `observe` gets.
@@ -39,7 +40,7 @@ class PruningMethod:
 
     prunes = True
     removes_at: Literal["batch end", "batch start"] = "batch end"
-    observes: Literal["output", "input"] = "output"
+    observes: Side = "output"
     units: Any
     root: nn.Module  # what the names of gates and observed layers are relative to
 
@@ -101,6 +102,26 @@ class PruningMethod:
             What to average over batches and ranks into ``self.observed[name]``, or None: the method keeps its own sums.
         """
         return None
+
+    def look(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, Tensor]:
+        """Look at calibration batches before units are scored; `observe` says what at, where that is enough.
+
+        Returns:
+            {name: mean over this rank's batches}; ``self.observed`` has the means over ranks.
+        """
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+
+        def note(name: str, activation: Tensor, labels: Tensor | None) -> None:
+            value = self.observe(name, activation, labels)
+            if value is not None:
+                sums[name] = sums[name] + value if name in sums else value.clone()
+                counts[name] = counts.get(name, 0) + 1
+
+        if type(self).observe is not PruningMethod.observe:
+            batches = calibrate.calibration_batches(trainer, self.recalibrate_batches)
+            calibrate.observe(trainer, pl_module, self.sites(), self.observes, note, batches, self.calibration_forward)
+        return {name: total / counts[name] for name, total in sums.items()}
 
     def before_step(self, units: Any, step: Step) -> None:
         """Called in the sparsify phase before each optimizer step, with gradients unscaled and reduced."""

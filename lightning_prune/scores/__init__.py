@@ -1,12 +1,14 @@
-"""Importance scores of channels: pure functions of weights, higher is kept."""
+"""Scores of channels, one file each: pure functions, and a small class that says what they need. Higher is kept.
 
-from torch import Tensor
+Every module here is imported, so a file with `@register("name")` in it is all that a score takes.
+"""
 
-from lightning_prune.functional.ltp import at_least_float32
+from importlib import import_module
+from pkgutil import iter_modules
 
+from lightning_prune.scoring.base import GradientScore, Score, ScoreLike, find_score, register, score_names
 
-def filters_of(weight: Tensor) -> Tensor:
-    """A weight's filters as rows, [C, elements], float32 or wider, detached; ValueError without 2 dims."""
-    if weight.ndim < 2:
-        raise ValueError(f"weight of shape {tuple(weight.shape)} holds no filters: expected [C, ...].")
-    return at_least_float32(weight.detach().flatten(1))
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["GradientScore", "Score", "ScoreLike", "find_score", "register", "score_names"]

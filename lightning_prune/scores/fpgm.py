@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_prune.scores import filters_of
+from lightning_prune.scores.norm import filters_of
+from lightning_prune.scoring.base import Score, register
 
 
 def fpgm(weight: Tensor) -> Tensor:
@@ -27,3 +28,14 @@ def fpgm(weight: Tensor) -> Tensor:
     filters = filters_of(weight)
     # By matrix products, distances of near equal filters would be rounding errors.
     return torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+
+
+@register("fpgm")
+class FPGM(Score):
+    """Distance to the other filters of the layer, as a share of its layer's mean, so that one order serves all layers.
+
+    The paper prunes every layer by the same share.
+    """
+
+    def of_layer(self, x: Tensor, gradient: Tensor | None = None) -> Tensor:
+        return fpgm(x)

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_prune import ChannelGraph
-from lightning_prune.channels.prune import remove_channels
+from lightning_prune.channels.remove import remove_channels
 from lightning_prune.channels.select.selector import Selector
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.support.latency import compare_latency

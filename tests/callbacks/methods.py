@@ -20,6 +20,7 @@ from lightning_prune import (
     MRTSCallback,
     NetworkSlimmingCallback,
     PruningCallback,
+    ScorePruningCallback,
     ST3Callback,
     STRCallback,
     TaylorWeightCallback,
@@ -42,22 +43,22 @@ WEIGHTS: dict[str, Make] = {
 RIVALS: dict[str, Make] = {  # what LTP is measured against: `test_rivals` runs them through the core of the promises
     "str": STRCallback,
     "st3": ST3Callback,
-    "taylor": TaylorWeightCallback,
+    "taylor weights": TaylorWeightCallback,
 }
 CHANNELS: dict[str, Make] = {
     "mrts": MRTSCallback,
     "slimming": NetworkSlimmingCallback,
     "fpgm": FPGMCallback,
 }
+GRADIENTS: dict[str, Make] = {"taylor": ScorePruningCallback}  # looks at batches; "fpgm" is the same with weights alone
 SCALES: dict[str, Make] = {name: CHANNELS[name] for name in ("mrts", "slimming")}
 TOY_WEIGHTS: dict[str, Make] = {
     "toy score": toys.WeightScore, "toy statistics": toys.WeightStatistics, "toy gates": toys.WeightGates
 }  # fmt: skip
 TOY_CHANNELS: dict[str, Make] = {
-    "toy channel score": toys.ChannelScore, "toy channel statistics": toys.ChannelStatistics,
-    "toy channel gates": toys.ChannelGates,
+    "toy channel statistics": toys.ChannelStatistics, "toy channel gates": toys.ChannelGates
 }  # fmt: skip
-METHODS: dict[str, Make] = WEIGHTS | CHANNELS | TOY_WEIGHTS | TOY_CHANNELS | RIVALS
+METHODS: dict[str, Make] = WEIGHTS | CHANNELS | GRADIENTS | TOY_WEIGHTS | TOY_CHANNELS | RIVALS
 
 # 8 batches an epoch: the sparsify phase begins at 8 and ends at 32
 PHASES: dict[str, Any] = {"warmup": 1, "sparsify": 3, "recalibrate_batches": 2}
@@ -68,7 +69,7 @@ N = 8 * 9 + 16 * 8 * 9 + 16 * 4  # prunable weights of the toy network
 
 def removes_channels(name: str) -> bool:
     """Whether a method's outcome is smaller shapes; else it is zeros."""
-    return name in CHANNELS | TOY_CHANNELS
+    return name in CHANNELS | GRADIENTS | TOY_CHANNELS
 
 
 def target(name: str) -> dict[str, float]:

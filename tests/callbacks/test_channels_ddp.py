@@ -27,7 +27,7 @@ class Shards:
         return iter([(x[i : i + 4], y[i : i + 4]) for i in range(32 * rank, 32 * rank + 32, 4)])
 
 
-CASES = [("mrts", "labels"), ("slimming", ""), ("toy channel statistics", ""), ("toy channel gates", "")]
+CASES = [("mrts", "labels"), ("slimming", ""), ("taylor", ""), ("toy channel gates", "")]
 
 
 def train(path: Path, method: str, information: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_prune import ChannelError, FPGMCallback, MRTSCallback, TimmClassifier
+from lightning_prune import ChannelError, FPGMCallback, MRTSCallback, ScorePruningCallback, TimmClassifier
 from tests.callbacks.methods import Make, equal, fit, size
 from tests.toy import Toy, samples
 
@@ -65,6 +65,25 @@ def test_frozen_channels_go_if_asked(make: Make, kind: Any, tmp_path: Path) -> N
     assert module.net[0].out_channels < 8
     assert callback.numbers["macs"] <= 0.6
     assert not frozen_lines(said)
+
+
+class Thawing(Toy):
+    """Its second convolution trains from the middle of the sparsify phase on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[3:5].requires_grad_(False)
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.net[3:5].requires_grad_(self.global_step >= 10)
+
+
+def test_what_did_not_train_at_the_first_of_several_removals_stays_whole(tmp_path: Path) -> None:
+    options = {"steps": 3, "warmup": 1, "sparsify": 1, "target_macs": 0.8}
+    module, _, said = caught(tmp_path, ScorePruningCallback, Thawing(), options=options, max_epochs=3)
+    assert module.net[0].out_channels < 8
+    assert module.net[3].out_channels == 16
+    assert sum("3.weight" in line and "began to train after the sparsify phase" in line for line in said) == 1
 
 
 def test_all_but_the_head_frozen_is_an_error_that_says_so(make: Make, tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from lightning_prune import ScorePruningCallback
 from lightning_prune.support.averages import lookalikes
 from lightning_prune.support.network import reachable
-from tests.callbacks.methods import equal, keep_all, macs, removes_channels, run
+from tests.callbacks.methods import equal, fit, keep_all, macs, removes_channels, run
 from tests.toy import Toy, network, zeros
 
 N = 8 * 9 + 16 * 8 * 9 + 16 * 4
@@ -76,6 +77,14 @@ def test_resumed_equals_uninterrupted(name: str, tmp_path: Path) -> None:
     for step in (32, 40):
         again, _, _ = run(tmp_path / "again", name, AtStart(True), ckpt_path=tmp_path / f"step={step}.ckpt")
         assert equal(module, again), step
+
+
+def test_resumed_between_removals_with_a_copy_that_follows_and_a_teacher_that_is_still_whole(tmp_path: Path) -> None:
+    common: dict[str, Any] = {"options": {"steps": 2, "warmup": 1, "sparsify": 1, "target_macs": 0.5}, "max_epochs": 3}
+    module, *_ = fit(tmp_path / "a", ScorePruningCallback, AtStart(True), [keep_all(tmp_path, every=6)], **common)
+    again, *_ = fit(tmp_path / "b", ScorePruningCallback, AtStart(True), ckpt_path=tmp_path / "step=12.ckpt", **common)
+    assert equal(module, again)
+    assert equal(module.teacher, network(1))
 
 
 def test_a_hidden_copy_has_the_shapes_of_the_checkpoint_when_a_run_resumes(tmp_path: Path) -> None:

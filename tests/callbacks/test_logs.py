@@ -50,7 +50,7 @@ def test_numbers_of_weights(name: str, tmp_path: Path) -> None:
     assert done.callback_metrics["prune/compression"].item() == pytest.approx(5, rel=1e-2)
 
 
-@pytest.mark.parametrize("name", [*CHANNELS, "toy channel score"])
+@pytest.mark.parametrize("name", [*CHANNELS, "toy channel statistics"])
 def test_numbers_of_channels(name: str, tmp_path: Path) -> None:
     found, callback, done = columns(tmp_path, name, latency_batch=1)
     first = 1 if name in ("mrts", "slimming") else 0  # layers are named after norms, or after convolutions

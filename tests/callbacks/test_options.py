@@ -19,6 +19,7 @@ from lightning_prune import (
     MRTSCallback,
     NetworkSlimmingCallback,
     PruningCallback,
+    ScorePruningCallback,
     ST3Callback,
     STRCallback,
     TaylorWeightCallback,
@@ -37,13 +38,14 @@ PUBLIC = sorted(
 )
 METHODS = [
     LTPCallback, MagnitudeCallback, STRCallback, ST3Callback, TaylorWeightCallback, MRTSCallback,
-    NetworkSlimmingCallback, FPGMCallback,
+    NetworkSlimmingCallback, ScorePruningCallback, FPGMCallback,
 ]  # fmt: skip
 
 
 def documented(cls: type) -> list[str]:
-    """The names in the Args section of a class's docstring."""
-    text = inspect.cleandoc(cls.__doc__ or "")
+    """The names in the Args section of the docstring of the class that has the constructor."""
+    owner = next(c for c in cls.__mro__ if "__init__" in vars(c))
+    text = inspect.cleandoc(owner.__doc__ or "")
     section = re.search(r"^Args:\n((?:    .*\n|\n)*)", f"{text}\n", re.MULTILINE)
     return re.findall(r"^    (\w+): ", section[1], re.MULTILINE) if section else []
 
@@ -65,6 +67,7 @@ MISSPELT = [
     (MRTSCallback, "target_macs", "target_mac", 0.5),
     (NetworkSlimmingCallback, "sparsify", "sparsfy", 3),
     (FPGMCallback, "min_keep", "minkeep", 0.1),
+    (ScorePruningCallback, "scope", "scpe", "layer"),
     (WeightPruning, "min_keep", "minkeep", 0.1),
     (ChannelPruning, "divisor", "divsor", 8),
 ]
@@ -111,6 +114,9 @@ WRONG: list[tuple[type, dict[str, Any], str]] = [
     (MRTSCallback, {"information": "kl"}, "information='kl'"),
     (MRTSCallback, {"mode": "paper"}, "needs lam"),
     (MRTSCallback, {"travel": -1.0}, "travel=-1.0"),
+    (ScorePruningCallback, {"score": "tylor"}, r"score='tylor' is none of \[.*'taylor'.*Did you mean 'taylor'"),
+    (ScorePruningCallback, {"scope": "local"}, r"scope='local' must be one of \('global', 'layer', 'isomorphic'\)"),
+    (ScorePruningCallback, {"score_batches": 0}, "score_batches=0 must be a positive number"),
     *(
         (MRTSCallback, {"noise": noise}, r"noise=.* does not polarise with tau=1.5: from 1/\(2·tau\) = 0.333")
         for noise in (0.34, 1.0)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels import ChannelGraph, PlanError, PruningPlan, SurgeryError, TraceError, prune_channels
+from lightning_prune.scores.taylor import Taylor
 from tests.channels.models import Chain, conv_bn, randomise, unchanged
 
 IMAGES = [torch.randn(3, 12, 12, generator=torch.Generator().manual_seed(i)) for i in range(2)]
@@ -70,6 +71,21 @@ def test_a_whole_that_reads_inside_is_refused() -> None:
     with pytest.raises(SurgeryError, match="Peeking around 'backbone' does not run the compact network"):
         prune_channels(model, IMAGES, scores=scores(model), macs=0.5, network="backbone")
     assert unchanged(model, before)
+
+
+def test_a_score_of_a_part_is_measured_on_batches_of_the_whole() -> None:
+    torch.manual_seed(0)
+    model = randomise(Detector())
+    given: list[Any] = []
+
+    def loss(boxes: Any, labels: Tensor | None) -> Tensor:
+        given.append(boxes)
+        return torch.cat([box["boxes"] for box in boxes]).square().sum()
+
+    score, batches = Taylor(loss=loss), [(IMAGES, None)]
+    result = prune_channels(model, (IMAGES,), score=score, batches=batches, macs=0.5, network="backbone")
+    assert len(given) == 1
+    assert 0.4 < result.macs[1] / result.macs[0] <= 0.5
 
 
 @pytest.mark.parametrize(("network", "message"), [("spine", "it has backbone, head"), ("unused", "is not called")])

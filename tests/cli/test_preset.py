@@ -62,3 +62,10 @@ def test_what_is_printed_can_be_read_again(tmp_path: Path, capsys: pytest.Captur
         main(["fit", "--prune=MRTSCallback", "--print_config"])
     (tmp_path / "job.yaml").write_text(capsys.readouterr().out)
     assert prune_of(capsys, f"--config={tmp_path / 'job.yaml'}") == prune_of(capsys, "--prune=MRTSCallback")
+
+
+def test_a_score_is_chosen_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    found = prune_of(capsys, "--prune=ScorePruningCallback", "--prune.score=taylor_activation", "--prune.scope=layer")
+    expected = {"score": "taylor_activation", "scope": "layer", "warmup": 0.5, "sparsify": 0, "score_batches": 20}
+    assert {name: found[name] for name in expected} == expected
+    assert prune_of(capsys, "--prune=FPGMCallback")["score"] is None

@@ -168,7 +168,7 @@ def _fold(
     channel = out.ndim - 1 if name == "linear" else 1
     table = out.movedim(channel, 0).reshape(out.shape[channel], -1)
     spread = (table - table[:, :1]).abs().amax()
-    target, sign = _bias_behind(node, names)
+    target, sign = bias_behind(node, names)
     if target is None:
         unfoldable[groups] = True
         inexact.append(f"{name} at {describe(node)}: no bias and no BatchNorm behind it")
@@ -180,7 +180,7 @@ def _fold(
     folds[target] = folds.get(target, torch.zeros_like(middle)) + sign * middle
 
 
-def _bias_behind(node: Node, names: dict[str, str]) -> tuple[str | None, int]:
+def bias_behind(node: Node, names: dict[str, str]) -> tuple[str | None, int]:
     """Returns (tensor that can take up a constant behind this call, its sign)."""
     bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
     if isinstance(bias, Node) and names.get(bias.name):

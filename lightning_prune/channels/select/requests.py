@@ -123,11 +123,7 @@ def from_scores(
     score, number = group_scores(graph, scores, reduce)
     wanted = torch.ones(graph.size, dtype=torch.bool)
     if ratio is not None:
-        if not 0.0 < ratio < 1.0:
-            raise PlanError(f"ratio={ratio}: expected a share between 0 and 1, such as 0.3")
-        order = score.argsort()
-        order = order[number[order] > 0]
-        wanted[order[number[order].cumsum(0) <= int(ratio * int(number.sum()))]] = False
+        wanted = _without(score, number, ratio)
     elif threshold is not None:
         masks = []
         for name, given in scores.items():
@@ -137,6 +133,34 @@ def from_scores(
             masks.append((channels_of(graph, name), torch.as_tensor(given).detach().cpu() >= limit))
         wanted = votes(graph.size, masks)
     return Request(score, wanted, zero & (number > 0), torch.zeros_like(wanted), target)
+
+
+def from_importance(
+    score: Tensor, number: Tensor, zero: Tensor, *, ratio: float | None = None, threshold: float | None = None,
+    target: tuple[Resource, float] | None = None,
+) -> Request:  # fmt: skip
+    """As `from_scores`, of the importance of groups, float64 [groups] and +inf where there is none.
+
+    number: channels of each group, [groups].
+    """
+    number = number.masked_fill(score == math.inf, 0)
+    wanted = torch.ones(len(score), dtype=torch.bool)
+    if ratio is not None:
+        wanted = _without(score, number, ratio)
+    elif threshold is not None:
+        wanted = score >= threshold
+    return Request(score, wanted, zero & (number > 0), torch.zeros_like(wanted), target)
+
+
+def _without(score: Tensor, number: Tensor, ratio: float) -> Tensor:
+    """What stays without the lowest scores, bool [groups], so that this share goes of the channels that are scored."""
+    if not 0.0 < ratio < 1.0:
+        raise PlanError(f"ratio={ratio}: expected a share between 0 and 1, such as 0.3")
+    wanted = torch.ones(len(score), dtype=torch.bool)
+    order = score.argsort()
+    order = order[number[order] > 0]
+    wanted[order[number[order].cumsum(0) <= int(ratio * int(number.sum()))]] = False
+    return wanted
 
 
 def lossless(found: Constants, branches: Branches | None, *, fold: bool) -> Request:
@@ -187,19 +211,25 @@ def _mostly(graph: ChannelGraph) -> str:
     return f", mostly as {count.most_common(1)[0][0]}" if count else ""
 
 
-def check_arguments(form: str, constants: str, scores: Any, keep: Any, amounts: Mapping[str, Any]) -> None:
-    """Raises PlanError for arguments of `prune_channels` that do not go together."""
+def check_arguments(form: str, constants: str, given: Mapping[str, Any], amounts: Mapping[str, Any]) -> None:
+    """Raises PlanError for arguments of `prune_channels` that do not go together.
+
+    given: score, scores and keep, by name. amounts: how much goes or stays, by name.
+    """
     if form not in FORMS:
         raise PlanError(f"form={form!r}: expected one of {FORMS}")
     if constants not in ("drop", "fold"):
         raise PlanError(f"constants={constants!r}: expected 'drop' or 'fold'")
-    if scores is not None and keep is not None:
-        raise PlanError("both scores and keep were given; expected at most one of them")
-    given = [name for name, value in amounts.items() if value is not None]
-    if scores is None and given:
-        raise PlanError(f"{given[0]} needs scores: one tensor of scores for each layer, by name")
-    if scores is not None and len(given) != 1:
-        raise PlanError(f"scores need exactly one of {', '.join(amounts)}, found {given or 'none'}")
+    asked = [name for name, value in given.items() if value is not None]
+    if len(asked) > 1:
+        raise PlanError(f"{' and '.join(asked)} were given; expected at most one of them")
+    stated = [name for name, value in amounts.items() if value is not None]
+    if asked in ([], ["keep"]) and stated:
+        raise PlanError(f"{stated[0]} needs scores: one tensor of scores for each layer, by name, or score='taylor'")
+    if asked not in ([], ["keep"]) and len(stated) != 1:
+        raise PlanError(f"{asked[0]} needs exactly one of {', '.join(amounts)}, found {stated or 'none'}")
+    if asked == ["score"] and isinstance(amounts["threshold"], Mapping):
+        raise PlanError("threshold by name needs scores by name; with score= it is one number")
     for name in ("macs", "params", "channels"):
         if amounts[name] is not None and not 0.0 < amounts[name] < 1.0:
             raise PlanError(f"{name}={amounts[name]}: expected the share that may stay, between 0 and 1, such as 0.5")

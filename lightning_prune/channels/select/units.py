@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.select.requests import group_scores
 from lightning_prune.channels.select.scales import ScaleFactors, layers_of, reason_to_stay
+from lightning_prune.channels.select.taps import Tap, taps_of
 from lightning_prune.errors import ChannelError
 from lightning_prune.support.patterns import check_patterns, matches
 
@@ -115,11 +118,17 @@ class ChannelUnits:
                     found[path] = torch.where(mine, ids, -1)
         return found
 
+    @cached_property
+    def taps(self) -> dict[str, Tap]:
+        """{name: a place where activations of channels that may go can be watched}, see `taps_of`."""
+        return taps_of(self.network, self.graph, self.free, self.sites())
+
     def aggregate(self, values: Mapping[str, Tensor], reduce: str = "mean") -> Tensor:
         """Combines values of channels to values of groups.
 
         Args:
-            values: {tensor name: a value for each index of dim 0, or module path: for each output channel}.
+            values: {tensor name: a value for each index of dim 0, module path: for each output channel, or name of one
+                of `taps`: for each channel there}.
             reduce: over all channels of a group, "mean", "max", "min" or "sum".
 
         Returns:
@@ -128,15 +137,19 @@ class ChannelUnits:
         Raises:
             PlanError: an unknown name, a wrong shape, or NaN.
         """
-        score, _ = group_scores(self.graph, values, reduce, self.sites())
+        places = self.sites() | {name: tap.groups for name, tap in self.taps.items()}
+        score, _ = group_scores(self.graph, values, reduce, places)
         return score.masked_fill(~self.free, torch.inf)
 
-    def normalize(self, score: Tensor) -> Tensor:
-        """Divides each layer's finite scores by the mean of their absolute values, so that layers compare: [groups]."""
+    def normalize(self, score: Tensor, by: Literal["mean", "norm"] = "mean") -> Tensor:
+        """Divides each layer's finite scores by the mean of their absolute values, or their Euclidean norm: [groups].
+
+        So layers compare.
+        """
         out = score.clone()
         for i in range(len(self.layers)):
             mine = (self.layer == i) & score.isfinite()
-            level = score[mine].abs().mean()
+            level = score[mine].abs().mean() if by == "mean" else score[mine].norm()
             out[mine] = score[mine] / (level if bool(level > 0) else 1.0)
         return out
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_prune.channels import ChannelGraph
-from lightning_prune.channels.prune import remove_channels
+from lightning_prune.channels.remove import remove_channels
 from lightning_prune.channels.select.selection import Selection
 from lightning_prune.channels.select.selector import Selector
 from lightning_prune.channels.select.units import ChannelUnits

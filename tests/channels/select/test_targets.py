@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.swin_transformer import SwinTransformer
 
 from lightning_prune.channels import ChannelGraph, PlanError, SurgeryError, prune_channels
-from lightning_prune.channels.prune import remove_channels
+from lightning_prune.channels.remove import remove_channels
 from lightning_prune.channels.select.selector import Selector
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.channels.verify import find_form

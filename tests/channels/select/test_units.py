@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels import ChannelError, ChannelGraph, PlanError
-from lightning_prune.channels.prune import remove_channels
+from lightning_prune.channels.remove import remove_channels
 from lightning_prune.channels.select.scales import ScaleFactors
 from lightning_prune.channels.select.selector import Selector
 from lightning_prune.channels.select.units import UNTRAINED, ChannelUnits

@@ -1,0 +1,73 @@
+"""Where the channels of a network can be watched: at the inputs of the layers that sum over them.
+
+Removing a channel takes it out of every sum that reads it, so what stands there is what goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from lightning_prune.channels.graph.graph import ChannelGraph
+from lightning_prune.channels.trace.sites import module_path
+from lightning_prune.support.watch import Side
+
+INPUT, OUTPUT = "input of ", "output of "
+"""Before a module's path: the names of the places at its sides."""
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A place where channels pass.
+
+    Attributes:
+        module: the convolution or linear layer.
+        side: of the module.
+        dim: the channels' dim of the tensor there, from the end.
+        groups: group of each channel, int64, -1 where it stays.
+    """
+
+    module: _ConvNd | nn.Linear
+    side: Side
+    dim: int
+    groups: Tensor
+
+
+def taps_of(network: nn.Module, graph: ChannelGraph, free: Tensor, sites: Mapping[str, Tensor]) -> dict[str, Tap]:
+    """{name: place}: inputs of layers, and for groups that no layer reads, outputs.
+
+    Queries and keys are such groups: a product of two activations reads them.
+
+    Args:
+        network: what the graph was traced from.
+        graph: its channel graph.
+        free: bool [groups], the groups that may go.
+        sites: {module path: groups of its output channels}.
+    """
+    found: dict[str, Tap] = {}
+    modules = dict(network.named_modules())
+    for place in graph.sums:
+        path = module_path(place.node)[0]
+        module, groups = modules.get(path), _only(place.ids, free)
+        if place.argument == "input" and isinstance(module, (_ConvNd, nn.Linear)) and bool((groups >= 0).any()):
+            found[f"{INPUT}{path}"] = Tap(module, "input", _channel_dim(module), groups)
+    rest = free.clone()
+    for tap in found.values():
+        rest[tap.groups[tap.groups >= 0]] = False
+    for path, ids in sites.items():
+        module, groups = modules[path], _only(ids, rest)
+        if isinstance(module, (_ConvNd, nn.Linear)) and bool((groups >= 0).any()):
+            found[f"{OUTPUT}{path}"] = Tap(module, "output", _channel_dim(module), groups)
+    return found
+
+
+def _only(ids: Tensor, chosen: Tensor) -> Tensor:
+    return torch.where((ids >= 0) & chosen[ids.clamp_min(0)], ids, -1) if len(chosen) else torch.full_like(ids, -1)
+
+
+def _channel_dim(module: _ConvNd | nn.Linear) -> int:
+    return -1 if isinstance(module, nn.Linear) else -1 - len(module.kernel_size)
