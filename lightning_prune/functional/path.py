@@ -17,21 +17,27 @@ from torch import Tensor
 from lightning_prune.functional.ltp import gaussian_threshold
 
 _GAIN, _STEP, _RANGE = 0.3, 0.3, 3.0  # share of the gap closed in a step, largest step and correction, in log u
+_POWER = 0.75  # of the prior
 _LEAST = 1e-6  # of u, before anything is pruned
 
 
-def fan_prior(fans: Sequence[int], numels: Sequence[int]) -> Tensor:
-    """Where the layers' own parts start: ``log r_l``, with ``r_l ∝ √fan_in``, float32 [layers].
+def fan_prior(fans: Sequence[tuple[int, int]], numels: Sequence[int]) -> Tensor:
+    """Where the layers' own parts start: ``log r_l``, with ``r_l ∝ h^0.75``, float32 [layers].
 
-    Weights of a fresh or well trained layer have ``σ² ∝ 1/fan_in``, so that ``r = 1`` prunes all layers to the same
-    share and ``r ∝ fan_in`` is one magnitude for the whole network. The geometric mean of the two keeps more of small
-    and depthwise layers than the first and less than the second, and does not depend on how layers are scaled.
+    ``h`` is half the harmonic mean of a layer's fans, ``in·out/(in + out)``, which is large where a layer is wide on
+    both sides, and small for stems, classifiers and depthwise layers, as in the densities of Erdős–Rényi–Kernel (Evci
+    et al., arXiv 1911.11134). ``r = 1`` would prune all layers to the same share; as ``σ² ∝ 1/fan`` in fresh layers,
+    ``r ∝ h`` is about one magnitude for the whole network, but does not depend on how layers are scaled. The power is
+    ours, measured: 0.5 and 0.75 do as well on ResNet-20 at 50x (84.5 and 84.4 %, one magnitude 81.8), 0.75 better on a
+    pretrained EfficientNet-Lite0 at 15x (75.9 and 76.9, one magnitude 76.2; with ``h = in`` alone, which empties the
+    classifier, 66.4).
 
     Args:
-        fans: inputs of one output, of each layer.
+        fans: (inputs of one output, outputs of one input) of each layer.
         numels: weights of each layer; the mean of ``log r`` over all weights is 0.
     """
-    logs, n = 0.5 * torch.tensor(fans, dtype=torch.float64).log(), torch.tensor(numels, dtype=torch.float64)
+    inputs, outputs = torch.tensor(fans, dtype=torch.float64).unbind(1)
+    logs, n = _POWER * (inputs * outputs / (inputs + outputs)).log(), torch.tensor(numels, dtype=torch.float64)
     return (logs - (logs * n).sum() / n.sum()).float()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
@@ -11,10 +9,12 @@ from lightning_prune.functional import path
 from tests import ltp_equations as ltp
 
 
-def test_the_prior_is_the_root_of_the_fan_and_level_over_all_weights() -> None:
-    numels = [9 * 8, 576 * 64, 64 * 10]
-    prior = path.fan_prior([9, 576, 64], numels)
-    assert (prior[1] - prior[0]).exp() == pytest.approx(math.sqrt(576 / 9))
+def test_the_prior_follows_the_fans_and_is_level_over_all_weights() -> None:
+    """A depthwise layer, a wide one, and a classifier, wide on one side only."""
+    numels = [9 * 8, 576 * 64, 640]
+    prior = path.fan_prior([(9, 9), (576, 576), (64, 10)], numels)
+    assert (prior[1] - prior[0]).exp() == pytest.approx(64**0.75)
+    assert (prior[2] - prior[0]).exp() == pytest.approx((640 / 74 / 4.5) ** 0.75)
     assert sum(n * float(p) for n, p in zip(numels, prior, strict=True)) == pytest.approx(0, abs=1e-2)
 
 

@@ -14,7 +14,7 @@ from lightning_prune.callbacks.phases import Duration
 from lightning_prune.functional import ltp, path
 from lightning_prune.functional.adam import adam_step_
 from lightning_prune.functional.schedules import Shape, anneal, cubic_path
-from lightning_prune.masks import Gate, SoftGate
+from lightning_prune.masks import Gate, SoftGate, Target
 from lightning_prune.masks import ltp as kernels
 from lightning_prune.masks.ltp import BAND, KEPT, TASK
 from lightning_prune.masks.units import WeightUnits
@@ -152,7 +152,7 @@ class LTPCallback(ThresholdPruning):
         self._cap = torch.full((n,), torch.inf, device=device)
         self._slope, self._shift = torch.ones(n, device=device), torch.zeros(n, device=device)
         self._price = torch.tensor(self.lam or 0.0, device=device)
-        fans = [t.param[0].numel() for t in units.targets]
+        fans = [_fans(t) for t in units.targets]
         self._own = path.fan_prior(fans, [t.numel for t in units.targets]).to(device)
         self._correction = torch.zeros((), device=device)
         self._steps = torch.zeros((), dtype=torch.int64)
@@ -255,6 +255,12 @@ class LTPCallback(ThresholdPruning):
         self._variance.copy_(torch.where(fresh > 0, fresh, self._variance))
         if self.mode != "paper":
             self._cap.copy_(self.highest_thresholds())
+
+
+def _fans(target: Target) -> tuple[int, int]:
+    """Inputs of one output, outputs of one input."""
+    groups = getattr(target.module, "groups", 1)
+    return target.param[0].numel(), max(1, target.numel // target.param.shape[1] // groups)
 
 
 def _variances(weights: Sequence[Tensor], numels: Tensor) -> Tensor:
