@@ -17,6 +17,7 @@ half precision cannot tell apart.
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from torch import Tensor
 # The sigmoid's argument is bounded to ±this, where the gate is within 1e-26 of 0 or 1. Beyond, products with the gate
 # would be denormal numbers, which many processors multiply a hundred times slower, and exp leaves its fast path.
 GATE_RANGE = 60.0
+_NORMAL = NormalDist()  # of the standard library: asked at each step, 0.2 µs for torch's 130
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -53,5 +55,4 @@ def temperature_floor(numel: int, weights_in_band: float = 16.0) -> float:
 
 def gaussian_threshold(sparsity: float) -> float:
     """The ``u = τ/σ²`` that prunes the share ``sparsity`` of Gaussian weights: the distance thresholds must travel."""
-    normal = torch.distributions.Normal(0.0, 1.0)
-    return float(normal.icdf(torch.tensor((1 + sparsity) / 2, dtype=torch.float64)) ** 2)
+    return _NORMAL.inv_cdf((1 + sparsity) / 2) ** 2

@@ -63,7 +63,7 @@ def corrected(correction: Tensor, kept: Tensor, goal: float) -> Tensor:
         kept: share that is kept now, a scalar.
         goal: share to keep.
     """
-    root = math.sqrt(max(gaussian_threshold(1 - goal), _LEAST))
-    slope = root * math.exp(-root * root / 2) / math.sqrt(2 * math.pi)  # −d kept/d log u
+    u = max(gaussian_threshold(1 - goal), _LEAST)
+    slope = math.sqrt(u / (2 * math.pi)) * math.exp(-u / 2)  # −d kept/d log u
     step = (_GAIN * (kept - goal) / slope).clamp(-_STEP, _STEP)
     return (correction + step).clamp(-_RANGE, _RANGE)

@@ -1,9 +1,9 @@
 """Averaged copies that the user keeps beside the model: found by their architecture, and by having moved.
 
-Lightning's averaging callbacks are asked directly. Any other copy is a module of the same
-class and parameters as the trained network or as a part that holds most of it, which no optimizer holds, and which can
-be reached from the LightningModule's attributes, through modules, lists, dicts and wrappers. A teacher of the same
-architecture is one as well; what tells an average from it is that an average moves.
+Lightning's averaging callbacks are asked directly. Any other copy is a module of the same class and parameters as the
+trained network or as a part that holds most of it, which no optimizer holds, and which can be reached from the
+LightningModule's attributes, through modules, lists, dicts and wrappers. A teacher of the same architecture is one as
+well; what tells an average from it is that an average moves.
 """
 
 from __future__ import annotations

@@ -198,8 +198,9 @@ class LTPCallback(ThresholdPruning):
         self._price.lerp_(fresh, 1 - _AVERAGE if int(self._steps) else 1.0)
         grad = -(task + self._price * band)
         adam_step_(self._own, grad, self._mean, self._square, self._count, active, self._step_size())
-        self._correction.copy_(path.corrected(self._correction, self._kept(), self._goal()))
-        self._u.copy_((self._own + path.common_factor(self._goal(), self._correction)).exp())
+        goal = self._goal()
+        self._correction.copy_(path.corrected(self._correction, self._kept(), goal))
+        self._u.copy_((self._own + path.common_factor(goal, self._correction)).exp())
 
     @property
     def price(self) -> Tensor:

@@ -28,9 +28,9 @@ class ScorePruningCallback(ChannelPruning):
     """Channel pruning by a score, on any network that the score can judge, with any norm.
 
     The channels of least score are removed at once, after a warm-up, or in several removals with training and a fresh
-    score between them. See `scores.score_names` for the names: norms of
-    filters, their distances and correlations, BatchNorm scales, Taylor expansions of the loss, ranks and variances of
-    feature maps, and a random control. Each score's class says what the paper does and how layers are made comparable.
+    score between them. See `scores.score_names` for the names: norms of filters, their distances and correlations,
+    BatchNorm scales, Taylor expansions of the loss, ranks and variances of feature maps, and a random control. Each
+    score's class says what the paper does and how layers are made comparable.
 
     Args:
         score: by name, such as "taylor", as a `Score`, or as a function of the `ChannelUnits`; None: "taylor".
