@@ -7,21 +7,13 @@ Runs that `results/accuracy.jsonl` holds are not trained again.
 
 from __future__ import annotations
 
-from tests.benchmarks.bench.command import answer, arguments
+from tests.benchmarks.bench.command import answer, arguments, grid
 from tests.benchmarks.bench.methods import METHODS
-from tests.benchmarks.bench.networks import NETWORKS
-from tests.benchmarks.bench.runs import Run
 
 
 def main() -> None:
     args = arguments(__doc__, "accuracy", list(METHODS), (20, 50))
-    runs = [
-        Run(network, method, compression, seed, args.subset, *NETWORKS[network].epochs)
-        for network in args.networks
-        for compression in args.compression
-        for method in args.methods
-        for seed in args.seeds
-    ]
+    runs = grid(args)
     answer(
         args, runs, lambda r: f"{r.network}, {r.compression:g}x", "network, compression",
         "# Accuracy after unstructured pruning",

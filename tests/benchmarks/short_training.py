@@ -6,23 +6,14 @@ r"""How few epochs does a method need? Equal training of 3 to 12 epochs, two thi
 
 from __future__ import annotations
 
-from tests.benchmarks.bench.command import answer, arguments
-from tests.benchmarks.bench.networks import NETWORKS
-from tests.benchmarks.bench.runs import Run
+from tests.benchmarks.bench.command import answer, arguments, grid
 
 SPARSIFY_AND_FINETUNE = ((2, 1), (4, 2), (8, 4))
 
 
 def main() -> None:
     args = arguments(__doc__, "short_training", ("LTP", "magnitude"), (20,))
-    runs = [
-        Run(network, method, compression, seed, args.subset, NETWORKS[network].epochs[0], sparsify, finetune)
-        for network in args.networks
-        for compression in args.compression
-        for sparsify, finetune in SPARSIFY_AND_FINETUNE
-        for method in args.methods
-        for seed in args.seeds
-    ]
+    runs = grid(args, [{"sparsify": s, "finetune": f} for s, f in SPARSIFY_AND_FINETUNE])
     answer(
         args, runs, lambda r: f"{r.network}, {r.compression:g}x, {r.sparsify} + {r.finetune} epochs",
         "network, compression, training", "# Accuracy against epochs",

@@ -8,23 +8,14 @@ The function of the dense network stays the same; only what a weight's size mean
 
 from __future__ import annotations
 
-from tests.benchmarks.bench.command import answer, arguments
-from tests.benchmarks.bench.networks import NETWORKS
-from tests.benchmarks.bench.runs import Run
+from tests.benchmarks.bench.command import answer, arguments, grid
 
 SCALES = (0.0, 0.5)
 
 
 def main() -> None:
     args = arguments(__doc__, "unlike_scales", ("LTP", "magnitude", "magnitude, feedback"), (20,))
-    runs = [
-        Run(network, method, compression, seed, args.subset, *NETWORKS[network].epochs, scales=scales)
-        for network in args.networks
-        for compression in args.compression
-        for scales in SCALES
-        for method in args.methods
-        for seed in args.seeds
-    ]
+    runs = grid(args, [{"scales": scales} for scales in SCALES])
     answer(
         args, runs, lambda r: f"{r.network}, {r.compression:g}x, 10^±{r.scales:g}", "network, compression, factors",
         "# Layers of unlike scale",

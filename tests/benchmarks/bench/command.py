@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.benchmarks.bench.methods import METHODS
 from tests.benchmarks.bench.networks import NETWORKS
@@ -21,7 +23,7 @@ def arguments(
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="data", help="folder of Fashion-MNIST's files, or the one above it")
     parser.add_argument("--networks", nargs="+", default=["resnet20-14px"], choices=list(NETWORKS))
-    parser.add_argument("--methods", nargs="+", default=list(methods), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(methods), choices=["dense", *METHODS])
     parser.add_argument("--compression", type=float, nargs="+", default=list(compression))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--subset", type=int, default=4000, help="training images; 0: all")
@@ -30,6 +32,16 @@ def arguments(
     parser.add_argument("--known", action="store_true", help="write the page from the runs that are there; train none")
     parser.add_argument("--out", type=Path, help="page to write")
     return parser.parse_args()
+
+
+def grid(args: argparse.Namespace, variants: Sequence[dict[str, Any]] = ({},)) -> list[Run]:
+    """A run for each network, compression, variant (what else of `Run` it sets), method and seed."""
+    runs = []
+    for network, compression, variant in itertools.product(args.networks, args.compression, variants):
+        epochs = dict(zip(("dense", "sparsify", "finetune"), NETWORKS[network].epochs, strict=True))
+        settings = {"subset": args.subset} | epochs | variant
+        runs += [Run(network, m, compression, seed, **settings) for m in args.methods for seed in args.seeds]
+    return runs
 
 
 def answer(
