@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks import calibrate
-from lightning_prune.callbacks.gates import GateTrainer
+from lightning_prune.callbacks.families.gates import GateTrainer
 from lightning_prune.callbacks.guard import LastFit, OptimizerGuard, check_alone, check_strategy, goes_on
 from lightning_prune.callbacks.method import PruningMethod
 from lightning_prune.callbacks.options import naming_near_options

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_prune.callbacks.checkpoint import CompactCheckpoint
-from lightning_prune.callbacks.zeros import warn_if_zeros_are_free
+from lightning_prune.callbacks.families.zeros import warn_if_zeros_are_free
 from lightning_prune.functional.schedules import anneal
 from lightning_prune.zoo import models as _models  # noqa: F401  registers the CIFAR networks with timm
 

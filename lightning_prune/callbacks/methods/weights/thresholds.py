@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from lightning_prune.callbacks.families.weights import WeightPruning
 from lightning_prune.callbacks.step import Step
 from lightning_prune.callbacks.trainer import log_to_loggers
-from lightning_prune.callbacks.weights import WeightPruning
 from lightning_prune.functional import budget
 from lightning_prune.masks import MaskGate
 from lightning_prune.masks.ltp import HARD_KEPT, IN_BAND, KEPT, STATS, TASK

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from lightning_prune.callbacks.methods.scales import ScalePruning
+from lightning_prune.callbacks.methods.channels.scales import ScalePruning
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.functional.thresholds import Rule

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_prune.callbacks import calibrate
-from lightning_prune.callbacks.channels import ChannelPruning
+from lightning_prune.callbacks.families.channels import ChannelPruning
 from lightning_prune.callbacks.guard import check_diverged
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration

@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_prune.callbacks.methods.class_information import LabelStatistics
-from lightning_prune.callbacks.methods.scales import ScalePruning
+from lightning_prune.callbacks.methods.channels.class_information import LabelStatistics
+from lightning_prune.callbacks.methods.channels.scales import ScalePruning
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.channels.select.selection import Selection

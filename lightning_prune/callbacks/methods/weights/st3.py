@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_prune.callbacks.methods.magnitude import MagnitudeCallback
+from lightning_prune.callbacks.methods.weights.magnitude import MagnitudeCallback
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.masks import Gate, ShrinkGate

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_prune.callbacks.methods.thresholds import ThresholdPruning, share_of_gradient
+from lightning_prune.callbacks.methods.weights.thresholds import ThresholdPruning, share_of_gradient
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.functional import budget

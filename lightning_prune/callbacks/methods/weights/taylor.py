@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_prune.callbacks.methods.thresholds import share_of_gradient
+from lightning_prune.callbacks.families.weights import WeightPruning
+from lightning_prune.callbacks.methods.weights.thresholds import share_of_gradient
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.callbacks.step import Step
-from lightning_prune.callbacks.weights import WeightPruning
 from lightning_prune.functional import budget
 from lightning_prune.functional.ltp import at_least_float32
 from lightning_prune.functional.schedules import cubic_path

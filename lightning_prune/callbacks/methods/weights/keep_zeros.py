@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lightning_prune.callbacks.families.weights import WeightPruning
 from lightning_prune.callbacks.options import options_of
-from lightning_prune.callbacks.weights import WeightPruning
 from lightning_prune.masks.units import WeightUnits
 from lightning_prune.plan.plan import PruningPlan
 

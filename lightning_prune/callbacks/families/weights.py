@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_prune.callbacks import calibrate
+from lightning_prune.callbacks.families.zeros import ZeroKeeper, check_zeros, fold_everywhere, prune_everywhere
 from lightning_prune.callbacks.lifecycle import PruningCallback
 from lightning_prune.callbacks.logs import PHASES, by_reason
 from lightning_prune.callbacks.method import PruningMethod
@@ -18,7 +19,6 @@ from lightning_prune.callbacks.phases import Duration
 from lightning_prune.callbacks.step import Step, trained_by
 from lightning_prune.callbacks.trail import TrailWriter
 from lightning_prune.callbacks.trainer import log_to_loggers
-from lightning_prune.callbacks.zeros import ZeroKeeper, check_zeros, fold_everywhere, prune_everywhere
 from lightning_prune.functional import budget
 from lightning_prune.masks import Target, detach, find_targets
 from lightning_prune.masks.units import WeightUnits

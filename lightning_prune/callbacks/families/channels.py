@@ -15,13 +15,13 @@ from torch.utils import _pytree as pytree
 
 from lightning_prune.callbacks import calibrate
 from lightning_prune.callbacks.checkpoint import ShapeHooks, note_shapes
+from lightning_prune.callbacks.families.zeros import warn_if_zeros_are_free
 from lightning_prune.callbacks.guard import check_launcher
 from lightning_prune.callbacks.lifecycle import PruningCallback
 from lightning_prune.callbacks.logs import PHASES, by_reason, log_latency, log_selection
 from lightning_prune.callbacks.phases import Duration, training_length
 from lightning_prune.callbacks.step import trained_by
 from lightning_prune.callbacks.trainer import announce_removal, averaged_copies, log_to_loggers, shapes_may_change
-from lightning_prune.callbacks.zeros import warn_if_zeros_are_free
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.remove import Pruned, remove_channels
 from lightning_prune.channels.select.latency import share_for_latency
