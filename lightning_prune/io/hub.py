@@ -143,6 +143,8 @@ def push_to_hub(
     with TemporaryDirectory() as temporary:
         path = save_pretrained(model, Path(temporary) / "model", name=name, kwargs=kwargs, metrics=metrics)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        card = path / CARD
+        card.write_text(card.read_text().replace("owner/name", repo_id))
         has_card = api.file_exists(repo_id=repo_id, filename=CARD, revision=revision)
         return api.upload_folder(
             repo_id=repo_id,
