@@ -31,7 +31,7 @@ from tests.benchmarks.fuzzing.seeds import FILE, Seed, seeds
 
 SECONDS = 20
 ROOM, FACTOR = 32 * 2**20, 64  # bytes that a case may take: so many, and so many times its own
-SHARES = {"compact, rewritten graph": 0.02, "format 2": 0.1}  # a trace, and a network of 20 layers
+SHARES = {"compact, rewritten graph": 0.005, "format 2": 0.1}  # a trace, and a network of 20 layers
 ADDRESS_SPACE = 2 * 2**30  # beyond what the child has when it begins
 FORBIDDEN = (
     "pickle.find_class", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty",
