@@ -37,7 +37,7 @@ from lightning_prune.zoo.data.module import ImageDataModule
 from tests.benchmarks.bench.networks import NETWORKS, Network
 
 PATHS: dict[str, tuple[Network, int]] = {  # and training images
-    "resnet18": (Network("resnet18", 32, epochs=(8, 5, 4)), 6000),
+    "resnet18": (Network("resnet18", 32, epochs=(8, 4, 3)), 3000),
     "lite0-pretrained": (NETWORKS["lite0-pretrained"], 2000),
 }
 STEPS: dict[str, tuple[str | None, Any]] = {  # what each starts from, and its callback
