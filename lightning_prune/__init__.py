@@ -41,6 +41,9 @@ from lightning_prune.io import (
     save_pretrained,
     save_pruned,
 )
+from lightning_prune.errors import ExportError
+from lightning_prune.export import Candidate, CostReport, Deployed, cost_report, deploy
+from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
 from lightning_prune.io.describe import own_version
 from lightning_prune.masks import Gate, WeightUnits
 from lightning_prune.metrics import CompressionRatio, Sparsity
@@ -52,6 +55,7 @@ from lightning_prune.zoo.classifier import TimmClassifier
 __version__ = own_version()
 
 __all__ = [
+    "Candidate",
     "ChannelCost",
     "ChannelError",
     "ChannelGraph",
@@ -60,6 +64,9 @@ __all__ = [
     "ChannelUnits",
     "CompactCheckpoint",
     "CompressionRatio",
+    "CostReport",
+    "Deployed",
+    "ExportError",
     "FPGMCallback",
     "Gate",
     "KeepZeros",
@@ -87,6 +94,8 @@ __all__ = [
     "WeightPruning",
     "WeightUnits",
     "__version__",
+    "cost_report",
+    "deploy",
     "load_pruned",
     "plan_of",
     "prune_channels",
