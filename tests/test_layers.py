@@ -42,6 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("callbacks.methods*",),
     ("callbacks",),
     ("zoo*",),
+    ("recipes*",),
     ("cli*",),
     ("",),  # the package's own `__init__`
 )

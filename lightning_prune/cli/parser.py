@@ -166,7 +166,8 @@ def _imported(module: str, name: str) -> type | None:
 
 def subclasses(base: type) -> list[type]:
     """The public classes below one, of this package's modules and of those that were imported."""
-    found = [cls for child in base.__subclasses__() for cls in (child, *subclasses(child))]
+    children: list[type] = base.__subclasses__()
+    found = [cls for child in children for cls in (child, *subclasses(child))]
     return list(dict.fromkeys(cls for cls in found if cls.__name__[0] != "_"))
 
 
@@ -175,7 +176,7 @@ def options_of_class(cls: type) -> list[str]:
     names: dict[str, Any] = {}
     for each in cls.__mro__:
         if "__init__" in vars(each):
-            parameters = list(inspect.signature(each.__init__).parameters.values())[1:]
+            parameters = list(inspect.signature(vars(each)["__init__"]).parameters.values())[1:]
             names |= {p.name: p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
             if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                 break

@@ -112,12 +112,7 @@ class BeforeAfter(Callback):
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Rows as lines under the first one, which names the columns: the first to the left, numbers to the right."""
     width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, width, strict=True))
-        )
-        for row in rows
-    ]
+    lines = ["  ".join([f"{row[0]:<{width[0]}}", *map(str.rjust, row[1:], width[1:])]) for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 

@@ -49,8 +49,8 @@ What it is trained on, and how:
   --ckpt_path FILE          go on from a checkpoint
   --help.all                every option of Trainer, model and data
 
-Into the run's folder go pruned.safetensors, results.json, config.yaml and checkpoints/. Exit code 1: nothing was pruned;
-2: an option is wrong, and one line says which.
+Into the run's folder go pruned.safetensors, results.json, config.yaml and checkpoints/.
+Exit code 1: nothing was pruned; 2: an option is wrong, and one line says which.
 
   lightning-prune fit --model.model_name mobilenetv2_100 --data CIFAR10DataModule --prune.target_sparsity 0.8
   lightning-prune fit --prune MRTSCallback --prune.target_macs 0.5 --then LTPCallback --then.target_sparsity 0.8
