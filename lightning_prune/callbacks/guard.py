@@ -75,9 +75,9 @@ def check_turn(trainer: Trainer, callback: Any) -> None:
     removal = removal_before(trainer, callback) if callback.removes_at == "batch end" else 0
     if callback.phases.begin < removal:
         raise PhaseError(
-            f"{type(callback).__name__} would begin after batch {callback.phases.begin}, but channels are removed after "
-            f"batch {removal}, and weights can be zeroed from there on. Give it a longer warmup, or shorten the phases "
-            "before it."
+            f"{type(callback).__name__} would begin after batch {callback.phases.begin}, but channels are removed "
+            f"after batch {removal}, and weights can be zeroed from there on. Give it a longer warmup, or shorten the "
+            "phases before it."
         )
 
 
