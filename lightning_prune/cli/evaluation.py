@@ -1,20 +1,21 @@
-"""What ``validate``, ``test`` and ``predict`` share: a model from a checkpoint or a pruned file, and its run's options."""
+"""What ``validate``, ``test`` and ``predict`` share: a model from a checkpoint or a file, and its run's options."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
 
+from lightning_prune.cli.data import config_beside
 from lightning_prune.cli.mistakes import UserError
 from lightning_prune.cli.parser import check_file, value_of, without
+from lightning_prune.cli.quiet import quiet
 from lightning_prune.cli.training import PruneCLI
 from lightning_prune.io import load_pruned
 from lightning_prune.io.recipe import recipe_of
 
 OPTIONS = """\
-  FILE                      a checkpoint (.ckpt) or a pruned file (.safetensors). Where its run's config.yaml lies beside
-                            it, model, data and method are taken from there, and the options below override them
+  FILE                      a checkpoint (.ckpt) or a pruned file (.safetensors). Model, data and method are those of
+                            its run's config.yaml, where that lies beside it; the options below override them
   --data MODULE             {data}
                             --data.root FOLDER, --data.image_size 32, --data.batch_size 64; --data.help=MODULE
   --model.model_name NAME   without FILE: a timm model; --model.pretrained true loads timm's weights
@@ -41,7 +42,9 @@ class EvaluateCLI(PruneCLI):
         if config is not None:
             print(f"options of the run from {config}")
             arguments = ["--config", str(config), "--trainer.logger=false", "--trainer.callbacks=null", *arguments]
-        super().__init__(arguments, save_config_callback=None, trainer_defaults={"logger": False})
+        # Lightning speaks of where it would save, and of callbacks that only training needs.
+        with quiet("The dirpath has changed", r".*Please add the following callbacks: \['BeforeAfter'\]"):
+            super().__init__(arguments, save_config_callback=None, trainer_defaults={"logger": False})
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
@@ -56,9 +59,3 @@ class EvaluateCLI(PruneCLI):
                         "Give the --data that the model was trained on."
                     )
             self.model.model = network
-
-
-def config_beside(path: Path) -> Path | None:
-    """The configuration that a run wrote beside a file of its folder, or beside the folder of its checkpoints."""
-    found = (folder / "config.yaml" for folder in path.absolute().parents[:2])
-    return next((config for config in found if config.is_file()), None)

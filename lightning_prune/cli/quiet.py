@@ -29,8 +29,8 @@ class _Filter(logging.Filter):
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Leaves those messages out within the ``with`` block."""
+def quiet(*more: str) -> Iterator[None]:
+    """Leaves those messages out within the ``with`` block, and warnings that begin as one of ``more`` says."""
     loggers = [logging.getLogger(f"{name}.utilities.rank_zero") for name in ("lightning.pytorch", "lightning.fabric")]
     loggers.append(logging.getLogger("lightning.fabric.utilities.seed"))
     unheard = _Filter()
@@ -38,7 +38,7 @@ def quiet() -> Iterator[None]:
         logger.addFilter(unheard)
     try:
         with warnings.catch_warnings():
-            for pattern in _WARNED:
+            for pattern in (*_WARNED, *more):
                 warnings.filterwarnings("ignore", message=pattern)
             yield
     finally:

@@ -1,0 +1,69 @@
+"""``lightning-prune compare``: two models side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lightning_prune.cli.data import accuracy, add_data
+from lightning_prune.cli.mistakes import UserError
+from lightning_prune.cli.models import open_model
+from lightning_prune.cli.parser import PROGRAM, Parser, check_names, value_of
+from lightning_prune.cli.table import columns, mib, ms, percent
+from lightning_prune.export.cost import NetworkCost, cost_report
+
+PAGE = """\
+usage: lightning-prune compare A B [options]
+
+Parameters, zeros, MACs, file sizes and latency on this CPU (of calls in turn) of two models; with --data, their accuracy
+on the validation data too.
+
+  A, B                      pruned files (.safetensors), checkpoints (.ckpt) or folders of runs
+  --input CxHxW             size of one image, such as 3x224x224; files of a run know it
+  --data MODULE             {data}
+                            --data.root FOLDER, --data.image_size 32, ...
+  --batch N                 images in a call that is timed; default 1
+  --threads N               threads while it is timed; default 1
+
+  lightning-prune compare dense.ckpt lightning_logs/version_0 --data DigitsDataModule
+"""
+
+ROWS: dict[str, Callable[[NetworkCost], str]] = {
+    "parameters": lambda cost: f"{cost.parameters:,}",
+    "not zero": lambda cost: f"{cost.nonzeros:,}",
+    "MACs": lambda cost: f"{cost.macs:,}",
+    "dense file": lambda cost: mib(cost.dense_bytes),
+    "pruned file": lambda cost: mib(cost.file_bytes),
+    "dense file, zipped": lambda cost: mib(cost.zip_bytes),
+    "PyTorch": lambda cost: ms(cost.eager_seconds),
+    "onnxruntime": lambda cost: ms(cost.onnxruntime_seconds),
+}
+
+
+def run(args: Sequence[str]) -> None:
+    """Prints the table."""
+    parser = Parser(prog=f"{PROGRAM} compare")
+    parser.add_argument("a", type=str)
+    parser.add_argument("b", type=str)
+    parser.add_argument("--input", type=str)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    bases = add_data(parser, args, Path(args[0] if args else ""))
+    check_names(args, parser.names(), bases)
+    given = parser.parse_args(list(args))
+    first, second = open_model(given.a), open_model(given.b)
+    example = first.example(given.input)
+    if example is None:
+        example = second.example(None)
+    if example is None:
+        raise UserError(f"neither {given.a} nor {given.b} tells the size of an image: give --input, such as 3x224x224.")
+    report = cost_report(first.network, example, baseline=second.network, batch=given.batch, threads=given.threads)
+    assert report.baseline is not None
+    rows = [("", "A", "B"), *((name, show(report.model), show(report.baseline)) for name, show in ROWS.items())]
+    if value_of(args, "data") is not None:
+        data = parser.instantiate_classes(given).data
+        data.setup("validate")
+        found = [percent(accuracy(opened.network, data.val_dataloader())) for opened in (first, second)]
+        rows.insert(1, ("accuracy", *found))
+    print(f"A  {first.path}: {first.said}\nB  {second.path}: {second.said}\n\n{columns(rows)}")
+    print("\n".join(report.notes))
