@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_prune.callbacks import ChannelPruning, PruningCallback
 from lightning_prune.io.recipe import network_of
 from lightning_prune.report import sparsity_report
+from lightning_prune.support.table import Table, mib, percent
 
 METRIC = "val/acc"
 _STAGES = {"dense": "before the sparsify phase", "soft": "in the sparsify phase"}
@@ -105,17 +106,5 @@ class BeforeAfter(Callback):
         if not all(isinstance(pruning, ChannelPruning) for pruning in self.prunings):
             rows.append(("zeros among them", "0", f"{found['zeros']:,} ({found['sparsity']:.2%})"))
         rows.append(("compression", "1.00x", f"{found['compression']:.2f}x"))
-        rows.append(("file", *(f"{size / 2**20:.2f} MiB" for size in found["bytes"])))
-        return columns(rows)
-
-
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as lines under the first one, which names the columns: the first to the left, numbers to the right."""
-    width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join([f"{row[0]:<{width[0]}}", *map(str.rjust, row[1:], width[1:])]) for row in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def percent(share: float | None) -> str:
-    """A share as the tables show it; "-" where it is not known."""
-    return "-" if share is None else f"{share:.2%}"
+        rows.append(("file", *(mib(size) for size in found["bytes"])))
+        return str(Table(rows[0], rows[1:]))

@@ -9,9 +9,9 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_prune.callbacks import ChannelPruning, LTPCallback, PruningCallback, WeightPruning
-from lightning_prune.cli.models import read_checkpoint
 from lightning_prune.cli.example import ExampleInput
 from lightning_prune.cli.mistakes import UserError
+from lightning_prune.cli.models import read_checkpoint
 from lightning_prune.cli.parser import PROGRAM, Parser, check_file, check_names, value_of
 from lightning_prune.zoo.classifier import TimmClassifier
 from lightning_prune.zoo.data.module import ImageDataModule

@@ -9,8 +9,8 @@ from lightning_prune.cli.data import accuracy, add_data
 from lightning_prune.cli.mistakes import UserError
 from lightning_prune.cli.models import open_model
 from lightning_prune.cli.parser import PROGRAM, Parser, check_names, value_of
-from lightning_prune.cli.table import columns, mib, ms, percent
 from lightning_prune.export.cost import NetworkCost, cost_report
+from lightning_prune.support.table import Table, mib, ms, percent
 
 PAGE = """\
 usage: lightning-prune compare A B [options]
@@ -59,11 +59,11 @@ def run(args: Sequence[str]) -> None:
         raise UserError(f"neither {given.a} nor {given.b} tells the size of an image: give --input, such as 3x224x224.")
     report = cost_report(first.network, example, baseline=second.network, batch=given.batch, threads=given.threads)
     assert report.baseline is not None
-    rows = [("", "A", "B"), *((name, show(report.model), show(report.baseline)) for name, show in ROWS.items())]
+    rows = [(name, show(report.model), show(report.baseline)) for name, show in ROWS.items()]
     if value_of(args, "data") is not None:
         data = parser.instantiate_classes(given).data
         data.setup("validate")
         found = [percent(accuracy(opened.network, data.val_dataloader())) for opened in (first, second)]
-        rows.insert(1, ("accuracy", *found))
-    print(f"A  {first.path}: {first.said}\nB  {second.path}: {second.said}\n\n{columns(rows)}")
-    print("\n".join(report.notes))
+        rows.insert(0, ("accuracy", *found))
+    files = [f"{letter}  {opened.path}: {opened.said}" for letter, opened in (("A", first), ("B", second))]
+    print(Table(("", "A", "B"), rows, above=[*files, ""], below=report.notes))

@@ -14,7 +14,8 @@ from lightning_prune.cli.commands import fit
 from lightning_prune.cli.mistakes import UserError
 from lightning_prune.cli.models import RESULTS_FILE
 from lightning_prune.cli.parser import pairs, value_of, without
-from lightning_prune.cli.table import METRIC, columns, mib, percent
+from lightning_prune.cli.table import METRIC
+from lightning_prune.support.table import Table, mib, percent
 
 OPTIONS_FILE, TABLE_FILE, PLOT_FILE = "options.json", "sweep.csv", "sweep.png"
 
@@ -88,7 +89,7 @@ def _numbers(found: Mapping[str, Any]) -> dict[str, float]:
     return numbers | ({"macs": found["macs"]} if "macs" in found else {}) | {"bytes": found["bytes"][1]}
 
 
-def table(name: str, found: Mapping[float, Mapping[str, Any]]) -> str:
+def table(name: str, found: Mapping[float, Mapping[str, Any]]) -> Table:
     """A row a target: accuracy of the dense and the pruned network, and what the pruned one costs."""
     shown = {
         "dense": percent, "pruned": percent, "compression": lambda x: f"{x:.2f}x", "macs": percent, "bytes": mib
@@ -96,7 +97,7 @@ def table(name: str, found: Mapping[float, Mapping[str, Any]]) -> str:
     titles = {"dense": f"dense {METRIC}", "pruned": f"pruned {METRIC}", "macs": "MACs left", "bytes": "file"}
     rows = [(f"{value:g}", _numbers(results)) for value, results in found.items()]
     heads = [titles.get(key, key) for key in rows[0][1]]
-    return columns([(name, *heads), *((value, *(shown[k](v) for k, v in row.items())) for value, row in rows)])
+    return Table((name, *heads), [(value, *(shown[k](v) for k, v in row.items())) for value, row in rows])
 
 
 def _write(path: Path, name: str, found: Mapping[float, Mapping[str, Any]]) -> None:
