@@ -58,19 +58,26 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit('lightning-prune needs jsonargparse: pip install "lightning-prune[cli]"')
     command, *rest = list(sys.argv[1:] if args is None else args) or ["--help"]
     if command in ("-h", "--help"):
-        return print(page())
-    if command == "--version":
-        return print(f"lightning-prune {own_version()}")
-    if command not in COMMANDS:
+        print(page())
+    elif command == "--version":
+        print(f"lightning-prune {own_version()}")
+    elif command in COMMANDS:
+        _run(command, rest)
+    else:
         hint = did_you_mean(command, COMMANDS) or f"There are: {', '.join(COMMANDS)}."
-        return _fail("", f"there is no command {command!r}. {hint}")
+        _fail("", f"there is no command {command!r}. {hint}")
+
+
+def _run(command: str, rest: list[str]) -> None:
+    # These need jsonargparse, and Lightning, which takes its time
     from lightning_prune.cli.help import pages
     from lightning_prune.cli.mistakes import told
     from lightning_prune.cli.quiet import quiet
 
     module = import_module(f"lightning_prune.cli.commands.{command}")
     if any(arg in ("-h", "--help") for arg in rest):
-        return print(pages(module.PAGE), end="")
+        print(pages(module.PAGE), end="")
+        return
     with quiet():
         try:
             module.run(["--help" if arg == "--help.all" else arg for arg in rest])

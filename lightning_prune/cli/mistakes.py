@@ -6,13 +6,14 @@ import dis
 import re
 from collections.abc import Collection
 from pathlib import Path
-from traceback import walk_tb
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import trainer
 
 from lightning_prune.support.near import did_you_mean
 
 _PACKAGE = Path(__file__).parents[1]
+_TRAINER = Path(trainer.__file__).parent  # what it cannot make of its arguments
 _PLAIN = {"NoneType": "null", "str": "text", "int": "an int", "float": "a float", "bool": "true or false"}
 
 
@@ -23,30 +24,32 @@ class UserError(Exception):
 def told(error: BaseException) -> str | None:
     """The message, in one line, of an error that was written for the user; None for a fault of ours.
 
-    Written for the user is what a ``raise`` in this package states, and what Lightning calls a misconfiguration. What
-    some other code raises, called by us, is a fault, whatever its class.
+    Written for the user is what a ``raise`` in this package states, what Lightning calls a misconfiguration, and what
+    the Hub says where weights cannot be fetched. What some other code raises, called by us, is a fault.
     """
-    if "jsonargparse" in str(_raised_in(error)) and error.__cause__ is not None:
+    file, by_raise = _origin(error)
+    if "jsonargparse" in file and error.__cause__ is not None:
         return told(error.__cause__)  # a constructor refused its arguments
-    if isinstance(error, (UserError, MisconfigurationException)) or _is_stated(error):
-        return " ".join(str(error).split())
+    fetching = "huggingface_hub" in file  # timm's weights, without a network
+    stated = by_raise and not isinstance(error, AssertionError) and _speaks(Path(file), error)
+    if stated or fetching or isinstance(error, (UserError, MisconfigurationException)):
+        return " ".join(str(error).split()) or None
     return None
 
 
-def _raised_in(error: BaseException) -> Path | None:
-    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-    return Path(frames[-1].f_code.co_filename) if frames else None
-
-
-def _is_stated(error: BaseException) -> bool:
+def _origin(error: BaseException) -> tuple[str, bool]:
+    """The file that raised an error, and whether a ``raise`` there did."""
     trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
+    if trace is None:
+        return "", False
+    while trace.tb_next is not None:
         trace = trace.tb_next
-    if trace is None or not isinstance(error, Exception) or isinstance(error, AssertionError):
-        return False
     code = trace.tb_frame.f_code
-    by_raise = dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
-    return by_raise and Path(code.co_filename).is_relative_to(_PACKAGE)
+    return code.co_filename, dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+
+
+def _speaks(file: Path, error: BaseException) -> bool:
+    return file.is_relative_to(_PACKAGE) or (isinstance(error, ValueError) and file.is_relative_to(_TRAINER))
 
 
 def one_line(message: str, options: Collection[str] = ()) -> str:

@@ -77,7 +77,7 @@ def open_model(path: str) -> Opened:
 
 
 def _file_in(folder: Path) -> Path:
-    for pattern, what in ((f"**/{PRUNED_FILE}", "pruned file"), ("**/*.ckpt", "checkpoint")):
+    for pattern in (f"**/{PRUNED_FILE}", "**/*.ckpt"):
         files = sorted(folder.glob(pattern), key=lambda file: file.stat().st_mtime)
         if files:
             return files[-1]
@@ -104,7 +104,8 @@ def _from_checkpoint(file: Path) -> tuple[nn.Module, str]:
     take_shapes(module, checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
     place = f"epoch {checkpoint['epoch']}, step {checkpoint['global_step']}"
-    return zero_below_thresholds(module, checkpoint).model, f"{options['model_name']}, a checkpoint of {place}"
+    zero_below_thresholds(module, checkpoint)
+    return module.model, f"{options['model_name']}, a checkpoint of {place}"
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: it is not one.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path} is no checkpoint, or a damaged one ({type(error).__name__}).") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:

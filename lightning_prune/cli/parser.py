@@ -92,9 +92,11 @@ def check_names(args: Sequence[str], known: Sequence[str], bases: Mapping[str, t
     """
     given = list(_expanded(args, bases))
     chosen = {key: _chosen(given, key, base, default) for key, (base, default) in bases.items()}
-    for name, _ in given:
+    for name, value in given:
         name = name.removesuffix("+")
         group, _, option = name.partition(".")
+        if group in bases and option == "help" and value:
+            _chosen([(group, value)], group, bases[group][0], "")
         if f"--{name}" in known or option == "help":
             continue
         cls = chosen.get(group)

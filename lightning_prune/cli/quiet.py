@@ -11,14 +11,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_LOGGED = ("Tip:", "GPU available:", "TPU available:", "HPU available:", "was configured so", "Seed set to")
+_LOGGED = ("Tip:", "TPU available:", "HPU available:", "was configured so", "Seed set to", "`weights_only` was not set")
 _WARNED = (
     r".*isinstance\(treespec, LeafSpec\)",
     r".*does not have many workers",
     r".*smaller than the logging interval",
     r".*tensorboardX.*has been removed as a dependency",
     r".*Checkpoint directory .* exists and is not empty",
-    r".*GPU available but not used",
 )
 
 

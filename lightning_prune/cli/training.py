@@ -12,7 +12,7 @@ from lightning_prune.callbacks import ChannelPruning, LTPCallback, PruningCallba
 from lightning_prune.cli.example import ExampleInput
 from lightning_prune.cli.mistakes import UserError
 from lightning_prune.cli.models import read_checkpoint
-from lightning_prune.cli.parser import PROGRAM, Parser, check_file, check_names, value_of
+from lightning_prune.cli.parser import PROGRAM, Parser, check_file, check_names, pairs, value_of
 from lightning_prune.zoo.classifier import TimmClassifier
 from lightning_prune.zoo.data.module import ImageDataModule
 
@@ -61,9 +61,10 @@ class PruneCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Checks what can be checked, sets the defaults of the chosen methods, and parses."""
-        given = list(args)[1:]
+        given = list(args)[1:]  # after the command
         assert isinstance(self.options, Parser)
         chosen = check_names(given, self.options.names(), BASES)
+        _check_then(chosen, given)
         if (path := value_of(given, "ckpt_path")) and "://" not in path and path not in ("last", "best", "hpc", "null"):
             read_checkpoint(check_file(path, "checkpoint"))
         self._set_defaults(chosen)
@@ -86,11 +87,6 @@ class PruneCLI(LightningCLI):
         first = next(c for c in callbacks if isinstance(c, PruningCallback))
         second = self._get(self.config_init, "then")
         self.prunings = [first] if second is None else [first, second]
-        if second is not None and not isinstance(first, ChannelPruning):
-            raise UserError(
-                f"--then {type(second).__name__} zeroes the weights that a method which removes channels has left, and "
-                f"--prune {type(first).__name__} removes none. Give one that does, such as --prune MRTSCallback."
-            )
         place = callbacks.index(first)
         callbacks[place : place + 1] = [*self.prunings, *self.callbacks_of_ours()]
         return trainer
@@ -98,3 +94,17 @@ class PruneCLI(LightningCLI):
     def callbacks_of_ours(self) -> list[Callback]:
         """What stands behind the callbacks that prune."""
         return [ExampleInput()]
+
+
+def _check_then(chosen: Mapping[str, type], given: Sequence[str]) -> None:
+    """A second method follows one that removes channels."""
+    option = next((name for name, _ in pairs(given) if name.startswith("then.")), None)
+    if "then" in chosen:
+        first = chosen.get("prune", ChannelPruning)
+        if not issubclass(first, ChannelPruning):
+            raise UserError(
+                f"--then {chosen['then'].__name__} zeroes weights of what a method that removes channels has left, and "
+                f"{first.__name__} removes none. Give one that does, such as --prune MRTSCallback."
+            )
+    elif option is not None and option != "then.help":
+        raise UserError(f"--{option} is an option of no method: give one, such as --then LTPCallback.")

@@ -15,8 +15,8 @@ from lightning_prune.support.table import Table, mib, ms, percent
 PAGE = """\
 usage: lightning-prune compare A B [options]
 
-Parameters, zeros, MACs, file sizes and latency on this CPU (of calls in turn) of two models; with --data, their accuracy
-on the validation data too.
+Parameters, zeros, MACs, file sizes and latency on this CPU (of calls in turn) of two models; with --data, their
+accuracy on the validation data too.
 
   A, B                      pruned files (.safetensors), checkpoints (.ckpt) or folders of runs
   --input CxHxW             size of one image, such as 3x224x224; files of a run know it
@@ -63,7 +63,7 @@ def run(args: Sequence[str]) -> None:
     if value_of(args, "data") is not None:
         data = parser.instantiate_classes(given).data
         data.setup("validate")
-        found = [percent(accuracy(opened.network, data.val_dataloader())) for opened in (first, second)]
-        rows.insert(0, ("accuracy", *found))
+        a, b = (percent(accuracy(opened.network, data.val_dataloader())) for opened in (first, second))
+        rows.insert(0, ("accuracy", a, b))
     files = [f"{letter}  {opened.path}: {opened.said}" for letter, opened in (("A", first), ("B", second))]
     print(Table(("", "A", "B"), rows, above=[*files, ""], below=report.notes))

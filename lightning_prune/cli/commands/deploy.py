@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from pathlib import Path
 
 from lightning_prune.cli.data import add_data
 from lightning_prune.cli.mistakes import UserError
 from lightning_prune.cli.models import open_model
 from lightning_prune.cli.parser import PROGRAM, Parser, check_names
 from lightning_prune.export.deploy import deploy
+from lightning_prune.zoo.data.module import ImageDataModule
 
 PAGE = """\
 usage: lightning-prune deploy PATH [options]
@@ -48,12 +48,12 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument("--baseline", type=str)
     for name, default in (("batch", 1), ("threads", 1), ("rounds", 30)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    opened = open_model(args[0]) if args and not args[0].startswith("-") else None
-    bases = add_data(parser, args, opened.path if opened is not None else Path())
-    check_names(args, parser.names(), bases)
+    check_names(args, [*parser.names(), "--data"], {"data": (ImageDataModule, "null")})
+    if not args or args[0].startswith("--"):
+        raise UserError("deploy needs the path of a model first, such as lightning_logs/version_0.")
+    opened = open_model(args[0])
+    check_names(args, parser.names(), add_data(parser, args, opened.path))
     given = parser.parse_args(list(args))
-    if opened is None:
-        opened = open_model(given.path)
     data = parser.instantiate_classes(given).data
     data.setup("fit")
     validation = data.val_dataloader()

@@ -11,12 +11,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_prune.cli.models import PRUNED_FILE, RESULTS_FILE
 from lightning_prune.cli.parser import value_of, without
 from lightning_prune.cli.table import BeforeAfter
 from lightning_prune.cli.training import PruneCLI
 from lightning_prune.io import save_pruned
-
-PRUNED_FILE, RESULTS_FILE = "pruned.safetensors", "results.json"
 
 PAGE = """\
 usage: lightning-prune fit [options]

@@ -38,10 +38,12 @@ def run(args: Sequence[str]) -> None:
     check_names(args, parser.names(), {})
     given = parser.parse_args(list(args))
     if (Path(given.path) / INDEX).is_file():
-        return print(Trail(given.path))
+        print(Trail(given.path))
+        return
     opened = open_model(given.path)
-    print(f"{opened.path}: {opened.said}\n\n{sparsity_report(opened.network)}")
     example = opened.example(given.input)
+    print(f"{opened.path}: {opened.said}\n\n{sparsity_report(opened.network)}")
     if example is None:
-        return print("\nGive --input, such as 3x224x224, for MACs, file sizes and latency.")
-    print(f"\n{cost_report(opened.network, example, batch=given.batch, threads=given.threads)}")
+        print("\nGive --input, such as 3x224x224, for MACs, file sizes and latency.")
+    else:
+        print(f"\n{cost_report(opened.network, example, batch=given.batch, threads=given.threads)}")

@@ -40,7 +40,7 @@ def run(args: Sequence[str]) -> None:
     """Trains what is not finished, and shows the table."""
     option, values = _targets(args)
     out, common = Path(value_of(args, "out") or "sweep"), without(args, "out", option)
-    _check_same(out, [*common, option])
+    _check_same(out, [*common, f"--{option}"])
     name, found = option.rpartition(".")[2], {}
     for value in values:
         folder = out / f"{name}={value:g}"
@@ -83,7 +83,7 @@ def _check_same(out: Path, options: list[str]) -> None:
     file.write_text(json.dumps(options))
 
 
-def _numbers(found: Mapping[str, Any]) -> dict[str, float]:
+def _numbers(found: Mapping[str, Any]) -> dict[str, Any]:
     """What of a run's results the table has."""
     numbers = {"dense": found[METRIC][0], "pruned": found[METRIC][1], "compression": found["compression"]}
     return numbers | ({"macs": found["macs"]} if "macs" in found else {}) | {"bytes": found["bytes"][1]}
