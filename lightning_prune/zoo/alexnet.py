@@ -26,12 +26,13 @@ class AlexNet(nn.Module):
         num_classes: outputs of the last layer; 0 returns what enters it.
         in_chans: channels of the input.
         drop_rate: dropout before the two hidden linear layers, in [0, 1).
+        hidden: units of each of the two hidden linear layers.
     """
 
-    def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5) -> None:
+    def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5, hidden: int = 4096) -> None:
         super().__init__()
         self.num_classes, self.in_chans = num_classes, in_chans
-        self.num_features, self.head_hidden_size = 256, 4096
+        self.num_features, self.head_hidden_size = 256, hidden
         self.features = nn.Sequential(
             nn.Conv2d(in_chans, 64, 11, 4, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2),
             nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2),
@@ -41,9 +42,9 @@ class AlexNet(nn.Module):
         )  # fmt: skip
         self.avgpool = nn.AdaptiveAvgPool2d((6, 6))
         self.classifier = nn.Sequential(
-            nn.Dropout(drop_rate), nn.Linear(256 * 6 * 6, 4096), nn.ReLU(inplace=True),
-            nn.Dropout(drop_rate), nn.Linear(4096, 4096), nn.ReLU(inplace=True),
-            nn.Linear(4096, num_classes) if num_classes else nn.Identity(),
+            nn.Dropout(drop_rate), nn.Linear(256 * 6 * 6, hidden), nn.ReLU(inplace=True),
+            nn.Dropout(drop_rate), nn.Linear(hidden, hidden), nn.ReLU(inplace=True),
+            nn.Linear(hidden, num_classes) if num_classes else nn.Identity(),
         )  # fmt: skip
 
     def get_classifier(self) -> nn.Module:
@@ -53,7 +54,7 @@ class AlexNet(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the last layer by a fresh one with ``num_classes`` outputs (0 removes it)."""
         self.num_classes = num_classes
-        self.classifier[6] = nn.Linear(4096, num_classes) if num_classes else nn.Identity()
+        self.classifier[6] = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Maps images ``(N, in_chans, H, W)`` to feature maps ``(N, 256, h, w)``."""

@@ -89,6 +89,8 @@ class TimmClassifier(CompactCheckpoint, LightningModule):
         self.model = timm.create_model(
             model_name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **(model_kwargs or {})
         )
+        # The command line hands the numbers of epochs on to the hyperparameters as text.
+        self._lr_steps = {int(epoch): float(rate) for epoch, rate in (lr_steps or {}).items()}
         if scale_init is not None:
             _set_scales(self.model, scale_init)
         if channels_last:
@@ -156,7 +158,7 @@ class TimmClassifier(CompactCheckpoint, LightningModule):
             if step:
                 trainer = self.trainer
                 epoch = step / math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-            return warm * piecewise(epoch, h["lr"], h["lr_steps"]) / float(h["lr"])
+            return warm * piecewise(epoch, h["lr"], self._lr_steps) / float(h["lr"])
         # Asked for in training only: asking here would make Lightning load the data before it restores the
         # loader's position from a checkpoint, and lose that.
         done = step / max(1, int(self.trainer.estimated_stepping_batches)) if step else 0.0
