@@ -60,14 +60,19 @@ def open_model(path: str) -> Opened:
     """Reads the model that a path leads to; nothing of a file is run as code.
 
     Args:
-        path: a checkpoint of `TimmClassifier`, a file that `save_pruned` wrote, or a folder with such files below it:
-            then its newest pruned file, or without one its newest checkpoint.
+        path: a checkpoint of `TimmClassifier`, a file that `save_pruned` or a folder that `save_pretrained` wrote,
+            "hf-hub:owner/name", or a folder with such files below it: then its newest pruned file, or without one its
+            newest checkpoint.
 
     Raises:
         UserError: there is none, or it cannot be read.
         PrunedFileError: a pruned file does not pass its checks.
     """
-    file = _file_in(Path(path)) if Path(path).is_dir() else check_file(path, "file or folder")
+    folder = Path(path)
+    if path.startswith("hf-hub:") or (folder / "config.json").is_file():
+        network = load_pruned(path)
+        return Opened(network, folder, f"{recipe_of(network, network)[0]}, a folder for the Hub", None)
+    file = _file_in(folder) if folder.is_dir() else check_file(path, "file or folder")
     if file.suffix == ".ckpt":
         network, said = _from_checkpoint(file)
     else:

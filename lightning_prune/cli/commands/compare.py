@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lightning_prune.cli.data import accuracy, add_data
 from lightning_prune.cli.mistakes import UserError
-from lightning_prune.cli.models import open_model
-from lightning_prune.cli.parser import PROGRAM, Parser, check_names, value_of
-from lightning_prune.export.cost import NetworkCost, cost_report
-from lightning_prune.support.table import Table, mib, ms, percent
+from lightning_prune.cli.models import Opened, open_model
+from lightning_prune.cli.parser import PROGRAM, Parser, check_names, pairs
+from lightning_prune.export.cost import cost_report
+from lightning_prune.support.table import percent
 
 PAGE = """\
 usage: lightning-prune compare A B [options]
@@ -27,17 +28,6 @@ accuracy on the validation data too.
 
   lightning-prune compare dense.ckpt lightning_logs/version_0 --data DigitsDataModule
 """
-
-ROWS: dict[str, Callable[[NetworkCost], str]] = {
-    "parameters": lambda cost: f"{cost.parameters:,}",
-    "not zero": lambda cost: f"{cost.nonzeros:,}",
-    "MACs": lambda cost: f"{cost.macs:,}",
-    "dense file": lambda cost: mib(cost.dense_bytes),
-    "pruned file": lambda cost: mib(cost.file_bytes),
-    "dense file, zipped": lambda cost: mib(cost.zip_bytes),
-    "PyTorch": lambda cost: ms(cost.eager_seconds),
-    "onnxruntime": lambda cost: ms(cost.onnxruntime_seconds),
-}
 
 
 def run(args: Sequence[str]) -> None:
@@ -57,13 +47,15 @@ def run(args: Sequence[str]) -> None:
         example = second.example(None)
     if example is None:
         raise UserError(f"neither {given.a} nor {given.b} tells the size of an image: give --input, such as 3x224x224.")
-    report = cost_report(first.network, example, baseline=second.network, batch=given.batch, threads=given.threads)
-    assert report.baseline is not None
-    rows = [(name, show(report.model), show(report.baseline)) for name, show in ROWS.items()]
-    if value_of(args, "data") is not None:
+    report = cost_report(second.network, example, baseline=first.network, batch=given.batch, threads=given.threads)
+    table = replace(report.table(), head=("", "A", "B", "B / A"), above=_files(first, second))
+    if any(name.partition(".")[0] == "data" for name, _ in pairs(args)):
         data = parser.instantiate_classes(given).data
         data.setup("validate")
-        a, b = (percent(accuracy(opened.network, data.val_dataloader())) for opened in (first, second))
-        rows.insert(0, ("accuracy", a, b))
-    files = [f"{letter}  {opened.path}: {opened.said}" for letter, opened in (("A", first), ("B", second))]
-    print(Table(("", "A", "B"), rows, above=[*files, ""], below=report.notes))
+        a, b = (accuracy(opened.network, data.val_dataloader()) for opened in (first, second))
+        table = replace(table, rows=[("accuracy", percent(a), percent(b), f"{b - a:+.2%}"), *table.rows])
+    print(table)
+
+
+def _files(first: Opened, second: Opened) -> list[str]:
+    return [f"{letter}  {opened.path}: {opened.said}" for letter, opened in (("A", first), ("B", second))] + [""]
