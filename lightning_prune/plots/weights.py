@@ -84,7 +84,7 @@ def weights_before_after(
     figure = new_figure(3.2 * columns, 3.0 * lines)
     axes = figure.subplots(lines, columns, squeeze=False).flatten()
     for ax, (name, weights) in zip(axes, before.items(), strict=False):
-        ax.plot(_some(weights), _some(after[name]), ",", alpha=0.6)
+        ax.plot(_some(weights), _some(after[name]), ".", markersize=1.5, alpha=0.5)
         if thresholds is not None and name in thresholds:
             for side in (-1, 1):
                 ax.axvline(side * thresholds[name] ** 0.5, color="tab:red", linewidth=1)

@@ -142,3 +142,13 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
 def test_no_plot_uses_pyplot() -> None:
     for path in Path(plots.__file__).parent.glob("*.py"):
         assert "matplotlib.pyplot" not in path.read_text()
+
+
+def test_the_pages_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "plots.md").read_text()
+    code = text.split("<!-- runs -->\n```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert {file.stem for file in tmp_path.iterdir()} == {"graph", "weights", "layers", "costs", "scales", "tradeoff"}
+    for name in plots.__all__:
+        assert f"plots.{name}" in text
