@@ -39,7 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report*", "metrics*", "plots*"),
     ("io*", "export*"),
     ("callbacks.*",),
-    ("callbacks.methods*",),
+    ("callbacks.methods*", "callbacks.figures"),
     ("callbacks",),
     ("zoo*",),
     ("recipes*",),

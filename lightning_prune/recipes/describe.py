@@ -93,7 +93,8 @@ def _constants(name: str, body: list[str]) -> list[Constant]:
             continue
         origin, _, why = (match["tag"] or "" if match else "").partition(": ")
         if origin not in _ORIGINS:
-            raise ValueError(f"recipe {name}: {line.strip()!r} does not end in '# {'', '# '.join(_ORIGINS)}'")
+            tags = ", ".join(f"# {each}" for each in _ORIGINS)
+            raise ValueError(f"recipe {name}: {line.strip()!r} does not end in one of '{tags}'.")
         assert match is not None
         found.append(Constant(key, match["value"] or "", origin, why))  # type: ignore[arg-type]
         inside = indent if not match["value"] else -1

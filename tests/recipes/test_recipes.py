@@ -23,11 +23,7 @@ from lightning_prune.zoo.classifier import TimmClassifier
 from lightning_prune.zoo.data.module import ImageDataModule
 from tests.zoo.data.files import write_cifar
 
-GENTLY = ["--model.lr=1e-5"]  # two images leave BatchNorm two values, and deep gradients explode
 SHALLOW = {
-    "mobilenetv2_100.ra_in1k": GENTLY,
-    "efficientnet_b0.ra_in1k": GENTLY,
-    "mixnet_s.ft_in1k": GENTLY,
     "alexnet": ["--model.model_kwargs={hidden: 64}"],
     "resnet50": ["--model.model_kwargs={layers: [1, 1, 1, 1]}"],
     "resnet50.tv_in1k": ["--model.model_kwargs={layers: [1, 1, 1, 1]}"],
@@ -103,7 +99,7 @@ def short(name: str, data: Path, path: Path) -> tuple[list[str], list[str]]:
     if module != "DigitsDataModule":
         options.append(f"--data.root={data}")
     if module == "ImageFolderDataModule":
-        options.append(f"--data.image_size={64 if recipe['model']['model_name'] == 'alexnet' else 32}")
+        options.append(f"--data.image_size={32 if 'resnet' in recipe['model']['model_name'] else 64}")
     if "score_batches" in given or "score" in given:
         options.append("--prune.score_batches=1")
     if given.get("steps", 1) > 1:
