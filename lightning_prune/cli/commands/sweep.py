@@ -112,17 +112,12 @@ def _write(path: Path, name: str, found: Mapping[float, Mapping[str, Any]]) -> N
 
 
 def _plot(path: Path, found: Mapping[float, Mapping[str, Any]]) -> Path:
-    """Accuracy of each pruned network against its compression, or the MACs that are left; the dense one as a line."""
-    from matplotlib.figure import Figure
+    """Accuracy of each pruned network against the MACs that are left, or its compression; the dense ones' mean beside."""
+    from lightning_prune.plots import accuracy_against_compression
 
-    rows = sorted((_numbers(results) for results in found.values()), key=lambda row: row["compression"])
-    cost = "macs" if "macs" in rows[0] else "compression"
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([row[cost] for row in rows], [row["pruned"] for row in rows], marker="o", label="pruned")
-    axes.axhline(sum(row["dense"] for row in rows) / len(rows), color="gray", linestyle="--", label="dense, mean")
-    axes.set_xlabel("share of MACs left" if cost == "macs" else "compression")
-    axes.set_ylabel(METRIC)
-    axes.legend()
-    figure.savefig(path, dpi=150)
+    rows = [_numbers(results) for results in found.values()]
+    cost, said = ("macs", "share of MACs left") if "macs" in rows[0] else ("compression", "compression")
+    dense = sum(row["dense"] for row in rows) / len(rows)
+    points = [(row[cost], row["pruned"]) for row in rows]
+    accuracy_against_compression({"pruned": points}, dense, said).savefig(path, dpi=150)
     return path
