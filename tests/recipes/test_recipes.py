@@ -17,10 +17,8 @@ from PIL import Image
 
 from lightning_prune import ChannelPruning, WeightPruning, sparsity_report
 from lightning_prune.callbacks import PruningCallback
-from lightning_prune.cli.app import PruneCLI
+from lightning_prune.cli.commands.fit import FitCLI
 from lightning_prune.recipes import recipe_names, recipe_path
-from lightning_prune.zoo.classifier import TimmClassifier
-from lightning_prune.zoo.data.module import ImageDataModule
 from tests.zoo.data.files import write_cifar
 
 SHALLOW = {
@@ -71,17 +69,15 @@ def read(name: str) -> dict[str, Any]:
     return recipe
 
 
-def open_recipe(name: str, *options: str) -> PruneCLI:
+def open_recipe(name: str, *options: str) -> FitCLI:
     """The command line's objects for a recipe."""
     plain = [
         "--model.pretrained=false", "--trainer.accelerator=cpu", "--trainer.logger=false",
         "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false",
     ]  # fmt: skip
-    return PruneCLI(
-        TimmClassifier, ImageDataModule, subclass_mode_data=True, run=False, save_config_callback=None,
-        args=["--config", str(recipe_path(name)), *plain, *options],
-    )  # fmt: skip
+    given = ["--config", str(recipe_path(name)), *plain, *options]
+    return FitCLI(given, run=False, save_config_callback=None)
 
 
 def short(name: str, data: Path, path: Path) -> tuple[list[str], list[str]]:
@@ -107,22 +103,22 @@ def short(name: str, data: Path, path: Path) -> tuple[list[str], list[str]]:
     return options, phases
 
 
-def run(name: str, data: Path, path: Path, network: list[str]) -> tuple[PruneCLI, dict[str, Any]]:
+def run(name: str, data: Path, path: Path, network: list[str]) -> tuple[FitCLI, dict[str, Any]]:
     """Trains a recipe, shortened, and checks what every recipe promises."""
     options, phases = short(name, data, path)
     cli = open_recipe(name, *options, *network)
-    notes = Phases(cli.pruning)
+    notes = Phases(cli.prunings[0])
     cli.trainer.callbacks.insert(0, notes)  # type: ignore[attr-defined]
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     assert notes.seen == phases
-    assert cli.pruning.stage == "pruned"
+    assert cli.prunings[0].stage == "pruned"
     assert all(torch.isfinite(p).all() for p in cli.model.parameters())
     return cli, read(name)["prune"]["init_args"]
 
 
 def check(name: str, data: Path, path: Path, network: list[str]) -> None:
     cli, given = run(name, data, path, network)
-    if isinstance(cli.pruning, WeightPruning):
+    if isinstance(cli.prunings[0], WeightPruning):
         sparsity = sparsity_report(cli.model).sparsity
         if given.get("mode") == "paper":  # without a target
             assert sparsity > 0
@@ -130,10 +126,10 @@ def check(name: str, data: Path, path: Path, network: list[str]) -> None:
             target = given.get("target_sparsity", 1 - 1 / given.get("target_compression", 1))
             assert sparsity == pytest.approx(target, abs=1e-3)
     else:
-        assert isinstance(cli.pruning, ChannelPruning)
+        assert isinstance(cli.prunings[0], ChannelPruning)
         resource = next(key for key in given if key.startswith("target_")).removeprefix("target_")
         target = given[f"target_{resource}"]
-        assert target - 0.1 < cli.pruning.numbers[resource] < target + 0.01
+        assert target - 0.1 < cli.prunings[0].numbers[resource] < target + 0.01
 
 
 def test_every_recipe_is_parsed_as_it_stands() -> None:

@@ -112,7 +112,7 @@ def _write(path: Path, name: str, found: Mapping[float, Mapping[str, Any]]) -> N
 
 
 def _plot(path: Path, found: Mapping[float, Mapping[str, Any]]) -> Path:
-    """Accuracy of each pruned network against the MACs that are left, or its compression; the dense ones' mean beside."""
+    """Accuracy of each pruned network against the MACs left, or its compression, and the mean of the dense ones."""
     from lightning_prune.plots import accuracy_against_compression
 
     rows = [_numbers(results) for results in found.values()]
