@@ -30,6 +30,9 @@ from lightning_prune.export.result import fastest_of
 from lightning_prune.export.runtimes import PRECISIONS
 from lightning_prune.io.describe import versions
 from lightning_prune.support.batchnorm import recalibrate
+from tests.toy import network
+
+TOY = "toy"
 
 TARGETS = {  # (the least ratio, to what)
     "resnet18": (4.0, "own"), "resnet50": (4.0, "own"),
@@ -42,8 +45,8 @@ HERE = Path(__file__).parent
 def measure(name: str, args: argparse.Namespace, batches: list[int]) -> list[dict[str, Any]]:
     """One record a batch size."""
     torch.manual_seed(0)
-    dense = timm.create_model(name).eval()
-    images = [torch.randn(8, 3, args.size, args.size) for _ in range(2)]
+    dense, colours = (network(), 1) if name == TOY else (timm.create_model(name).eval(), 3)
+    images = [torch.randn(8, colours, args.size, args.size) for _ in range(2)]
     recalibrate(dense, images)
     small = copy.deepcopy(dense)
     scope = args.scope or SCOPES.get(name, "isomorphic")
@@ -106,16 +109,16 @@ def page(records: list[dict[str, Any]]) -> str:
     last = records[-1]
     lines = [
         "# Deployed networks at half the MACs\n",
-        f"`python -m tests.benchmarks.deploy`: {last['cpu']}, threads {last['threads']}, {last['size']} pixels, divisor",
-        f"{last['divisor']}, medians of {last['rounds']} calls in turn; {last['date']}, "
+        f"`python -m tests.benchmarks.deploy`: {last['cpu']}, threads {last['threads']}, {last['size']} pixels,",
+        f"divisor {last['divisor']}, medians of {last['rounds']} calls in turn; {last['date']}, "
         + ", ".join(f"{name} {version}" for name, version in last["versions"].items())
         + ".\n",
         "Latency in ms of the dense network and of the pruned one, in every form: fp32, bf16 (the same file, computed",
         "in bfloat16), int8, and mixed (int8 in all convolutions but the depthwise and squeeze-excite ones). Weights",
         "are random: this is about speed alone.\n",
-        "Ratios are times of dense / pruned. *own*: dense fp32 to the fastest pruned form, in the runtime of the latter.",
-        "*fastest fp32*: the fastest dense fp32 to the fastest pruned form. *fastest*: the fastest dense form, whatever",
-        "its precision, to the fastest pruned form.\n",
+        "Ratios are times of dense / pruned. *own*: dense fp32 to the fastest pruned form, in that runtime.",
+        "*fastest fp32*: the fastest dense fp32 to the fastest pruned form. *fastest*: the fastest dense form, of any",
+        "precision, to the fastest pruned form.\n",
     ]
     columns = list(dict.fromkeys((c["runtime"], c["precision"]) for r in records for c in r["candidates"]))
     head = ["network", "batch", "MACs", "selection", *(f"{runtime} {precision}" for runtime, precision in columns)]
@@ -164,7 +167,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--smoke", action="store_true", help="a tiny network, a few calls")
     args = parser.parse_args(argv)
     if args.smoke:
-        args.only, args.batches, args.rounds, args.size = ["test_resnet"], [1, 2], 2, 32
+        args.only, args.batches, args.rounds, args.size, args.divisor = [TOY], [1], 2, 8, 1
     logging.getLogger("lightning_prune").setLevel(logging.ERROR)
     torch.set_num_threads(args.threads)
     done = known(args.out)
