@@ -82,14 +82,14 @@ def run_candidate(files: Files, c: Candidate, threads: int) -> Callable[[Any], S
 
 def top1(output: Tensor, labels: Any) -> float:
     """Share of samples whose largest output [N, classes] is their label [N]."""
-    return float((output.argmax(1) == torch.as_tensor(labels)).double().mean())
+    return float((output.argmax(1) == torch.as_tensor(labels).cpu()).double().mean())
 
 
 def accuracy_of(run: Callable[[Any], Sequence[Tensor]], batches: Iterable[Any], metric: Metric) -> float:
     """The mean of a metric over the samples of (input, labels) batches.
 
     Raises:
-        CalibrationError: there is no batch, or one without labels.
+        CalibrationError: there is no batch, one without labels, or the metric is NaN or infinite.
     """
     total, count = 0.0, 0
     for each in batches:
@@ -99,4 +99,6 @@ def accuracy_of(run: Callable[[Any], Sequence[Tensor]], batches: Iterable[Any], 
         total, count = total + metric(outputs[0], each[1]) * len(outputs[0]), count + len(outputs[0])
     if not count:
         raise CalibrationError("validation= has no batch: give a loader or a list of (input, labels)")
+    if not math.isfinite(total):
+        raise CalibrationError(f"the metric on validation= is {total}; expected a finite mean for every batch")
     return total / count
