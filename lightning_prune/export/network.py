@@ -163,11 +163,11 @@ def _denormal_shares(network: nn.Module, arguments: Arguments) -> Iterable[float
             small = output.abs() < torch.finfo(output.dtype).tiny
             shares.append(float((small & (output != 0)).double().mean()))
 
-    hooks = [m.register_forward_hook(look) for m in network.modules() if not any(True for _ in m.children())]
-    try:
-        with torch.inference_mode(), denormals(flushed=False):
+    with without_hooks(network), torch.inference_mode(), denormals(flushed=False):
+        hooks = [m.register_forward_hook(look) for m in network.modules() if not any(True for _ in m.children())]
+        try:
             network(*arguments.args, **arguments.kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+        finally:
+            for hook in hooks:
+                hook.remove()
     return shares

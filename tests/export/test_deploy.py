@@ -83,6 +83,7 @@ def test_the_file_runs_without_pytorch(result: Deployed, tmp_path: Path) -> None
     assert said["info"]["precision"] == result.chosen.precision
     assert said["info"]["runtime"] == result.chosen.runtime
     assert said["info"]["accuracy"] == {"written": result.chosen.accuracy, "network": result.accuracy}
+    assert said["info"]["inputs"] == [{"shape": [None, 1, 8, 8], "dtype": "float32"}]
     assert said["info"]["versions"]["lightning_prune"] == lightning_prune.__version__
     assert [file.name for file in result.path.parent.iterdir()] == ["net.onnx"]
 
