@@ -156,6 +156,15 @@ def test_a_recipe_runs_through_its_phases(name: str, recipes: dict[str, Any], da
         assert convs == [4, 8, 16, 16, 32, 32, 32] + 6 * [32]
 
 
+def test_what_suits_gpus_works_on_a_cpu_too(recipes: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    recipe = recipes["mrts_resnet50_imagenet"]
+    assert (recipe.trainer.precision, recipe.model.channels_last) == ("bf16-mixed", True)
+    flags = [f"--trainer.precision={recipe.trainer.precision}", "--data.num_workers=1"]
+    cli = run("mrts_resnet50_imagenet", recipe, data, tmp_path, [*network_of(recipe), *flags])
+    kernels = [p for p in cli.model.parameters() if p.ndim == 4]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+
+
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_runs_with_its_whole_network(name: str, recipes: dict[str, Any], data: Path, tmp_path: Path) -> None:
