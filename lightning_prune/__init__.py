@@ -11,6 +11,7 @@ from lightning_prune.callbacks import (
     MRTSCallback,
     NetworkSlimmingCallback,
     PruningCallback,
+    PruningFigures,
     ScorePruningCallback,
     SoftFilterPruningCallback,
     ST3Callback,
@@ -32,6 +33,8 @@ from lightning_prune.channels import (
     prune_channels,
 )
 from lightning_prune.channels.select.units import ChannelUnits
+from lightning_prune.errors import ExportError
+from lightning_prune.export import Candidate, CostReport, Deployed, cost_report, deploy
 from lightning_prune.io import (
     PrunedFileError,
     load_pruned,
@@ -77,6 +80,7 @@ __all__ = [
     "PlanError",
     "PrunedFileError",
     "PruningCallback",
+    "PruningFigures",
     "PruningPlan",
     "ST3Callback",
     "STRCallback",

@@ -3,6 +3,7 @@
 from lightning_prune.callbacks.checkpoint import CompactCheckpoint, take_shapes
 from lightning_prune.callbacks.families.channels import ChannelPruning
 from lightning_prune.callbacks.families.weights import WeightPruning
+from lightning_prune.callbacks.figures import PruningFigures
 from lightning_prune.callbacks.lifecycle import PruningCallback
 from lightning_prune.callbacks.methods.channels.mrts import MRTSCallback
 from lightning_prune.callbacks.methods.channels.score import FPGMCallback, ScorePruningCallback
@@ -30,6 +31,7 @@ __all__ = [
     "MagnitudeCallback",
     "NetworkSlimmingCallback",
     "PruningCallback",
+    "PruningFigures",
     "ST3Callback",
     "STRCallback",
     "ScorePruningCallback",

@@ -78,7 +78,7 @@ class Deployed(Shown):
             ("network", "runtime", "precision", *measured),
             [self._row(c) for c in (*self.dense, *self.candidates)],
             above=[
-                f"CPU latency at batch {self.batch}, threads {self.threads}: medians of calls in turn, and how many times",
+                f"CPU latency at batch {self.batch}, threads {self.threads}: medians of calls in turn; how many times",
                 "as long the dense network takes in fp32 in the same runtime, and in its own fastest form",
             ],
             below=[f"wrote {self.path}: {self.chosen}", *self.notes],
