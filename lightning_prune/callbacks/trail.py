@@ -6,7 +6,7 @@ LTP prunes gradually, so one run passes through every sparsity; the trail keeps 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Trainer
 from torch import nn
+
+from lightning_prune.support.table import Shown, Table, percent
 
 INDEX = "index.json"
 
@@ -43,16 +45,26 @@ class TrailEntry:
         """
         checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
         module.load_state_dict(checkpoint["state_dict"])
-        for state in checkpoint["callbacks"].values():
-            if isinstance(state, dict) and "thresholds" in state and "names" in state:
-                params = dict(module.named_parameters())
-                with torch.no_grad():
-                    for name, tau in zip(state["names"], state["thresholds"].tolist(), strict=True):
-                        params[name].masked_fill_(params[name].float().square() <= tau, 0)
-        return module
+        return zero_below_thresholds(module, checkpoint)
 
 
-class Trail:
+@torch.no_grad()
+def zero_below_thresholds(module: nn.Module, checkpoint: Mapping[str, Any]) -> nn.Module:
+    """Zeroes, in place, what a checkpoint from the sparsify phase had pruned; others have their zeros already.
+
+    Args:
+        module: has the checkpoint's weights.
+        checkpoint: as Lightning saved it.
+    """
+    for state in checkpoint["callbacks"].values():
+        if isinstance(state, dict) and "thresholds" in state and "names" in state:
+            params = dict(module.named_parameters())
+            for name, tau in zip(state["names"], state["thresholds"].tolist(), strict=True):
+                params[name].masked_fill_(params[name].float().square() <= tau, 0)
+    return module
+
+
+class Trail(Shown):
     """The index of a trail, read back from its folder. ``print`` shows a table.
 
     Args:
@@ -91,16 +103,16 @@ class Trail:
         worst = float("-inf")
         return max(inside, key=lambda e: (worst if e.score is None else sign * e.score, -e.kept))
 
-    def __str__(self) -> str:
+    def table(self) -> Table:
+        """A row a checkpoint."""
         metric = next((e.metric for e in self.entries if e.metric), "score")
-        rows = [("crossed", "kept", "sparsity", "phase", "epoch", "step", metric, "checkpoint")]
+        head = ("crossed", "kept", "sparsity", "phase", "epoch", "step", metric, "checkpoint")
+        rows = []
         for e in self.entries:
             crossed, score = ", ".join(f"{v:g}" for v in e.crossed), "-" if e.score is None else f"{e.score:.4f}"
-            shares = f"{e.kept:.2%}", f"{e.sparsity:.2%}"
+            shares = percent(e.kept), percent(e.sparsity)
             rows.append((crossed, *shares, e.phase, str(e.epoch), str(e.step), score, Path(e.path).name))
-        width = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(f"{cell:>{w}}" for cell, w in zip(row, width, strict=True)) for row in rows]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+        return Table(head, rows, left=0)
 
 
 @dataclass

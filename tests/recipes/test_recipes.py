@@ -18,10 +18,8 @@ from torch import nn
 
 from lightning_prune import WeightPruning, sparsity_report
 from lightning_prune.callbacks import PruningCallback
-from lightning_prune.cli.app import PruneCLI
+from lightning_prune.cli.commands.fit import FitCLI
 from lightning_prune.recipes import recipe_names, recipe_path
-from lightning_prune.zoo.classifier import TimmClassifier
-from lightning_prune.zoo.data.module import ImageDataModule
 from tests.zoo.data.files import write_cifar
 
 SHALLOW = {
@@ -66,17 +64,15 @@ class Phases(Callback):
         self.seen.append(self.pruning.phases.at(self.pruning.seen))
 
 
-def open_recipe(name: str, *options: str) -> PruneCLI:
+def open_recipe(name: str, *options: str) -> FitCLI:
     """The command line's objects for a recipe."""
     plain = [
         "--model.pretrained=false", "--trainer.accelerator=cpu", "--trainer.logger=false",
         "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false",
     ]  # fmt: skip
-    return PruneCLI(
-        TimmClassifier, ImageDataModule, subclass_mode_data=True, run=False, save_config_callback=None,
-        args=["--config", str(recipe_path(name)), *plain, *options],
-    )  # fmt: skip
+    given = ["--config", str(recipe_path(name)), *plain, *options]
+    return FitCLI(given, run=False, save_config_callback=None)
 
 
 @pytest.fixture(scope="module")
@@ -115,25 +111,25 @@ def short(recipe: Any, data: Path, path: Path) -> list[str]:
     return options
 
 
-def run(name: str, recipe: Any, data: Path, path: Path, network: list[str]) -> PruneCLI:
+def run(name: str, recipe: Any, data: Path, path: Path, network: list[str]) -> FitCLI:
     """Trains a recipe, shortened, and checks what every recipe promises."""
     cli = open_recipe(name, *short(recipe, data, path), *network)
-    notes = Phases(cli.pruning)
+    notes = Phases(cli.prunings[0])
     cli.trainer.callbacks.insert(0, notes)  # type: ignore[attr-defined]
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     assert notes.seen == lasting(recipe)
-    assert cli.pruning.stage == "pruned"
+    assert cli.prunings[0].stage == "pruned"
     assert all(torch.isfinite(p).all() for p in cli.model.parameters())
     given = recipe.prune.init_args
     targets = {k.removeprefix("target_"): v for k, v in given.items() if k.startswith("target_") and v is not None}
-    if isinstance(cli.pruning, WeightPruning):
+    if isinstance(cli.prunings[0], WeightPruning):
         sparsity = sparsity_report(cli.model).sparsity
         if "compression" in targets:
             targets["sparsity"] = 1 - 1 / targets["compression"]
         assert sparsity == pytest.approx(targets["sparsity"], abs=1e-3) if targets else sparsity > 0
     else:
         for resource, target in targets.items():
-            assert target - 0.1 < cli.pruning.numbers[resource] < target + 0.01  # type: ignore[attr-defined]
+            assert target - 0.1 < cli.prunings[0].numbers[resource] < target + 0.01  # type: ignore[attr-defined]
     return cli
 
 
