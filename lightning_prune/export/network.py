@@ -66,8 +66,19 @@ def _fill_zeros(weight: Tensor, generator: torch.Generator) -> None:
 
 
 def inputs_of(batch: Any) -> Arguments:
-    """The arguments in a batch as a loader gives it: of (input, labels) the input, which may be a tuple or a dict."""
-    return split_input(batch[0] if isinstance(batch, (tuple, list)) else batch)
+    """The arguments in a batch as a loader gives it: of (input, labels) the input, which may be a tuple or a dict.
+
+    On the CPU, floats in float32.
+    """
+    given = split_input(batch[0] if isinstance(batch, (tuple, list)) else batch)
+    return Arguments(*pytree.tree_map(_plain, tuple(given)))
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach().cpu()
+    return value.float() if value.is_floating_point() else value
 
 
 def tensors_of(arguments: Arguments) -> list[Tensor]:
@@ -81,10 +92,9 @@ def resized(example_input: Any, batch: int) -> Arguments:
     def resize(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.ndim:
             return value
-        out = value.detach().cpu()[torch.arange(batch) % len(value)]
-        if not out.is_floating_point():
-            return out
-        return out.float() * torch.linspace(1, 0.5, batch).reshape(-1, *[1] * (out.ndim - 1))
+        out: Tensor = _plain(value)[torch.arange(batch) % len(value)]
+        weaker = torch.linspace(1, 0.5, batch).reshape(-1, *[1] * (out.ndim - 1))
+        return out * weaker if out.is_floating_point() else out
 
     return Arguments(*pytree.tree_map(resize, tuple(split_input(example_input))))
 
@@ -100,17 +110,29 @@ def runner(network: nn.Module) -> Run:
 
 
 @contextmanager
-def threads_of_torch(threads: int) -> Iterator[None]:
-    """So many threads, and denormals flushed to zero, in PyTorch; as before after."""
+def clocked(threads: int) -> Iterator[None]:
+    """So many threads of PyTorch, and denormals flushed to zero; both as before after, whatever sessions did to them.
+
+    Sessions that flush set a flag of the processor, which outlives them in the thread that made them.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    flushed = torch.set_flush_denormal(True)
+    try:
+        with denormals(flushed=True):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def denormals(*, flushed: bool) -> Iterator[None]:
+    """Whether this thread takes denormal numbers for zero inside; as before after."""
+    before = float(torch.full((1,), 1e-39) * 1.0) == 0
+    torch.set_flush_denormal(flushed)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
-        if flushed:
-            torch.set_flush_denormal(False)
+        torch.set_flush_denormal(before)
 
 
 def strange_values(network: nn.Module, arguments: Arguments) -> list[str]:
@@ -138,14 +160,14 @@ def _denormal_shares(network: nn.Module, arguments: Arguments) -> Iterable[float
 
     def look(module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
-            size = output.abs()
-            shares.append(float(((size > 0) & (size < torch.finfo(output.dtype).tiny)).double().mean()))
+            small = output.abs() < torch.finfo(output.dtype).tiny
+            shares.append(float((small & (output != 0)).double().mean()))
 
-    hooks = [m.register_forward_hook(look) for m in network.modules() if not any(True for _ in m.children())]
-    try:
-        with torch.inference_mode():
+    with without_hooks(network), torch.inference_mode(), denormals(flushed=False):
+        hooks = [m.register_forward_hook(look) for m in network.modules() if not any(True for _ in m.children())]
+        try:
             network(*arguments.args, **arguments.kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+        finally:
+            for hook in hooks:
+                hook.remove()
     return shares

@@ -19,7 +19,6 @@ from torch import Tensor
 
 SPARSE_BYTES = 16  # about what the count of values costs in the index of a file, so that tiny tensors stay dense
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_POPCOUNT = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
 
 
 def bits(tensor: Tensor) -> Tensor:
@@ -51,8 +50,8 @@ def encode(tensor: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def popcount(mask: Tensor) -> int:
-    """Counts the set bits of a uint8 tensor without unpacking it."""
-    return int(_POPCOUNT[mask.numpy()].sum(dtype=np.int64))
+    """Counts the set bits of a uint8 tensor."""
+    return int(np.count_nonzero(np.unpackbits(mask.numpy()).view(bool)))
 
 
 def decode(mask: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
