@@ -31,6 +31,7 @@ from lightning_prune.channels import (
     prune_channels,
 )
 from lightning_prune.channels.select.units import ChannelUnits
+from lightning_prune.factors import FactorUnits, factorize, plan_factors
 from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
 from lightning_prune.io.describe import own_version
 from lightning_prune.masks import Gate, WeightUnits
@@ -52,6 +53,7 @@ __all__ = [
     "CompactCheckpoint",
     "CompressionRatio",
     "FPGMCallback",
+    "FactorUnits",
     "Gate",
     "KeepZeros",
     "LTPCallback",
@@ -77,7 +79,9 @@ __all__ = [
     "WeightPruning",
     "WeightUnits",
     "__version__",
+    "factorize",
     "load_pruned",
+    "plan_factors",
     "plan_of",
     "prune_channels",
     "pruned_state_dict",
