@@ -2,11 +2,14 @@
 
 from lightning_prune.callbacks.checkpoint import CompactCheckpoint, take_shapes
 from lightning_prune.callbacks.families.channels import ChannelPruning
+from lightning_prune.callbacks.families.factors import FactorPruning
 from lightning_prune.callbacks.families.weights import WeightPruning
 from lightning_prune.callbacks.lifecycle import PruningCallback
 from lightning_prune.callbacks.methods.channels.mrts import MRTSCallback
 from lightning_prune.callbacks.methods.channels.score import FPGMCallback, ScorePruningCallback
 from lightning_prune.callbacks.methods.channels.slimming import NetworkSlimmingCallback
+from lightning_prune.callbacks.methods.factors.flop import FLOPCallback
+from lightning_prune.callbacks.methods.factors.svd import SVDCallback
 from lightning_prune.callbacks.methods.weights.keep_zeros import KeepZeros
 from lightning_prune.callbacks.methods.weights.ltp import LTPCallback
 from lightning_prune.callbacks.methods.weights.magnitude import MagnitudeCallback
@@ -22,7 +25,9 @@ __all__ = [
     "ChannelPruning",
     "ChannelPruningCallback",
     "CompactCheckpoint",
+    "FLOPCallback",
     "FPGMCallback",
+    "FactorPruning",
     "KeepZeros",
     "LTPCallback",
     "MRTSCallback",
@@ -31,6 +36,7 @@ __all__ = [
     "PruningCallback",
     "ST3Callback",
     "STRCallback",
+    "SVDCallback",
     "ScorePruningCallback",
     "TaylorWeightCallback",
     "ThresholdPruning",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -72,10 +72,20 @@ class FactorUnits:
     def of(network: nn.Module, targets: Sequence[Target], min_keep: float = 0.0) -> FactorUnits:
         """Those of the weights as they are now; min_keep: least share of each layer's components to keep."""
         bases = [low_rank.basis(t.param.flatten(1)) for t in targets]
-        single = [low_rank.Basis(b.vectors.to(t.param.dtype), b.values) for b, t in zip(bases, targets, strict=True)]
-        least = floors([len(b.values) for b in bases], min_keep)
+        bases = [low_rank.Basis(b.vectors.to(t.param), b.values) for b, t in zip(bases, targets, strict=True)]
+        return replace(FactorUnits._unmeasured(network, targets, min_keep), bases=tuple(bases))
+
+    @staticmethod
+    def _unmeasured(network: nn.Module, targets: Sequence[Target], min_keep: float) -> FactorUnits:
+        least = floors([min(t.param.shape[0], t.param[0].numel()) for t in targets], min_keep)
         others = sum(p.numel() for p in network.parameters()) - sum(t.numel for t in targets)
-        return FactorUnits(tuple(targets), tuple(single), tuple(least), others)
+        return FactorUnits(tuple(targets), (), tuple(least), others)
+
+    @staticmethod
+    def check(network: nn.Module, targets: Sequence[Target], min_keep: float, share: float) -> None:
+        """Raises BudgetError if a share of the network's parameters is less than these weights can be brought to."""
+        units = FactorUnits._unmeasured(network, targets, min_keep)
+        low_rank.check_floor(units.matrices, units.least, units.budget(share))
 
     @property
     def names(self) -> list[str]:

@@ -47,9 +47,8 @@ def soft_gates(log_alpha: Tensor) -> Tensor:
 def evaluation_gates(log_alpha: Tensor) -> Tensor:
     """The gates of evaluation: as many of the smallest as are expected to be zero are zero, the others stay soft."""
     gates = soft_gates(log_alpha)
-    zeros = round(len(gates) - float(open_probability(log_alpha).sum()))
-    lowest = torch.topk(gates, zeros, largest=False).indices
-    return gates.index_fill(0, lowest, 0.0)
+    zeros = (len(gates) - open_probability(log_alpha).sum()).round()
+    return torch.where(gates.argsort(stable=True).argsort() < zeros, 0.0, gates)
 
 
 def price(first: Tensor, second: Tensor, gap: Tensor) -> Tensor:

@@ -31,10 +31,16 @@ def most_rank(rows: int, columns: int) -> int:
     return (rows * columns - 1) // (rows + columns)
 
 
+def _exact(weight: Tensor) -> Tensor:
+    """In float64, which not every device has."""
+    device = "cpu" if weight.device.type == "mps" else weight.device
+    return weight.detach().to(device, torch.float64)
+
+
 @torch.no_grad()
 def basis(weight: Tensor) -> Basis:
     """The principal directions of a matrix, in float64, from the eigenvectors of its smaller Gram matrix."""
-    w = weight.detach().double()
+    w = _exact(weight)
     values, vectors = torch.linalg.eigh(w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w)
     return Basis(vectors.flip(1), values.flip(0).clamp_min(0).sqrt())
 
@@ -60,13 +66,13 @@ def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     so that both train alike; where these are tiny, the first part takes them, so that a layer of zeros trains too.
     """
     vectors, values = basis(weight)
-    w, vectors = weight.detach().double(), vectors[:, :rank]
+    w, vectors = _exact(weight), vectors[:, :rank]
     root = values[:rank].clamp_min(_FLOOR * float(values[0]) or 1.0).sqrt()
     if w.shape[0] <= w.shape[1]:
         first, second = (vectors.T @ w) / root[:, None], vectors * root
     else:
         first, second = vectors.T * root[:, None], (w @ vectors) / root
-    return first.to(weight.dtype), second.to(weight.dtype)
+    return first.to(weight), second.to(weight)
 
 
 @torch.no_grad()
@@ -75,18 +81,33 @@ def factors_like(weight: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor,
 
     The part with the directions is the same; the other is the least-squares fit to ``weight``.
     """
-    w = weight.detach().double()
+    w = _exact(weight)
     if w.shape[0] <= w.shape[1]:
-        fixed = second.detach().to(w)
-        return ((fixed / fixed.square().sum(0)).T @ w).to(weight.dtype), second.to(weight)
-    fixed = first.detach().to(w)
-    return first.to(weight), (w @ (fixed / fixed.square().sum(1, keepdim=True)).T).to(weight.dtype)
+        fixed = second.to(w)
+        return ((fixed / fixed.square().sum(0)).T @ w).to(weight), second.to(weight)
+    fixed = first.to(w)
+    return first.to(weight), (w @ (fixed / fixed.square().sum(1, keepdim=True)).T).to(weight)
 
 
 def rank_for_energy(values: Tensor, energy: float) -> int:
     """The least rank whose components hold that share of a matrix's squared norm; values: singular, descending."""
     share = values.square().cumsum(0) / values.square().sum().clamp_min(torch.finfo(values.dtype).tiny)
     return min(len(values), int((share < energy).sum()) + 1)
+
+
+def check_floor(shapes: Sequence[tuple[int, int]], least: Sequence[int], budget: int) -> None:
+    """Raises BudgetError if the fewest components of some matrices cost more than a number of weights."""
+    floor = sum(_cost(shape, n) for shape, n in zip(shapes, least, strict=True))
+    if floor > budget:
+        raise BudgetError(
+            f"The target leaves {budget} weights to {len(shapes)} layers of {sum(r * c for r, c in shapes)}, and their "
+            f"fewest components alone take {floor}. Raise the target, lower min_keep, or exclude layers."
+        )
+
+
+def _cost(shape: tuple[int, int], components: int) -> int:
+    rows, columns = shape
+    return min(components * (rows + columns), rows * columns)
 
 
 def components_for_budget(
@@ -109,29 +130,17 @@ def components_for_budget(
     Raises:
         BudgetError: the fewest components alone cost more.
     """
-
-    def cost(matrix: int, components: int) -> int:
-        rows, columns = shapes[matrix]
-        return min(components * (rows + columns), rows * columns)
-
-    floor = sum(cost(i, n) for i, n in enumerate(least))
-    if floor > budget:
-        raise BudgetError(
-            f"The target leaves {budget} weights to {len(shapes)} layers of {sum(r * c for r, c in shapes)}, and their "
-            f"fewest components alone take {floor}. Raise the target, lower min_keep, or exclude layers."
-        )
+    check_floor(shapes, least, budget)
     kept = [torch.zeros(len(s), dtype=torch.bool) for s in scores]
     for mask, score, n in zip(kept, scores, least, strict=True):
         mask[torch.topk(score.detach().cpu(), n).indices] = True
-    counts, spent = list(least), floor
+    counts, spent = list(least), sum(map(_cost, shapes, least))
     homes = [(i, j) for i, s in enumerate(scores) for j in range(len(s))]
     joined = torch.cat([s.detach().double().cpu() for s in scores])
     for k in joined.argsort(descending=True, stable=True).tolist():
         i, j = homes[k]
-        more = cost(i, counts[i] + 1) - cost(i, counts[i])
+        more = _cost(shapes[i], counts[i] + 1) - _cost(shapes[i], counts[i])
         if not kept[i][j] and spent + more <= budget:
             kept[i][j], counts[i], spent = True, counts[i] + 1, spent + more
-    return [
-        mask | (cost(i, n) == rows * columns)
-        for i, (mask, n, (rows, columns)) in enumerate(zip(kept, counts, shapes, strict=True))
-    ]
+    full = [_cost(shape, n) == shape[0] * shape[1] for shape, n in zip(shapes, counts, strict=True)]
+    return [mask | whole for mask, whole in zip(kept, full, strict=True)]

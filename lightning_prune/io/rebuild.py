@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from lightning_prune.errors import RecipeError
-from lightning_prune.io.compact import Shapes, Specs, check_dense_size, cut_shapes
+from lightning_prune.io.compact import Specs, check_dense_size, cut_shapes
 from lightning_prune.io.recipe import check_recipe, plain_kwargs, recipe_of
 from lightning_prune.plan.plan import PruningPlan
 

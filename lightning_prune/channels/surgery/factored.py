@@ -7,6 +7,7 @@ layers of PyTorch, so channel graphs, exporters, compilers, reports and further 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,46 +31,53 @@ class FactoredLayer(nn.Sequential):
     """
 
     @property
+    def parts(self) -> tuple[Any, Any]:
+        """Both layers."""
+        return self[0], self[1]
+
+    @property
     def rank(self) -> int:
         """Channels between the two."""
-        return int(self[0].weight.shape[0])
+        return len(self.parts[0].weight)
 
     @property
     def weight(self) -> Tensor:
         """The weight of the one layer that computes the same, [out, in, *kernel]."""
-        first, second = self[0].weight, self[1].weight
-        return (second.flatten(1) @ first.flatten(1)).view(-1, *first.shape[1:])
+        first, second = (part.weight for part in self.parts)
+        product: Tensor = second.flatten(1) @ first.flatten(1)
+        return product.view(-1, *first.shape[1:])
 
     @property
     def bias(self) -> nn.Parameter | None:
         """The second part's."""
-        return self[1].bias
+        return cast("nn.Parameter | None", self.parts[1].bias)
 
     @property
     def in_features(self) -> int:
-        return self[0].in_features
+        return int(self.parts[0].in_features)
 
     @property
     def out_features(self) -> int:
-        return self[1].out_features
+        return int(self.parts[1].out_features)
 
     @property
     def in_channels(self) -> int:
-        return self[0].in_channels
+        return int(self.parts[0].in_channels)
 
     @property
     def out_channels(self) -> int:
-        return self[1].out_channels
+        return int(self.parts[1].out_channels)
 
 
 def why_not(module: nn.Module) -> str | None:
     """Why a layer cannot become two; None if it can."""
     weight = module._parameters.get("weight")
     kind = original_class(module)
+    special = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)  # attention reads its weight
     if not isinstance(module, (nn.Linear, _ConvNd)) or weight is None:
         return "no linear layer or convolution with a weight of its own"
-    if kind.forward not in _FORWARDS or "forward" in vars(module) or isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
-        return f"{kind.__name__} has a forward of its own, or its weight is read by another layer"
+    if kind.forward not in _FORWARDS or "forward" in vars(module) or special:
+        return f"{kind.__name__} has a forward of its own, or none"
     if getattr(module, "groups", 1) != 1:
         return "a grouped convolution"
     if low_rank.most_rank(weight.shape[0], weight[0].numel()) < 1:
@@ -153,7 +161,7 @@ def factorize_layers(
         else:
             parts = like.get_submodule(path)
             assert isinstance(parts, FactoredLayer)
-            pair = (part.weight.detach().flatten(1).to(matrix.device) for part in parts)
+            pair = [part.weight.detach().flatten(1) for part in parts.parts]
             first, second = low_rank.factors_like(matrix, *pair)
         _split(layer, weight, first, second, optimizers)
 
@@ -184,13 +192,12 @@ def _split(
                 optimizer.state.pop(weight, None)
 
 
-def _parts(layer: nn.Module, rank: int) -> tuple[nn.Module, nn.Module]:
+def _parts(layer: nn.Module, rank: int) -> tuple[Any, Any]:
     """Two layers without tensors: one as the layer itself up to its outputs, and one that only mixes channels."""
-    lower = nn.Module()
+    lower: Any = nn.Module()
     lower.training = layer.training
-    kind = original_class(layer)
     lower.__dict__.update({k: v for k, v in vars(layer).items() if k not in vars(lower) and not k.startswith(PREFIX)})
-    lower.__class__ = kind
+    lower.__class__ = original_class(layer)
     lower._parameters.update(weight=None, bias=None)
     if isinstance(layer, nn.Linear):
         lower.out_features = rank
@@ -208,11 +215,9 @@ def _parts(layer: nn.Module, rank: int) -> tuple[nn.Module, nn.Module]:
 def merge_layers(paths: Iterable[str], model: nn.Module) -> None:
     """Makes one layer again of each of two: their product, in the Parameter that was the layer's and is the first's."""
     for path in paths:
-        layer = model.get_submodule(path)
-        assert isinstance(layer, FactoredLayer)
-        lower, upper = layer
-        product, weight, bias = layer.weight, lower._parameters["weight"], upper._parameters["bias"]
-        assert weight is not None
+        layer: Any = model.get_submodule(path)
+        lower, upper = layer.parts
+        product, weight, bias = layer.weight, lower.weight, upper.bias
         weight.grad, weight.data = None, product.detach()
         layer.__class__ = type(lower)
         layer._modules.clear()
