@@ -84,9 +84,9 @@ def factors_like(weight: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor,
     w = _exact(weight)
     if w.shape[0] <= w.shape[1]:
         fixed = second.to(w)
-        return ((fixed / fixed.square().sum(0)).T @ w).to(weight), second.to(weight)
+        return ((fixed / fixed.square().sum(0)).T @ w).to(weight), second.to(weight, copy=True)
     fixed = first.to(w)
-    return first.to(weight), (w @ (fixed / fixed.square().sum(1, keepdim=True)).T).to(weight)
+    return first.to(weight, copy=True), (w @ (fixed / fixed.square().sum(1, keepdim=True)).T).to(weight)
 
 
 def rank_for_energy(values: Tensor, energy: float) -> int:
