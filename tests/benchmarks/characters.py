@@ -22,7 +22,7 @@ def text() -> Tensor:
     return torch.tensor([number[c] for name in sorted(topics) for c in topics[name] if c in number])
 
 
-def loaders(characters: int, seed: int, batch_size: int = 32) -> tuple[DataLoader[Any], DataLoader[Any]]:
+def loaders(characters: int, seed: int, batch_size: int = 16) -> tuple[DataLoader[Any], DataLoader[Any]]:
     """Windows of the first characters to train on, and a ninth as many of those after them to test on."""
     numbers = text()
     if len(numbers) < characters + characters // 9:
@@ -59,7 +59,7 @@ class Block(nn.Module):
 class Characters(lightning.LightningModule):
     """A Transformer that predicts the next character; tested in bits per character."""
 
-    def __init__(self, width: int = 96, depth: int = 2, heads: int = 4, lr: float = 2e-3) -> None:
+    def __init__(self, width: int = 64, depth: int = 2, heads: int = 4, lr: float = 3e-3) -> None:
         super().__init__()
         self.lr = lr
         self.embed, self.place = nn.Embedding(len(ALPHABET), width), nn.Embedding(WINDOW, width)

@@ -87,12 +87,12 @@ def _windows(characters: int) -> Callable[[int], dict[str, Any]]:
 
 
 def _digits(seed: int) -> dict[str, Any]:
-    return {"datamodule": DigitsDataModule(image_size=8, batch_size=32, val_split=0.0, seed=seed)}
+    return {"datamodule": DigitsDataModule(image_size=8, batch_size=64, val_split=0.0, seed=seed)}
 
 
 TASKS = {
-    "characters": Task(Characters, _windows(300_000), (3, 3), (0.5, 0.25), "bits", False),
-    "digits ViT": Task(_vit, _digits, (12, 12), (0.25, 0.1), "test/acc", True),
+    "characters": Task(Characters, _windows(150_000), (3, 4), (0.3,), "bits", False),
+    "digits ViT": Task(_vit, _digits, (8, 8), (0.2,), "test/acc", True),
     "smoke": Task(lambda: Characters(16, 1, 2), _windows(8_000), (1, 2), (0.7,), "bits", False),
 }
 

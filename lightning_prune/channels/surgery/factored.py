@@ -98,7 +98,7 @@ def check_factors_fit(factors: Mapping[str, Factor], shapes: Mapping[str, tuple[
             holders.setdefault(id(p), set()).add(id(module))
     for path, factor in factors.items():
         if path not in modules:
-            raise PlanError(f"the plan factorises {path:.200!r}, which {type(model).__name__} does not have")
+            raise PlanError(f"the plan factorises {path[:200]!r}, which {type(model).__name__} does not have")
         module = modules[path]
         if isinstance(module, FactoredLayer) or id(module) in parts:
             raise PlanError(f"the plan factorises {path:.200}, which is factorised already")
