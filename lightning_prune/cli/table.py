@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_prune.callbacks import ChannelPruning, PruningCallback
+from lightning_prune.callbacks import ChannelPruning, FactorPruning, PruningCallback
 from lightning_prune.io.recipe import network_of
 from lightning_prune.report import sparsity_report
 
@@ -78,8 +78,10 @@ class BeforeAfter(Callback):
             ("compression", "1.00x", f"{left:.2f}x"),
             ("file", f"{self.dense_bytes / 2**20:.2f} MiB", f"{pruned_bytes / 2**20:.2f} MiB"),
         ]
-        if isinstance(self.pruning, ChannelPruning):
+        if isinstance(self.pruning, (ChannelPruning, FactorPruning)):
             names = {"channels": "removable channels", "macs": "MACs"}
+            if isinstance(self.pruning, FactorPruning):
+                names = {"params": "parameters"}
             rows[3:4] = [(said, "100.00%", _percent(self.pruning.numbers[n])) for n, said in names.items()]
         width = [max(len(r[i]) for r in rows) for i in range(3)]
         lines = [f"{a:<{width[0]}}  {b:>{width[1]}}  {c:>{width[2]}}" for a, b, c in rows]

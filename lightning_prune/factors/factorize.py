@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -52,7 +53,7 @@ def plan_factors(
         raise TargetError(
             f"{asked} factorises nothing: at every layer's rank the two layers are no smaller than the one, which pays "
             f"below rank rows x columns / (rows + columns), such as {units.names[0]} below "
-            f"{units.targets[0].numel / units.costs[0]:.1f}. Ask for less."
+            f"{math.prod(units.shapes[0]) / units.costs[0]:.1f}. Ask for less."
         )
     return plan
 

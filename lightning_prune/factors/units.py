@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -57,13 +58,15 @@ class FactorUnits:
     """The units of factorisation: rank-one components of the weights of some layers.
 
     Attributes:
-        targets: the layers' weights, [out, in, *kernel] each.
+        targets: the layers' weights.
+        shapes: of these while they are dense, (out, in, *kernel) each.
         bases: of each weight as a matrix [out, in · kernel positions], as it was when the units were made.
         least: fewest components that each keeps.
         others: parameters of the network beside these weights.
     """
 
     targets: tuple[Target, ...]
+    shapes: tuple[tuple[int, ...], ...]
     bases: tuple[low_rank.Basis, ...]
     least: tuple[int, ...]
     others: int
@@ -77,9 +80,10 @@ class FactorUnits:
 
     @staticmethod
     def _unmeasured(network: nn.Module, targets: Sequence[Target], min_keep: float) -> FactorUnits:
-        least = floors([min(t.param.shape[0], t.param[0].numel()) for t in targets], min_keep)
-        others = sum(p.numel() for p in network.parameters()) - sum(t.numel for t in targets)
-        return FactorUnits(tuple(targets), (), tuple(least), others)
+        shapes = tuple(tuple(t.param.shape) for t in targets)
+        least = floors([min(shape[0], math.prod(shape[1:])) for shape in shapes], min_keep)
+        others = sum(p.numel() for p in network.parameters()) - sum(map(math.prod, shapes))
+        return FactorUnits(tuple(targets), shapes, (), tuple(least), others)
 
     @staticmethod
     def check(network: nn.Module, targets: Sequence[Target], min_keep: float, share: float) -> None:
@@ -95,7 +99,7 @@ class FactorUnits:
     @property
     def matrices(self) -> list[tuple[int, int]]:
         """(rows, columns) of each weight."""
-        return [(t.param.shape[0], t.param[0].numel()) for t in self.targets]
+        return [(shape[0], math.prod(shape[1:])) for shape in self.shapes]
 
     @property
     def costs(self) -> list[int]:
@@ -105,7 +109,7 @@ class FactorUnits:
     @property
     def numel(self) -> int:
         """Weights of the layers, dense."""
-        return sum(t.numel for t in self.targets)
+        return sum(map(math.prod, self.shapes))
 
     @property
     def parameters(self) -> int:
@@ -122,8 +126,8 @@ class FactorUnits:
         For each weight that the component takes, so that layers of all shapes lose alike.
         """
         shares = [b.values.square() / b.values.square().sum().clamp_min(1e-30) for b in self.bases]
-        rows = zip(shares, self.targets, self.costs, strict=True)
-        return torch.cat([share * (target.numel / cost) for share, target, cost in rows])
+        rows = zip(shares, self.shapes, self.costs, strict=True)
+        return torch.cat([share * (math.prod(shape) / cost) for share, shape, cost in rows])
 
     def budget(self, share: float) -> int:
         """Weights that a share of the network's parameters leaves to the layers."""
@@ -140,8 +144,8 @@ class FactorUnits:
     def plan(self, kept: Sequence[Tensor]) -> PruningPlan:
         """The layers of which so few components stay that two layers are smaller; the others stay dense."""
         factors = {}
-        for target, mask in zip(self.targets, kept, strict=True):
-            factor = Factor(tuple(target.param.shape), int(mask.sum()))
+        for target, shape, mask in zip(self.targets, self.shapes, kept, strict=True):
+            factor = Factor(shape, int(mask.sum()))
             if factor.removed > 0:
                 factors[target.name.removesuffix("weight").removesuffix(".")] = factor
         return PruningPlan({}, factors=factors)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_prune.callbacks.checkpoint import ShapeHooks, note_shapes
@@ -85,7 +85,7 @@ class FactorPruning(PruningCallback):
 
     def reset(self) -> None:
         super().reset()
-        self.units = FactorUnits((), (), (), 0)
+        self.units = FactorUnits((), (), (), (), 0)
         self.left: dict[str, Tensor] = {}  # weights that did not train when the phase began
         self._begun: dict[str, Any] = {}  # what holds from there on: the path of the network, and the layers' names
         self.numbers: dict[str, float] = {"params": 1.0}
@@ -151,13 +151,7 @@ class FactorPruning(PruningCallback):
         units = self.units
         score = trainer.strategy.broadcast(self.scored(trainer, pl_module).detach().double().cpu())
         kept = units.select(score, self.target_params)
-        plan = units.plan(kept)
-        if not plan.factors:
-            rank_zero_warn(
-                f"{type(self).__name__} factorises no layer: at target_params={self.target_params} nothing has to go. "
-                "Lower it."
-            )
-            return False
+        plan = units.plan(kept)  # of one layer at least: all of them whole would be more than the budget
         copies = copies_of(self.root, pl_module, averaged_copies(trainer), self.averages.moved())
         scales = [z * mask.to(z) for z, mask in zip(self.scales(units), kept, strict=True)]
         for network in (self.root, *copies):
@@ -175,6 +169,9 @@ class FactorPruning(PruningCallback):
             f"{self.numbers['params']:.1%} of the parameters are left."
         )
         return True
+
+    def watched(self) -> Sequence[nn.Parameter]:
+        return [t.param for t in self.units.targets]
 
     def release(self, pl_module: LightningModule) -> None:
         detach(pl_module)

@@ -20,7 +20,7 @@ from lightning_prune.masks import Gate
 
 _HOLD = 0.3  # share of the phase at its end in which the target is held
 _TRAVEL = 12.0  # how far log α can go over the phase
-_RISE = 30.0  # and how far the multipliers can
+_RISE = 10.0  # and how far the multipliers can
 _MOST = 0.3  # the largest step of log α in a short phase
 _JITTER = 0.01  # standard deviation of log α at the start
 
@@ -47,7 +47,7 @@ class FLOPCallback(FactorPruning):
         prior: how much of ``ln σ²`` of a component, against its layer's mean, is added to its log α at the start; 0 is
             the source's start, alike for all.
         gate_lr: step of log α (Adam); None: so that a gate can travel from open to closed twice over the phase.
-        multiplier_lr: step of λ₁ and λ₂ (Adam, upwards); None: so that they can reach 30 over the phase.
+        multiplier_lr: step of λ₁ and λ₂ (Adam, upwards); None: so that they can reach 10 over the phase.
         seed: of the gates' noise, the same on all ranks.
         warmup: training before the sparsify phase. An int counts epochs, a float is a share, "300 steps" steps.
         sparsify: training under the gates, up to the removal at the start of the next batch; as ``warmup``.
