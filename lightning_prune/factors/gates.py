@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_prune.functional import hard_concrete
 from lightning_prune.functional.low_rank import gated
+from lightning_prune.functional.ltp import at_least_float32
 from lightning_prune.masks import Gate
 
 
@@ -16,7 +17,7 @@ class ComponentGate(Gate):
     """What the network uses in place of a weight W: ``U diag(z) Uᵀ W``, or ``W V diag(z) Vᵀ`` where V is the smaller.
 
     In training z is sampled anew when the noise is; in evaluation it is `evaluation_gates`. W learns through the gate
-    as the other factor: ``UᵀW`` or ``WV``. Everything is in the weight's own precision, under autocast too.
+    as the other factor: ``UᵀW`` or ``WV``. Everything is in float32 at least, under autocast too.
 
     Args:
         vectors: U or V, orthonormal, [n, n], read live.
@@ -37,7 +38,8 @@ class ComponentGate(Gate):
                 z = hard_concrete.sample(self.log_alpha, self.noise)
             else:
                 z = hard_concrete.evaluation_gates(self.log_alpha)
-            return gated(x.flatten(1), self.vectors, z.to(x.dtype)).view_as(x)
+            w = at_least_float32(x.flatten(1))
+            return gated(w, self.vectors, z.to(w.dtype)).view_as(x).to(x.dtype)
 
     def parameters(self) -> Sequence[Tensor]:
         return [self.log_alpha]

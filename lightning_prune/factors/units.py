@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.channels.surgery.factored import why_not
+from lightning_prune.channels.surgery.factored import FactoredLayer, why_not
 from lightning_prune.functional import low_rank
 from lightning_prune.functional.budget import floors
+from lightning_prune.functional.ltp import at_least_float32
 from lightning_prune.masks.targets import Skipped, Target, find_targets, needs_grad
 from lightning_prune.plan.factor import Factor
 from lightning_prune.plan.plan import PruningPlan
@@ -35,12 +36,13 @@ def find_layers(
     """
     targets, skipped = find_targets(network, include, exclude, skip_first, skip_last, trains)
     holders: dict[int, int] = {}
+    parts = {id(part) for layer in network.modules() if isinstance(layer, FactoredLayer) for part in layer}
     for module in network.modules():
         for p in module._parameters.values():
             holders[id(p)] = holders.get(id(p), 0) + 1
     found = []
     for target in targets:
-        reason = why_not(target.module)
+        reason = "a part of a factorised layer" if id(target.module) in parts else why_not(target.module)
         if reason is None and holders[id(target.param)] > 1:
             reason = "its weight is shared with another layer"
         if reason is None:
@@ -75,7 +77,10 @@ class FactorUnits:
     def of(network: nn.Module, targets: Sequence[Target], min_keep: float = 0.0) -> FactorUnits:
         """Those of the weights as they are now; min_keep: least share of each layer's components to keep."""
         bases = [low_rank.basis(t.param.flatten(1)) for t in targets]
-        bases = [low_rank.Basis(b.vectors.to(t.param), b.values) for b, t in zip(bases, targets, strict=True)]
+        bases = [
+            low_rank.Basis(b.vectors.to(at_least_float32(t.param.detach())), b.values)
+            for b, t in zip(bases, targets, strict=True)
+        ]
         return replace(FactorUnits._unmeasured(network, targets, min_keep), bases=tuple(bases))
 
     @staticmethod

@@ -67,7 +67,7 @@ def test_gradients_of_the_gate_against_finite_differences() -> None:
     assert torch.autograd.gradcheck(of_gates, gate.log_alpha.detach().clone().requires_grad_())
 
 
-def test_gates_are_of_full_precision_under_autocast() -> None:
+def test_gates_are_of_full_precision_under_autocast_and_in_half() -> None:
     layer = nn.Linear(16, 16)
     gate = gate_on(layer.weight.detach(), layer)
     wanted = gate(layer.weight)
@@ -75,6 +75,8 @@ def test_gates_are_of_full_precision_under_autocast() -> None:
         found = gate(layer.weight)
     assert found.dtype == torch.float32
     assert torch.equal(found, wanted)
+    half = layer.weight.detach().bfloat16()
+    assert torch.equal(gate(half), gate(half.float()).bfloat16())
 
 
 def test_the_multipliers_bring_the_expected_size_to_its_path(tmp_path: Path) -> None:

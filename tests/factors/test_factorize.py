@@ -270,6 +270,7 @@ def test_what_cannot_become_two_is_named() -> None:
         (nn.Sequential(Own(8, 8)), "Own has a forward of its own"),
         (attention, "no linear layer or convolution with a weight of its own"),
         (nn.Sequential(nn.Conv2d(8, 8, 3, groups=2)), "a grouped convolution"),
+        (factorized(nn.Sequential(nn.Linear(8, 8)), 2), "a part of a factorised layer"),
         (nn.Sequential(nn.Linear(1, 8)), "two layers of rank 1 are no smaller"),
     ):
         with pytest.raises(ValueError, match=f"can be factorised .*{reason}"):

@@ -21,6 +21,7 @@ from lightning_prune.callbacks.trainer import announce_removal, averaged_copies,
 from lightning_prune.factors.units import FactorUnits, find_layers
 from lightning_prune.functional.budget import one_share
 from lightning_prune.functional.low_rank import gated
+from lightning_prune.functional.ltp import at_least_float32
 from lightning_prune.masks import detach
 from lightning_prune.support.averages import copies_of
 from lightning_prune.support.network import find_network
@@ -107,6 +108,8 @@ class FactorPruning(PruningCallback):
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.root = find_network(pl_module, self.network_name, self.averages.parameters())
         warn_if_zeros_are_free(trainer, self.root)
+        if self._loaded is not None and self._loaded["stage"] == "pruned":
+            return  # the removal is behind a run that is resumed
         targets, _ = find_layers(self.root, **self.layers, trains=lambda p: True)  # type: ignore[arg-type]
         FactorUnits.check(self.root, targets, self.min_keep, self.target_params)
 
@@ -157,8 +160,10 @@ class FactorPruning(PruningCallback):
         for network in (self.root, *copies):
             parameters = dict(network.named_parameters(remove_duplicate=False))
             for target, basis, z in zip(units.targets, units.bases, scales, strict=True):
-                w = parameters[target.name]
-                w.copy_(gated(w.flatten(1), basis.vectors.to(w), z.to(w)).view_as(w))
+                if bool((z != 1).any()):
+                    w = at_least_float32(parameters[target.name].detach())
+                    folded = gated(w.flatten(1), basis.vectors.to(w), z.to(w))
+                    parameters[target.name].copy_(folded.view_as(w))
         with shapes_may_change(trainer):
             plan.apply(self.root, optimizers=trainer.optimizers, averaged=copies)
         announce_removal(trainer, pl_module, plan)
