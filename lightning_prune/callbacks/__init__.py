@@ -10,6 +10,7 @@ from lightning_prune.callbacks.methods.channels.score import FPGMCallback, Score
 from lightning_prune.callbacks.methods.channels.slimming import NetworkSlimmingCallback
 from lightning_prune.callbacks.methods.factors.flop import FLOPCallback
 from lightning_prune.callbacks.methods.factors.svd import SVDCallback
+from lightning_prune.callbacks.methods.channels.soft_filter import SoftFilterPruningCallback
 from lightning_prune.callbacks.methods.weights.keep_zeros import KeepZeros
 from lightning_prune.callbacks.methods.weights.ltp import LTPCallback
 from lightning_prune.callbacks.methods.weights.magnitude import MagnitudeCallback
@@ -38,6 +39,7 @@ __all__ = [
     "STRCallback",
     "SVDCallback",
     "ScorePruningCallback",
+    "SoftFilterPruningCallback",
     "TaylorWeightCallback",
     "ThresholdPruning",
     "Trail",
