@@ -1,4 +1,4 @@
-"""Lightning callbacks: one life-cycle, two families, one file a method."""
+"""Lightning callbacks: one life-cycle, three families, one file a method."""
 
 from lightning_prune.callbacks.checkpoint import CompactCheckpoint, take_shapes
 from lightning_prune.callbacks.families.channels import ChannelPruning
@@ -8,9 +8,9 @@ from lightning_prune.callbacks.lifecycle import PruningCallback
 from lightning_prune.callbacks.methods.channels.mrts import MRTSCallback
 from lightning_prune.callbacks.methods.channels.score import FPGMCallback, ScorePruningCallback
 from lightning_prune.callbacks.methods.channels.slimming import NetworkSlimmingCallback
+from lightning_prune.callbacks.methods.channels.soft_filter import SoftFilterPruningCallback
 from lightning_prune.callbacks.methods.factors.flop import FLOPCallback
 from lightning_prune.callbacks.methods.factors.svd import SVDCallback
-from lightning_prune.callbacks.methods.channels.soft_filter import SoftFilterPruningCallback
 from lightning_prune.callbacks.methods.weights.keep_zeros import KeepZeros
 from lightning_prune.callbacks.methods.weights.ltp import LTPCallback
 from lightning_prune.callbacks.methods.weights.magnitude import MagnitudeCallback
