@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.errors import PlanError, TargetError
-from lightning_prune.factors.units import FactorUnits, find_layers
+from lightning_prune.factors.units import FactorUnits, find_layers, path_of
 from lightning_prune.functional.budget import one_share
 from lightning_prune.functional.low_rank import rank_for_energy
 from lightning_prune.plan.plan import PruningPlan
@@ -33,39 +33,34 @@ def plan_factors(
     if energy is not None and not 0 < energy < 1:
         raise ValueError(f"energy={energy} is the share of each weight's squared norm that stays, in (0, 1).")
     one_share({"params": target_params})
-    by_name = list(ranks) if isinstance(ranks, Mapping) else None
-    for rank in ranks.values() if isinstance(ranks, Mapping) else (ranks,):
-        if rank is not None and rank < 1:
-            raise ValueError(f"ranks={ranks}: a rank is the number of channels between the two layers, at least 1.")
-    targets, _ = find_layers(model, by_name or include, exclude, trains=lambda p: True)
-    units = FactorUnits.of(model, targets)
-    sizes = [len(b.values) for b in units.bases]
+    by_path = dict(ranks) if isinstance(ranks, Mapping) else {}
+    rank = ranks if isinstance(ranks, int) else None
+    if ranks is not None and min(by_path.values(), default=rank or 0) < 1:
+        raise ValueError(
+            f"ranks={ranks}: a rank is the number of channels between the two layers, at least 1; give one for all "
+            "layers, or {path of a layer: rank}."
+        )
+    targets, _ = find_layers(model, include, exclude, trains=lambda p: True)
+    if unknown := sorted(by_path.keys() - {path_of(t) for t in targets}):
+        known = ", ".join(path_of(t) for t in targets[:5])
+        raise PlanError(f"ranks names {unknown[:5]}, no layer that can be factorised; those are {known}, ...")
+    units = FactorUnits.of(model, [t for t in targets if not by_path or path_of(t) in by_path])
     if target_params is not None:
         kept = units.select(units.energies(), target_params)
     elif energy is not None:
-        kept = [torch.arange(n) < rank_for_energy(b.values, energy) for n, b in zip(sizes, units.bases, strict=True)]
+        kept = [torch.arange(len(b.values)) < rank_for_energy(b.values, energy) for b in units.bases]
     else:
-        wanted = [_rank_of(ranks, name) for name in units.names]
-        kept = [torch.arange(n) < rank for n, rank in zip(sizes, wanted, strict=True)]
+        wanted = [by_path.get(path_of(t), rank or 0) for t in units.targets]
+        kept = [torch.arange(len(b.values)) < most for b, most in zip(units.bases, wanted, strict=True)]
     plan = units.plan(kept)
     if not plan.factors:
-        asked = f"ranks={ranks}" if ranks is not None else f"energy={energy or target_params}"
+        asked = f"ranks={ranks}" if ranks is not None else f"energy={energy}"
         raise TargetError(
             f"{asked} factorises nothing: at every layer's rank the two layers are no smaller than the one, which pays "
             f"below rank rows x columns / (rows + columns), such as {units.names[0]} below "
             f"{math.prod(units.shapes[0]) / units.costs[0]:.1f}. Ask for less."
         )
     return plan
-
-
-def _rank_of(ranks: int | Mapping[str, int] | None, name: str) -> int:
-    if isinstance(ranks, Mapping):
-        path = name.removesuffix(".weight")
-        if path not in ranks:
-            raise PlanError(f"ranks names no rank for {path!r}: expected the paths of layers, not patterns.")
-        return ranks[path]
-    assert ranks is not None
-    return ranks
 
 
 def factorize(
@@ -99,6 +94,7 @@ def factorize(
 
     Raises:
         ValueError: an argument out of its range, a pattern that matches nothing, or no layer that could be factorised.
+        PlanError: ``ranks`` names something else.
         BudgetError: the target cannot be met.
         TargetError: no layer would be smaller; nothing was changed.
     """

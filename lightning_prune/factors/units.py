@@ -55,6 +55,11 @@ def find_layers(
     return found, skipped
 
 
+def path_of(target: Target) -> str:
+    """The path of a weight's layer; "" for the network itself."""
+    return target.name.rpartition(".")[0]
+
+
 @dataclass(frozen=True)
 class FactorUnits:
     """The units of factorisation: rank-one components of the weights of some layers.
@@ -152,5 +157,5 @@ class FactorUnits:
         for target, shape, mask in zip(self.targets, self.shapes, kept, strict=True):
             factor = Factor(shape, int(mask.sum()))
             if factor.removed > 0:
-                factors[target.name.removesuffix("weight").removesuffix(".")] = factor
+                factors[path_of(target)] = factor
         return PruningPlan({}, factors=factors)
