@@ -4,6 +4,8 @@ from lightning_prune.callbacks import (
     ChannelPruning,
     ChannelPruningCallback,
     CompactCheckpoint,
+    FactorPruning,
+    FLOPCallback,
     FPGMCallback,
     KeepZeros,
     LTPCallback,
@@ -16,6 +18,7 @@ from lightning_prune.callbacks import (
     SoftFilterPruningCallback,
     ST3Callback,
     STRCallback,
+    SVDCallback,
     TaylorWeightCallback,
     Trail,
     TrailEntry,
@@ -44,6 +47,8 @@ from lightning_prune.io import (
     save_pretrained,
     save_pruned,
 )
+from lightning_prune.factors import FactorUnits, factorize, plan_factors
+from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
 from lightning_prune.io.describe import own_version
 from lightning_prune.masks import Gate, WeightUnits
 from lightning_prune.metrics import CompressionRatio, Sparsity
@@ -67,7 +72,10 @@ __all__ = [
     "CostReport",
     "Deployed",
     "ExportError",
+    "FLOPCallback",
     "FPGMCallback",
+    "FactorPruning",
+    "FactorUnits",
     "Gate",
     "KeepZeros",
     "LTPCallback",
@@ -81,6 +89,7 @@ __all__ = [
     "PruningPlan",
     "ST3Callback",
     "STRCallback",
+    "SVDCallback",
     "Score",
     "ScorePruningCallback",
     "SoftFilterPruningCallback",
@@ -97,7 +106,9 @@ __all__ = [
     "__version__",
     "cost_report",
     "deploy",
+    "factorize",
     "load_pruned",
+    "plan_factors",
     "plan_of",
     "prune_channels",
     "pruned_info",

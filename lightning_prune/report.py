@@ -34,7 +34,7 @@ class SparsityReport(Shown):
     """Zeros of a model's prunable weights, per layer and in all. ``print`` shows a table.
 
     Of a compact model, everything but `dense_compression` counts the weights that are left; `removed` says how many of
-    these layers' weights went with their channels.
+    these layers' weights went with their channels and ranks.
     """
 
     layers: tuple[LayerSparsity, ...]
@@ -108,10 +108,15 @@ def sparsity_report(
 
 
 def removed_weights(layers: Sequence[LayerSparsity], plans: Mapping[str, PruningPlan]) -> int:
-    """How many weights of these layers went with their channels. plans: {path of the compact part: its plan}."""
-    cuts = {f"{path}.{name}" if path else name: cut for path, p in plans.items() for name, cut in p.cuts.items()}
-    found = [cuts[layer.name] for layer in layers if layer.name in cuts]
-    return sum(math.prod(cut.shape) - math.prod(cut.new_shape) for cut in found)
+    """How many weights of these layers went with channels and ranks. plans: {path of the compact part: its plan}."""
+    names, removed = {layer.name for layer in layers}, 0
+    for path, plan in plans.items():
+        start = f"{path}." if path else ""
+        factors = {f"{p}.weight": f for p, f in plan.factors.items() if f.shapes(start + p).keys() <= names}
+        cuts = [cut for name, cut in plan.cuts.items() if start + name in names or name in factors]
+        removed += sum(math.prod(cut.shape) - math.prod(cut.new_shape) for cut in cuts)
+        removed += sum(factor.removed for factor in factors.values())
+    return removed
 
 
 def count_zeros(weight: Tensor) -> int:

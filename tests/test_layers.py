@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("channels.prune",),
     ("channels",),
     ("masks*",),
+    ("factors*",),
     ("report*", "metrics*", "plots*"),
     ("io*", "export*"),
     ("callbacks.*",),

@@ -1,7 +1,8 @@
-"""Lightning callbacks: one life-cycle, two families, one file a method."""
+"""Lightning callbacks: one life-cycle, three families, one file a method."""
 
 from lightning_prune.callbacks.checkpoint import CompactCheckpoint, take_shapes
 from lightning_prune.callbacks.families.channels import ChannelPruning
+from lightning_prune.callbacks.families.factors import FactorPruning
 from lightning_prune.callbacks.families.weights import WeightPruning
 from lightning_prune.callbacks.figures import PruningFigures
 from lightning_prune.callbacks.lifecycle import PruningCallback
@@ -9,6 +10,8 @@ from lightning_prune.callbacks.methods.channels.mrts import MRTSCallback
 from lightning_prune.callbacks.methods.channels.score import FPGMCallback, ScorePruningCallback
 from lightning_prune.callbacks.methods.channels.slimming import NetworkSlimmingCallback
 from lightning_prune.callbacks.methods.channels.soft_filter import SoftFilterPruningCallback
+from lightning_prune.callbacks.methods.factors.flop import FLOPCallback
+from lightning_prune.callbacks.methods.factors.svd import SVDCallback
 from lightning_prune.callbacks.methods.weights.keep_zeros import KeepZeros
 from lightning_prune.callbacks.methods.weights.ltp import LTPCallback
 from lightning_prune.callbacks.methods.weights.magnitude import MagnitudeCallback
@@ -24,7 +27,9 @@ __all__ = [
     "ChannelPruning",
     "ChannelPruningCallback",
     "CompactCheckpoint",
+    "FLOPCallback",
     "FPGMCallback",
+    "FactorPruning",
     "KeepZeros",
     "LTPCallback",
     "MRTSCallback",
@@ -34,6 +39,7 @@ __all__ = [
     "PruningFigures",
     "ST3Callback",
     "STRCallback",
+    "SVDCallback",
     "ScorePruningCallback",
     "SoftFilterPruningCallback",
     "TaylorWeightCallback",

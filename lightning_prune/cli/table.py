@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_prune.callbacks import ChannelPruning, PruningCallback
+from lightning_prune.callbacks import ChannelPruning, FactorPruning, PruningCallback
 from lightning_prune.io.recipe import network_of
 from lightning_prune.report import sparsity_report
 from lightning_prune.support.table import Table, mib, percent
@@ -89,8 +89,9 @@ class BeforeAfter(Callback):
             "input": None if example is None else list(example.shape[1:]),  # type: ignore[union-attr]
         }
         for pruning in self.prunings:
-            if isinstance(pruning, ChannelPruning):
-                numbers |= {share: pruning.numbers[share] for share in ("macs", "params", "channels")}
+            if isinstance(pruning, (ChannelPruning, FactorPruning)):
+                shares = ("macs", "params", "channels")
+                numbers |= {share: pruning.numbers[share] for share in shares if share in pruning.numbers}
         return numbers
 
     def table(self, model: LightningModule, pruned_bytes: int) -> str:
@@ -102,8 +103,10 @@ class BeforeAfter(Callback):
             ("prunable weights", *(f"{n:,}" for n in found["prunable weights"])),
         ]
         names = {"channels": "removable channels", "macs": "MACs"}
+        if any(isinstance(pruning, FactorPruning) for pruning in self.prunings):
+            names["params"] = "parameters"
         rows += [(said, "100.00%", percent(found[name])) for name, said in names.items() if name in found]
-        if not all(isinstance(pruning, ChannelPruning) for pruning in self.prunings):
+        if not all(isinstance(pruning, (ChannelPruning, FactorPruning)) for pruning in self.prunings):
             rows.append(("zeros among them", "0", f"{found['zeros']:,} ({found['sparsity']:.2%})"))
         rows.append(("compression", "1.00x", f"{found['compression']:.2f}x"))
         rows.append(("file", *(mib(size) for size in found["bytes"])))

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.channels.surgery.cut import check_fits
+from lightning_prune.channels.surgery.cut import apply_plan, check_fits
 from lightning_prune.channels.trace.call import Options
 from lightning_prune.errors import ChannelError, RecipeError
 from lightning_prune.io.format.container import DTYPES
 from lightning_prune.io.recipe import MAX_ITEMS, MAX_TEXT
 from lightning_prune.plan import codec
+from lightning_prune.plan.factor import name_of_part
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.plan.record import plans_of
 from lightning_prune.support.schema import as_json, is_list, is_object, is_text
@@ -55,7 +56,7 @@ def plans_below(model: nn.Module, network: nn.Module) -> dict[str, PruningPlan]:
             raise RecipeError(
                 f"{path!r} was made compact by itself, and what is around it too: the order of the two is not known"
             )
-        if own.cuts:
+        if own.cuts or own.factors:
             found[where] = own
     return found
 
@@ -144,18 +145,38 @@ def _part(network: nn.Module, path: str) -> nn.Module:
         raise RecipeError(f"a pruning plan is for {path[:MAX_TEXT]!r}, which the model does not have") from None
 
 
-def cut_shapes(plans: Mapping[str, PruningPlan], network: nn.Module) -> dict[str, tuple[int, ...]]:
-    """{name below the network: shape after} of what plans cut; the network, on any device, does not change.
+Shapes = dict[str, dict[str, tuple[int, ...]]]
+
+
+def cut_shapes(plans: Mapping[str, PruningPlan], network: nn.Module) -> Shapes:
+    """{name below the network: {name after: shape after}} of what plans cut or factorise; the network does not change.
 
     Raises:
         RecipeError, PlanError: naming the first tensor or attribute that is not there, or not as the plan says.
     """
-    shapes = {}
+    shapes: Shapes = {}
     for path, plan in plans.items():
         part = _part(network, path)
         check_fits(plan, part)
         _check_attributes(plan, part)
-        shapes.update({f"{path}.{name}" if path else name: cut.new_shape for name, cut in plan.cuts.items()})
+        own = {name: {name: cut.new_shape} for name, cut in plan.cuts.items()} | _factor_shapes(plan, part)
+        start = f"{path}." if path else ""
+        shapes |= {start + name: {start + n: s for n, s in after.items()} for name, after in own.items()}
+    return shapes
+
+
+def _factor_shapes(plan: PruningPlan, part: nn.Module) -> Shapes:
+    """As `cut_shapes`, of the factorised layers, each under all of its names."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in part.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    shapes: Shapes = {}
+    for path, factor in plan.factors.items():
+        layer = part.get_submodule(path)
+        for name in names[layer]:
+            shapes[f"{name}.weight"] = factor.shapes(name)
+            if layer._parameters["bias"] is not None:
+                shapes[f"{name}.bias"] = {name_of_part(name, "bias"): factor.shape[:1]}
     return shapes
 
 
@@ -192,7 +213,7 @@ def apply_plans(plans: Mapping[str, PruningPlan], network: nn.Module) -> None:
     """
     for path, plan in plans.items():
         try:
-            plan.apply(_part(network, path))
+            apply_plan(plan, _part(network, path), values=False)
         except ChannelError as error:
             raise RecipeError(f"the pruning plan cannot be applied: {error}") from error
         except Exception as error:  # tracing raises what it likes

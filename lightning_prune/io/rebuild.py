@@ -89,7 +89,7 @@ def build(meta: nn.Module, name: str, kwargs: dict[str, Any]) -> nn.Module:
 
 
 def first_difference(
-    model: nn.Module, tensors: Specs, cuts: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+    model: nn.Module, tensors: Specs, cuts: Mapping[str, Mapping[str, tuple[int, ...]]] = MappingProxyType({})
 ) -> str | None:
     """A sentence about the first key, in the model's order, that differs from the tensors to fill it with, or None.
 
@@ -97,21 +97,22 @@ def first_difference(
 
     Args:
         tensors: shape and dtype by key.
-        cuts: the shapes, by key, that tensors of the model will have once it is made compact.
+        cuts: {key: {key: shape}} of what tensors of the model will be once it is made compact.
     """
-    state = model.state_dict()
-    for key, tensor in state.items():
+    compact: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor):
-            return f"{key!r} is no tensor in the model"
+            return f"{name!r} is no tensor in the model"
+        compact |= {key: (shape, tensor.dtype) for key, shape in cuts.get(name, {name: tuple(tensor.shape)}).items()}
+    for key, (found, own) in compact.items():
         if key not in tensors:
             return f"tensor {key!r} of the model is not among those saved"
         shape, dtype = tensors[key]
-        found = cuts.get(key, tuple(tensor.shape))
         if found != shape:
             return f"tensor {key!r} has shape {found} in the {'compact ' if cuts else ''}model, but {shape} was saved"
-        if tensor.dtype != dtype and not (tensor.dtype.is_floating_point and dtype.is_floating_point):
-            return f"tensor {key!r} is {tensor.dtype} in the model, but {dtype} was saved"
-    extra = next((key for key in tensors if key not in state), None)
+        if own != dtype and not (own.is_floating_point and dtype.is_floating_point):
+            return f"tensor {key!r} is {own} in the model, but {dtype} was saved"
+    extra = next((key for key in tensors if key not in compact), None)
     return None if extra is None else f"tensor {extra!r} was saved, but the model has none of that name"
 
 

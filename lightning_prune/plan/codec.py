@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_prune.errors import PlanError
 from lightning_prune.plan.cut import Change, Cut
+from lightning_prune.plan.factor import Factor
 from lightning_prune.support import schema
 from lightning_prune.support.schema import is_count, is_int, is_list, is_object
 
@@ -36,7 +37,11 @@ def to_data(fields: Mapping[str, Any]) -> dict[str, Any]:
         "index_lists": [list(indices) for indices in lists],
         "tensors": tensors,
     }
-    return data | ({"empty": list(fields["empty"])} if fields["empty"] else {})
+    if fields["empty"]:
+        data["empty"] = list(fields["empty"])
+    if fields["factors"]:
+        data["factors"] = {path: {"shape": list(f.shape), "rank": f.rank} for path, f in fields["factors"].items()}
+    return data
 
 
 def parse(text: str) -> dict[str, Any]:
@@ -76,6 +81,7 @@ def from_data(data: Any) -> dict[str, Any]:
         "inputs": tuple(_input(i, entry) for i, entry in enumerate(_list(data["inputs"], "inputs"))),
         "settings": _object(data["settings"], "settings"),
         "empty": _paths(data.get("empty", [])),  # plans of before have none
+        "factors": {path: _factor(path, f) for path, f in _object(data.get("factors", {}), "factors").items()},
     }
 
 
@@ -115,6 +121,15 @@ def _cut(name: str, entry: Any, lists: list[tuple[int, ...]]) -> Cut:
             raise PlanError(f"dim {dim} of {name!r:.200} refers to index list {index!r:.100}, of {len(lists)}")
         kept[int(dim)] = lists[index]
     return Cut(_ints(entry.get("shape"), f"the shape of {name!r}"), kept)
+
+
+def _factor(path: str, entry: Any) -> Factor:
+    entry = _object(entry, f"the factor of {path!r}")
+    factor = Factor(_ints(entry.get("shape"), f"the shape of {path!r}"), entry.get("rank"))
+    if not is_int(factor.rank) or any(size < 1 for size in factor.shape):
+        raise PlanError(f"the factor of {path!r:.200} has shape {factor.shape} and rank {factor.rank!r:.100}")
+    factor.check(path)
+    return factor
 
 
 def _change(name: str, pair: Any) -> Change:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from lightning_prune.errors import PlanError
 from lightning_prune.plan import codec
 from lightning_prune.plan.cut import Change, Cut
+from lightning_prune.plan.factor import Factor, pull_back
 
 _SURGERY: dict[str, Callable[..., nn.Module]] = {}
 
@@ -39,6 +40,7 @@ class PruningPlan:
         settings: how the channels were tied ("groups", "attention"), for the form "graph" and for the record.
         empty: paths of the modules that keep no channel on one side, as their branch was removed; stand-ins run them
             where PyTorch cannot. No other module may lose all of its channels.
+        factors: {path of a linear layer or convolution: its two parts}; they come after the cuts.
     """
 
     cuts: dict[str, Cut]
@@ -47,6 +49,7 @@ class PruningPlan:
     inputs: tuple[tuple[tuple[int, ...], str], ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     empty: tuple[str, ...] = ()
+    factors: dict[str, Factor] = field(default_factory=dict)
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Returns the plan as JSON text, and writes it to `path` if given. Equal index lists are stored once."""
@@ -75,6 +78,10 @@ class PruningPlan:
     ) -> nn.Module:
         """Makes `model` compact, in place: Parameter objects stay, their data is sliced.
 
+        A factorised layer stays the same object too, with two layers below it that hold the truncated singular value
+        decomposition of its weight (`FactoredLayer`). Its Parameter becomes the first part's weight; the second part's
+        is new, and joins the optimizers right behind it. What optimizers keep for the two begins anew.
+
         The module remembers the plan, in one with those that were applied before: see `lightning_prune.plan.record`.
 
         Args:
@@ -96,7 +103,8 @@ class PruningPlan:
 
         What was kept goes where it was; what was removed is zero (a running variance: one), so the result computes what
         the model with masked channels computes. Buffers outside the state dict are as they were before. Parameter
-        objects stay; optimizer state keeps its size: load it, or make a new optimizer.
+        objects stay; optimizer state keeps its size: load it, or make a new optimizer. The two parts of a factorised
+        layer are multiplied: shape and function come back, not the bits of what was there before.
 
         Args:
             model: a model that this plan was applied to, or a module that holds one. Where several plans were applied,
@@ -112,25 +120,29 @@ class PruningPlan:
 
     def same_cut(self, other: PruningPlan) -> bool:
         """Whether both leave the same model; what they were traced with may differ."""
-        mine, theirs = ((p.cuts, p.attributes, p.form, p.empty) for p in (self, other))
+        mine, theirs = ((p.cuts, p.attributes, p.form, p.empty, p.factors) for p in (self, other))
         return mine == theirs
 
     def below(self, path: str) -> PruningPlan:
         """What this plan does to the submodule at `path`, by the names that the submodule itself uses."""
         start = f"{path}."
         cuts = {name.removeprefix(start): cut for name, cut in self.cuts.items() if name.startswith(start)}
-        inside = {m: f"{m}.".removeprefix(start).removesuffix(".") for m in (*self.attributes, *self.empty)
-                  if f"{m}.".startswith(start)}  # fmt: skip
+        modules = (*self.attributes, *self.empty, *self.factors)
+        inside = {m: f"{m}.".removeprefix(start).removesuffix(".") for m in modules if f"{m}.".startswith(start)}
         attributes = {inside[m]: changes for m, changes in self.attributes.items() if m in inside}
         empty = tuple(inside[m] for m in self.empty if m in inside)
-        return PruningPlan(cuts, attributes, self.form, self.inputs, self.settings, empty)
+        factors = {inside[m]: factor for m, factor in self.factors.items() if m in inside}
+        return PruningPlan(cuts, attributes, self.form, self.inputs, self.settings, empty, factors)
 
     def above(self, path: str) -> PruningPlan:
         """This plan by the names of a model that has the planned one as its submodule at `path`."""
         cuts = {f"{path}.{name}": cut for name, cut in self.cuts.items()}
-        names = {module: f"{path}.{module}".removesuffix(".") for module in (*self.attributes, *self.empty)}
+        modules = (*self.attributes, *self.empty, *self.factors)
+        names = {module: f"{path}.{module}".removesuffix(".") for module in modules}
         attributes = {names[module]: changes for module, changes in self.attributes.items()}
-        return replace(self, cuts=cuts, attributes=attributes, empty=tuple(names[module] for module in self.empty))
+        factors = {names[module]: factor for module, factor in self.factors.items()}
+        empty = tuple(names[module] for module in self.empty)
+        return replace(self, cuts=cuts, attributes=attributes, empty=empty, factors=factors)
 
     def then(self, second: PruningPlan) -> PruningPlan:
         """Returns the one plan that does what `self` and then `second` do.
@@ -139,7 +151,8 @@ class PruningPlan:
             PlanError: `second` was not made from the model that `self` leaves.
         """
         cuts = dict(self.cuts)
-        for name, cut in second.cuts.items():
+        later, changes_after, factors = pull_back(self.factors, second.cuts, second.attributes)
+        for name, cut in later.items():
             first = self.cuts.get(name)
             if first is None:
                 cuts[name] = cut
@@ -156,7 +169,7 @@ class PruningPlan:
             }  # fmt: skip
             cuts[name] = Cut(first.shape, kept)
         attributes = {module: dict(changes) for module, changes in self.attributes.items()}
-        for module, changes in second.attributes.items():
+        for module, changes in changes_after.items():
             for name, change in changes.items():
                 known = attributes.setdefault(module, {}).get(name)
                 attributes[module][name] = change if known is None else Change(known.before, change.after)
@@ -166,8 +179,12 @@ class PruningPlan:
             raise PlanError(
                 f"no rewritten graph runs a model without the branches of {empty[0]}: one of the plans is one"
             )
+        if any(f"{part}.".startswith(f"{path}.") for part in second.empty for path in factors):
+            raise PlanError(f"the second plan removes all of a factorised layer, one of {', '.join(second.empty[:5])}")
         settings = {**self.settings, **second.settings}
-        return PruningPlan(cuts, attributes, form, self.inputs or second.inputs, settings, empty)
+        factors |= second.factors
+        check_factors(factors, form)
+        return PruningPlan(cuts, attributes, form, self.inputs or second.inputs, settings, empty, factors)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PruningPlan:
         return self  # a value: averaged copies of a module need no copy of its long lists
@@ -175,4 +192,21 @@ class PruningPlan:
     def __str__(self) -> str:
         before = sum(math.prod(cut.shape) for cut in self.cuts.values())
         after = sum(math.prod(cut.new_shape) for cut in self.cuts.values())
-        return f"PruningPlan({len(self.cuts)} tensors cut, {before} -> {after} elements in them, form={self.form!r})"
+        factorised = f", {len(self.factors)} layers factorised" if self.factors else ""
+        return (
+            f"PruningPlan({len(self.cuts)} tensors cut, {before} -> {after} elements in them{factorised}, "
+            f"form={self.form!r})"
+        )
+
+
+def check_factors(factors: Mapping[str, Factor], form: str) -> None:
+    """Raises PlanError if a factorised layer would not be smaller, or lies in a rewritten graph, or in another one."""
+    for path, factor in factors.items():
+        factor.check(path)
+        above = next((other for other in factors if path.startswith(f"{other}.")), None)
+        if above is not None:
+            raise PlanError(f"the plan factorises {path:.200}, a part of {above:.200}, which it factorises already")
+    if factors and form == "graph":
+        raise PlanError(
+            "no rewritten graph runs a factorised layer, as it reads the layer's weight: cut channels with form='eager'"
+        )

@@ -61,6 +61,9 @@ class Compact:
         """The record that `module` will have once `plan` is applied to it. To be asked before.
 
         None if a layer was replaced since the plan before: no one plan leads here from the dense model.
+
+        Raises:
+            PlanError: the module has factorised layers, and no plan says what `plan` would make of them.
         """
         earlier = Compact.on(module)
         unsaved = {
@@ -83,6 +86,8 @@ class Compact:
         try:
             return Compact(earlier.plan.then(plan), {**buffers, **earlier.buffers}, earlier.without_grad + without_grad)
         except PlanError as error:
+            if earlier.plan.factors:
+                raise
             log.warning("the module no longer knows the way back to its dense form: %s", error)
             return None
 

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune import (
+    FLOPCallback,
     FPGMCallback,
     LTPCallback,
     MagnitudeCallback,
@@ -51,6 +52,7 @@ CHANNELS: dict[str, Make] = {
     "fpgm": FPGMCallback,
 }
 GRADIENTS: dict[str, Make] = {"taylor": ScorePruningCallback}  # looks at batches; "fpgm" is the same with weights alone
+FACTORS: dict[str, Make] = {"flop": FLOPCallback}
 SCALES: dict[str, Make] = {name: CHANNELS[name] for name in ("mrts", "slimming")}
 TOY_WEIGHTS: dict[str, Make] = {
     "toy score": toys.WeightScore, "toy statistics": toys.WeightStatistics, "toy gates": toys.WeightGates
@@ -58,7 +60,7 @@ TOY_WEIGHTS: dict[str, Make] = {
 TOY_CHANNELS: dict[str, Make] = {
     "toy channel statistics": toys.ChannelStatistics, "toy channel gates": toys.ChannelGates
 }  # fmt: skip
-METHODS: dict[str, Make] = WEIGHTS | CHANNELS | GRADIENTS | TOY_WEIGHTS | TOY_CHANNELS | RIVALS
+METHODS: dict[str, Make] = WEIGHTS | CHANNELS | GRADIENTS | FACTORS | TOY_WEIGHTS | TOY_CHANNELS | RIVALS
 
 # 8 batches an epoch: the sparsify phase begins at 8 and ends at 32
 PHASES: dict[str, Any] = {"warmup": 1, "sparsify": 3, "recalibrate_batches": 2}
@@ -69,11 +71,13 @@ N = 8 * 9 + 16 * 8 * 9 + 16 * 4  # prunable weights of the toy network
 
 def removes_channels(name: str) -> bool:
     """Whether a method's outcome is smaller shapes; else it is zeros."""
-    return name in CHANNELS | GRADIENTS | TOY_CHANNELS
+    return name in CHANNELS | GRADIENTS | TOY_CHANNELS | FACTORS
 
 
 def target(name: str) -> dict[str, float]:
-    """A target of the method's kind: half of the MACs, or four fifths of the weights."""
+    """A target of the method's kind: half of the MACs or the parameters, or four fifths of the weights."""
+    if name in FACTORS:
+        return {"target_params": 0.5}
     return {"target_macs": 0.5} if removes_channels(name) else {"target_sparsity": 0.8}
 
 
@@ -132,7 +136,11 @@ def macs(network: nn.Module, shape: tuple[int, ...] = (1, 1, 8, 8)) -> float:
 
 def check_budget(method: str, module: Toy) -> None:
     """The target was met, by PyTorch's own counter or by counting zeros."""
-    if removes_channels(method):
+    if method in FACTORS:
+        dense = sum(p.numel() for p in network().parameters())
+        assert 0.5 * dense - (16 + 72) < size(module) <= 0.5 * dense  # a component of the second layer
+        assert zeros(module) == 0
+    elif removes_channels(method):
         dense = macs(network())
         assert 0.375 * dense <= macs(module.net) <= 0.5 * dense  # a channel of the first layer is an eighth
         assert zeros(module) == 0

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_prune import PruningCallback
+from lightning_prune import PruningCallback, plan_of
 from lightning_prune.callbacks.method import PruningMethod
 from tests.callbacks.methods import METHODS, PHASES, check_budget, run, target
 from tests.toy import Toy, loaders, network, ours_left_on, trainer
@@ -24,6 +24,9 @@ def has_gates(callback: PruningCallback) -> bool:
 
 def check_plain(module: Toy) -> None:
     assert not ours_left_on(module)
+    if plan_of(module) is not None:  # what was made two is one again
+        module = copy.deepcopy(module)
+        plan_of(module).undo(module)
     assert {type(m) for m in module.net} == {type(m) for m in network()}
     assert list(module.state_dict()) == list(Toy().state_dict())
     assert not any(key.startswith("on_") for key in vars(module))

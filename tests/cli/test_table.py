@@ -46,6 +46,19 @@ def test_channels_and_macs_are_shares_left(tmp_path: Path, capsys: pytest.Captur
     assert sparsity_report(load_pruned(path)).prunable == pruned < dense
 
 
+def test_parameters_of_lower_ranks_are_a_share_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(tmp_path, "--prune=FLOPCallback", "--prune.target_params=0.6")
+    row = rows(capsys.readouterr().out)
+    share = float(re.findall(r"([\d.]+)%", row["parameters"])[1])
+    assert 59 <= share <= 60
+    assert "removable channels" not in row
+    (path,) = tmp_path.rglob("pruned.safetensors")
+    dense, pruned = map(int, re.findall(r"\d+", row["prunable weights"].replace(",", "")))
+    report = sparsity_report(load_pruned(path))
+    assert (report.prunable + report.removed, report.prunable) == (dense, pruned)
+    assert report.parameters / (report.parameters + report.removed) == pytest.approx(share / 100, abs=1e-4)
+
+
 def test_a_resumed_run_knows_the_dense_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tmp_path / "a", "--prune=MRTSCallback", "--trainer.max_epochs=3")
     whole = rows(capsys.readouterr().out)

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.channels.surgery.empty import check_empty, empty_layers
+from lightning_prune.channels.surgery.factored import check_factors_fit, dense_shapes, factorize_layers
 from lightning_prune.channels.surgery.rewrite import Programs, build_from_plan, install
 from lightning_prune.errors import PlanError
 from lightning_prune.plan.cut import Change, Cut
-from lightning_prune.plan.plan import PruningPlan
+from lightning_prune.plan.plan import PruningPlan, check_factors
 from lightning_prune.plan.record import Compact, remember
 from lightning_prune.support.tensors import state_tensors, take, tensor_caches
 
@@ -24,14 +25,18 @@ log = logging.getLogger(__name__)
 
 def check_fits(plan: PruningPlan, model: nn.Module, *, after: bool = False) -> None:
     """Raises PlanError naming the first tensor or attribute that is not as the plan expects or (`after`) leaves it."""
-    tensors, modules, kind = state_tensors(model), dict(model.named_modules()), type(model).__name__
+    modules, kind = dict(model.named_modules()), type(model).__name__
+    shapes = {name: tuple(tensor.shape) for name, tensor in state_tensors(model).items()}
+    check_factors(plan.factors, plan.form)
+    if after:
+        shapes |= dense_shapes(plan.factors, model)
     verb, remedy = "expects", "apply it to a fresh dense model of the same architecture"
     if after:
         verb, remedy = "leaves", "undo the very plan that was applied to this model"
     for name, cut in plan.cuts.items():
-        if name not in tensors:
+        if name not in shapes:
             raise PlanError(f"the plan cuts {name!r}, which {kind} does not have; was it made for another model?")
-        found, wanted = tuple(tensors[name].shape), cut.new_shape if after else cut.shape
+        found, wanted = shapes[name], cut.new_shape if after else cut.shape
         if found != wanted:
             hint = " (the plan seems to be applied already)" if not after and found == cut.new_shape else ""
             raise PlanError(f"the plan {verb} {name} of shape {wanted}, {kind} has {found}{hint}; {remedy}")
@@ -46,6 +51,8 @@ def check_fits(plan: PruningPlan, model: nn.Module, *, after: bool = False) -> N
             value, expected = getattr(modules[path], name, None), change.after if after else change.before
             if not same_attribute(value, expected):
                 raise PlanError(f"the plan {verb} {path}.{name} = {expected!r}, found {value!r}; {remedy}")
+    if not after:
+        check_factors_fit(plan.factors, shapes | {name: cut.new_shape for name, cut in plan.cuts.items()}, model)
 
 
 def check_indices(name: str, cut: Cut) -> None:
@@ -85,12 +92,13 @@ def set_attributes(model: nn.Module, attributes: dict[str, dict[str, Change]], *
 def find_target(plan: PruningPlan, model: nn.Module) -> nn.Module:
     """Returns the module that the plan is about: the model itself, or the only child that has all its tensors."""
     own = state_tensors(model)
-    if plan.cuts.keys() <= own.keys():
+    wanted = {*plan.cuts, *(f"{path}.weight" for path in plan.factors)}
+    if wanted <= own.keys():
         return model
     # Only a path that ends in a tensor of the plan can lead to the child that the plan is about.
-    first = next(iter(plan.cuts))
+    first = min(wanted)
     children = [model.get_submodule(name.removesuffix(f".{first}")) for name in own if name.endswith(f".{first}")]
-    fitting = [child for child in children if plan.cuts.keys() <= state_tensors(child).keys()]
+    fitting = [child for child in children if wanted <= state_tensors(child).keys()]
     return fitting[0] if len(fitting) == 1 else model  # check_fits names the first tensor that is missing
 
 
@@ -167,13 +175,14 @@ def clear_caches(target: nn.Module) -> None:
 
 def apply_plan(
     plan: PruningPlan, model: nn.Module, optimizers: Iterable[Optimizer] = (), averaged: Iterable[nn.Module] = (),
-    programs: Programs | None = None, folds: dict[str, Tensor] | None = None,
+    programs: Programs | None = None, folds: dict[str, Tensor] | None = None, values: bool = True,
 ) -> nn.Module:  # fmt: skip
     """See `PruningPlan.apply`.
 
     Args:
         programs: the rewritten graphs of `model`, if they are at hand.
         folds: {tensor name: what to add to it before slicing}, constants of the channels that go.
+        values: whether factorised layers get the factors of their weights; else zeros, for whoever loads others.
     """
     optimizers = list(optimizers)
     targets = [find_target(plan, m) for m in (model, *averaged)]
@@ -191,6 +200,7 @@ def apply_plan(
         cut_tensors(plan, target, optimizers if i == 0 else ())
         set_attributes(target, plan.attributes)
         empty_layers(target, plan.empty)
+        factorize_layers(plan.factors, target, optimizers if i == 0 else (), targets[0] if i else None, values)
         clear_caches(target)
         for module in target.modules():
             if isinstance(module, nn.RNNBase):

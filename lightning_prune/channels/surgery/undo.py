@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lightning_prune.channels.surgery.cut import check_fits, clear_caches, find_target, set_attributes, tensors_to_cut
 from lightning_prune.channels.surgery.empty import fill
+from lightning_prune.channels.surgery.factored import merge_layers
 from lightning_prune.channels.surgery.rewrite import uninstall
 from lightning_prune.errors import PlanError
 from lightning_prune.plan.cut import Cut
@@ -36,6 +37,7 @@ def undo_plan(plan: PruningPlan, model: nn.Module) -> nn.Module:
         )
     target = find_target(plan, model) if target is None else target
     check_fits(plan, target, after=True)
+    merge_layers(plan.factors, target)
     _restore_tensors(plan, target)
     set_attributes(target, plan.attributes, back=True)
     clear_caches(target)
