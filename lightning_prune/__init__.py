@@ -38,6 +38,7 @@ from lightning_prune.channels import (
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.errors import ExportError
 from lightning_prune.export import Candidate, CostReport, Deployed, cost_report, deploy
+from lightning_prune.factors import FactorUnits, factorize, plan_factors
 from lightning_prune.io import (
     PrunedFileError,
     load_pruned,
@@ -47,8 +48,6 @@ from lightning_prune.io import (
     save_pretrained,
     save_pruned,
 )
-from lightning_prune.factors import FactorUnits, factorize, plan_factors
-from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
 from lightning_prune.io.describe import own_version
 from lightning_prune.masks import Gate, WeightUnits
 from lightning_prune.metrics import CompressionRatio, Sparsity
