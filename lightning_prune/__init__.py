@@ -4,6 +4,7 @@ from lightning_prune.callbacks import (
     ChannelPruning,
     ChannelPruningCallback,
     CompactCheckpoint,
+    DistillationCallback,
     FPGMCallback,
     KeepZeros,
     LTPCallback,
@@ -18,6 +19,7 @@ from lightning_prune.callbacks import (
     Trail,
     TrailEntry,
     WeightPruning,
+    distill,
     take_shapes,
 )
 from lightning_prune.channels import (
@@ -51,6 +53,7 @@ __all__ = [
     "ChannelUnits",
     "CompactCheckpoint",
     "CompressionRatio",
+    "DistillationCallback",
     "FPGMCallback",
     "Gate",
     "KeepZeros",
@@ -77,6 +80,7 @@ __all__ = [
     "WeightPruning",
     "WeightUnits",
     "__version__",
+    "distill",
     "load_pruned",
     "plan_of",
     "prune_channels",
