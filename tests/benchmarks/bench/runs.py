@@ -26,7 +26,7 @@ import timm
 import torch
 
 from lightning_prune import TimmClassifier, sparsity_report
-from tests.benchmarks.bench.methods import callback
+from tests.benchmarks.bench.methods import callbacks
 from tests.benchmarks.bench.networks import NETWORKS
 
 
@@ -35,8 +35,8 @@ class Run:
     """One training from one dense start.
 
     Attributes:
-        network, method: names in `NETWORKS` and `METHODS`; method "dense" trains the dense network on.
-        compression: prunable weights / kept ones.
+        network, method: names in `NETWORKS` and of `methods.names`; method "dense" trains the dense network on.
+        compression: prunable weights / kept ones; of methods that remove channels, MACs / those that are left.
         seed: of initialisation, batches and the validation split.
         subset: training images; 0: all that are not held out.
         dense, sparsify, finetune: epochs of the start, of the phase that prunes, and after the prune.
@@ -97,13 +97,14 @@ def _result(run: Run, file: Path, root: str) -> dict[str, Any]:
     module.load_state_dict(start)
     if run.scales:
         unlike_scales_(module, run.scales, run.seed)
-    callbacks = [] if run.method == "dense" else [callback(run.method, run.compression, run.sparsify)]
+    made = callbacks(run.method, run.compression, run.sparsify)
     clock = time.process_time()
-    accuracy = _fit(module, run, run.sparsify + run.finetune, run.seed + 100, root, callbacks)
+    accuracy = _fit(module, run, run.sparsify + run.finetune, run.seed + 100, root, made)
     report = sparsity_report(module)
     keeps = [round(1 - layer.sparsity, 4) for layer in report.layers]
     return {
         "accuracy": accuracy, "compression": round(report.compression, 3), "keeps": keeps,
+        "macs": next((round(each.numbers["macs"], 4) for each in made if hasattr(each, "numbers")), 1.0),
         "cpu_seconds": round(time.process_time() - clock),
     }  # fmt: skip
 
