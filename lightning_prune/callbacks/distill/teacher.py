@@ -97,7 +97,5 @@ def read_copy(student: nn.Module, path: Path, state: Mapping[str, Any]) -> nn.Mo
         PruningPlan.from_json(state["plan"]).apply(teacher)
     safetensors.torch.load_model(teacher, str(path))
     if fingerprint(teacher) != state["fingerprint"]:
-        raise ValueError(
-            f"{path} does not hold the teacher that this checkpoint's run had. Give teacher_dir= its folder."
-        )
+        raise ValueError(f"{path} does not hold the teacher of this checkpoint's run: give teacher_dir= its folder.")
     return teacher
