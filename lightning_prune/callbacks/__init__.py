@@ -5,6 +5,7 @@ from lightning_prune.callbacks.distill.callback import DistillationCallback, dis
 from lightning_prune.callbacks.families.channels import ChannelPruning
 from lightning_prune.callbacks.families.weights import WeightPruning
 from lightning_prune.callbacks.lifecycle import PruningCallback
+from lightning_prune.callbacks.methods.channels.from_scratch import PruningFromScratchCallback
 from lightning_prune.callbacks.methods.channels.mrts import MRTSCallback
 from lightning_prune.callbacks.methods.channels.score import FPGMCallback, ScorePruningCallback
 from lightning_prune.callbacks.methods.channels.slimming import NetworkSlimmingCallback
@@ -31,6 +32,7 @@ __all__ = [
     "MagnitudeCallback",
     "NetworkSlimmingCallback",
     "PruningCallback",
+    "PruningFromScratchCallback",
     "ST3Callback",
     "STRCallback",
     "ScorePruningCallback",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -43,6 +44,16 @@ def check_alone(trainer: Trainer, callback: Callback) -> None:
                 f"{type(callback).__name__} and {type(other).__name__} cannot prune in the same fit: each changes the "
                 "weights that the other works on. Fit twice: remove channels first, then zero weights."
             )
+
+
+def check_norms(network: nn.Module, callback: str) -> None:
+    """Raise if a network has no BatchNorm with scale factors, which some methods decide by."""
+    if not any(isinstance(m, _BatchNorm) and m.affine for m in network.modules()):
+        raise ValueError(
+            f"{callback} decides by BatchNorm scale factors, and {type(network).__name__} has none "
+            "(it uses LayerNorm, GroupNorm or no norm). Use a method that scores weights, such as FPGMCallback, "
+            "LTPCallback, which prunes weights of any model, or a backbone with BatchNorm."
+        )
 
 
 def check_diverged(network: nn.Module, callback: str, batches: int, failure: Exception | None) -> None:
