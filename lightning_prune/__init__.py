@@ -34,12 +34,14 @@ from lightning_prune.channels import (
     prune_channels,
 )
 from lightning_prune.channels.select.units import ChannelUnits
+from lightning_prune.functional.budget import scratch_budget
 from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
 from lightning_prune.io.describe import own_version
 from lightning_prune.masks import Gate, WeightUnits
 from lightning_prune.metrics import CompressionRatio, Sparsity
 from lightning_prune.plan.record import plan_of
 from lightning_prune.report import SparsityReport, sparsity_report
+from lightning_prune.rethinking import Rethinking, rethink
 from lightning_prune.scores import Score
 from lightning_prune.zoo.classifier import TimmClassifier
 
@@ -67,6 +69,7 @@ __all__ = [
     "PruningCallback",
     "PruningFromScratchCallback",
     "PruningPlan",
+    "Rethinking",
     "ST3Callback",
     "STRCallback",
     "Score",
@@ -87,7 +90,9 @@ __all__ = [
     "plan_of",
     "prune_channels",
     "pruned_state_dict",
+    "rethink",
     "save_pruned",
+    "scratch_budget",
     "sparsity_report",
     "take_shapes",
 ]

@@ -41,6 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("callbacks.*",),
     ("callbacks.methods*",),
     ("callbacks",),
+    ("rethinking",),
     ("zoo*",),
     ("cli*",),
     ("",),  # the package's own `__init__`
