@@ -77,23 +77,23 @@ def page(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> st
     """The comparison as a page."""
     some = next(iter(found.values()))[0]
     epochs = ", ".join(f"{t['arm']} {t['epochs']} ({t['cost']:.2f})" for t in some["trainings"])
+    data = "the bundled digits" if NETWORKS[args.network].bundled else "Fashion-MNIST"
+    stamps = {(f["date"], f["revision"], f["versions"]) for lines in found.values() for f in lines}
     lines = [
         "# Rethinking the value of pruning, in small",
         "",
-        f"Test accuracy in per cent on Fashion-MNIST, {args.subset} training images, {args.network}, at {args.macs:g} of "
-        f"the MACs, mean over seeds; in brackets how far training from scratch is above the finetuned network, paired "
-        f"by seed, with the 95 % interval. Epochs, and in brackets their cost as a multiple of the dense training's "
+        f"Test accuracy in per cent on {data}, {args.subset} training images, {args.network}, at {args.macs:g} of the "
+        "MACs, mean over seeds; in brackets how far training from scratch is above the finetuned network, paired by "
+        "seed, with the 95 % interval. Epochs, and in brackets their cost as a multiple of the dense training's "
         f"{args.epochs}: {epochs}.",
         "",
         "| method | seeds | after the dense training | finetuned | Scratch-E | Scratch-B |",
         "|---|---|---|---|---|---|",
-        *(row(method, lines) for method, lines in found.items()),
+        *(row(method, of_method) for method, of_method in found.items()),
         "",
         "After the dense training: of Network Slimming with the channels gone already, of the others before they go.",
         "",
-        *sorted(
-            {f"Measured {f['date']}, revision {f['revision']}, {f['versions']}." for fs in found.values() for f in fs}
-        ),
+        *(f"Measured {date}, revision {revision}, {versions}." for date, revision, versions in sorted(stamps)),
     ]
     return "\n".join(lines) + "\n"
 

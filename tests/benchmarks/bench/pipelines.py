@@ -47,14 +47,12 @@ def quiet_trainer(epochs: int, callbacks: Any = ()) -> lightning.Trainer:
 
 
 def trained(
-    network: str, seed: int, subset: int, root: str, epochs: int, callbacks: Any = (), state: Any = None
+    network: str, seed: int, subset: int, root: str, epochs: int, callbacks: Any = ()
 ) -> tuple[TimmClassifier, float]:
-    """A network after that many epochs, from random weights or a state, and its test accuracy in per cent."""
+    """A network after that many epochs, from random weights, and its test accuracy in per cent."""
     lightning.seed_everything(seed, verbose=False)
     settings = NETWORKS[network]
-    module = settings.build(settings.lr if state is None else settings.prune_lr)
-    if state is not None:
-        module.load_state_dict(state)
+    module = settings.build(settings.lr)
     trainer, data = quiet_trainer(epochs, callbacks), settings.data(root, subset, seed)
     trainer.fit(module, datamodule=data)
     return module, 100 * float(trainer.test(module, datamodule=data, verbose=False)[0]["test/acc"])
