@@ -9,6 +9,7 @@ from lightning_prune.callbacks.methods.channels.from_scratch import PruningFromS
 from lightning_prune.callbacks.methods.channels.mrts import MRTSCallback
 from lightning_prune.callbacks.methods.channels.score import FPGMCallback, ScorePruningCallback
 from lightning_prune.callbacks.methods.channels.slimming import NetworkSlimmingCallback
+from lightning_prune.callbacks.methods.channels.soft_filter import SoftFilterPruningCallback
 from lightning_prune.callbacks.methods.weights.keep_zeros import KeepZeros
 from lightning_prune.callbacks.methods.weights.ltp import LTPCallback
 from lightning_prune.callbacks.methods.weights.magnitude import MagnitudeCallback
@@ -36,6 +37,7 @@ __all__ = [
     "ST3Callback",
     "STRCallback",
     "ScorePruningCallback",
+    "SoftFilterPruningCallback",
     "TaylorWeightCallback",
     "ThresholdPruning",
     "Trail",
