@@ -10,6 +10,8 @@ as methods too. Pipelines that `results/rethinking.jsonl` holds are not run agai
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import statistics
 from itertools import islice
 from pathlib import Path
@@ -17,32 +19,42 @@ from typing import Any
 
 import torch
 
-from lightning_prune import NetworkSlimmingCallback, prune_channels, rethink
+from lightning_prune import NetworkSlimmingCallback, TimmClassifier, prune_channels, rethink
 from lightning_prune.rethinking import ARMS
-from lightning_prune.scoring.scope import Scope
 from tests.benchmarks.bench.command import RESULTS
 from tests.benchmarks.bench.networks import NETWORKS
 from tests.benchmarks.bench.pipelines import quiet_trainer, remembered, trained
 from tests.benchmarks.bench.table import interval
 
-# Scores of `prune_channels` by the method's name, and among whom they rank: the paper's L1 takes a share of each layer.
-SCORES: dict[str, tuple[str, Scope]] = {"L1 filters": ("l1", "layer")}
+# What `prune_channels` is given, by the method's name; the papers take one share of each layer.
+SCORES: dict[str, dict[str, Any]] = {
+    "L1 filters": {"score": "l1", "scope": "layer"},
+    "ThiNet": {"score": "thinet", "scope": "layer", "reconstruct": "scale"},
+    "LASSO": {"score": "lasso", "scope": "layer", "reconstruct": "weights"},
+}
 SLIMMING = "Network Slimming"
 
 
-def pruned(method: str, seed: int, args: argparse.Namespace) -> tuple[Any, float]:
+@functools.cache
+def dense(network: str, seed: int, subset: int, root: str, epochs: int) -> tuple[TimmClassifier, float]:
+    """The dense training that all scores of a seed start from, and its test accuracy."""
+    return trained(network, seed, subset, root, epochs)
+
+
+def pruned(method: str, seed: int, args: argparse.Namespace) -> tuple[TimmClassifier, float]:
     """The network that a method leaves of a dense training, before any finetune, and the accuracy of the training."""
-    network = NETWORKS[args.network]
+    training = args.network, seed, args.subset, args.root, args.epochs
     if method == SLIMMING:
         # Its dense training is the sparse one; channels go when it ends.
         callback = NetworkSlimmingCallback(target_macs=args.macs, warmup=1, sparsify=args.epochs - 1, finetune=0)
-        return trained(args.network, seed, args.subset, args.root, args.epochs, [callback])
-    module, accuracy = trained(args.network, seed, args.subset, args.root, args.epochs)
-    score, scope = SCORES.get(method, (method, "global"))
-    data = network.data(args.root, args.subset, seed)
+        return trained(*training, [callback])
+    start, accuracy = dense(*training)
+    module = copy.deepcopy(start)
+    data = NETWORKS[args.network].data(args.root, args.subset, seed)
     data.setup("fit")
     batches = list(islice(data.train_dataloader(), 8))
-    prune_channels(module.model, batches[0][0][:2], score=score, scope=scope, batches=batches, macs=args.macs)
+    options = SCORES.get(method, {"score": method})
+    prune_channels(module.model, batches[0][0][:2], batches=batches, macs=args.macs, **options)
     return module, accuracy
 
 
