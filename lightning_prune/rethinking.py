@@ -129,7 +129,7 @@ def rethink(
     found = []
     for seed in seeds:
         for arm in arms:
-            lightning.seed_everything(seed, workers=True, verbose=False)
+            lightning.seed_everything(seed, verbose=False)
             module = make(arm)
             pruned = find_network(module, network)
             if arm == "finetuned" and inherited is None:

@@ -115,6 +115,13 @@ def test_manual_optimization_that_does_not_ask_is_refused(tmp_path: Path) -> Non
 
     with pytest.raises(ValueError, match=r"lightning_prune.distill\(self, loss\)"):
         fit(tmp_path, module=Silent())
+
+    class Alternates(Manual):
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            if batch_idx % 2 == 0:  # other steps train something else
+                super().training_step(batch, batch_idx)
+
+    fit(tmp_path, module=Alternates())
     module = Manual()  # without the callback, the helper gives the loss back
     trainer(tmp_path, [], max_epochs=1).fit(module, **loaders())
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lightning_prune import DistillationCallback, TimmClassifier, save_pruned
+from lightning_prune.callbacks.distillation.teacher import write_copy
 from tests.callbacks.methods import equal, keep_all
 from tests.toy import Toy, loaders, network, trainer
 
@@ -98,14 +99,13 @@ def test_a_resumed_run_looks_for_its_teacher(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="Give teacher_dir= the folder that it is in now"):
         run(DistillationCallback(), path)
     run(DistillationCallback(teacher_dir=str(moved.parent)), path)
+    assert not file.exists()  # where it is now is known from here on
     with pytest.warns(UserWarning, match="The teacher is not the one that the checkpoint's run had"):
         run(DistillationCallback(network(3)), path)
     run(DistillationCallback(network(3)), keep=[keep_all(tmp_path / "given", 3)])
     with pytest.raises(ValueError, match="was given its teacher: give teacher= again"):
         run(DistillationCallback(), tmp_path / "given" / "step=3.ckpt")
     other = DistillationCallback(teacher_dir=str(moved.parent))
-    from lightning_prune.callbacks.distill.teacher import write_copy
-
     moved.unlink()
     write_copy(network(5), moved)
     with pytest.raises(ValueError, match="does not hold the teacher of this checkpoint's run"):

@@ -13,9 +13,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
-from lightning_prune.callbacks.distill.calls import Call, recording
-from lightning_prune.callbacks.distill.compare import Comparison
-from lightning_prune.callbacks.distill.teacher import FILE, find_teacher, fingerprint, read_copy, write_copy
+from lightning_prune.callbacks.distillation.calls import Call, recording
+from lightning_prune.callbacks.distillation.compare import Comparison
+from lightning_prune.callbacks.distillation.teacher import FILE, find_teacher, fingerprint, read_copy, write_copy
 from lightning_prune.callbacks.guard import LastFit, check_strategy, goes_on
 from lightning_prune.callbacks.options import naming_near_options
 from lightning_prune.callbacks.step import trained_by
@@ -101,7 +101,7 @@ class DistillationCallback(Callback):
         self._state: dict[str, Any] = {}
         self._loaded: dict[str, Any] | None = None
         self._calls: list[Call] = []
-        self._asked = False  # whether the loss of this step was asked for
+        self._asked = self._distilled = False  # whether the loss was asked for: in this step, in this fit
         self._last_fit: LastFit | None = None
 
     def logits_of(self, output: Any) -> Tensor:
@@ -120,7 +120,7 @@ class DistillationCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called before the model is complete: refuses what can be refused."""
-        self._loaded = None
+        self._loaded, self._distilled = None, False
         if stage == "fit":
             check_strategy(trainer, type(self).__name__)
             if not goes_on(self._last_fit, trainer, pl_module):
@@ -169,8 +169,9 @@ class DistillationCallback(Callback):
             if "file" not in before:
                 raise ValueError("The run that this checkpoint is of was given its teacher: give teacher= again.")
             kept = Path(before["file"])
-            self._state = before
-            return read_copy(network, kept if self.teacher_dir is None else folder / kept.name, before)
+            kept = kept if self.teacher_dir is None else (folder / kept.name).absolute()
+            self._state = before | {"file": str(kept)}
+            return read_copy(network, kept, before)
         teacher = deepcopy(network)
         plan, known = plan_of(teacher), fingerprint(teacher)
         file = str((folder / FILE.format(known[:8])).absolute())
@@ -198,8 +199,9 @@ class DistillationCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        """Refuses steps of manual optimization that did not ask for the loss."""
-        if not pl_module.automatic_optimization and not self._asked:
+        """Refuses steps of manual optimization that ran the network, or the first of all, and did not ask."""
+        ran = any(call.trains for call in self._calls)
+        if not pl_module.automatic_optimization and not self._asked and (ran or not self._distilled):
             raise ValueError(
                 f"{type(pl_module).__name__} optimizes manually, where the loss is known to its training_step alone: "
                 f"write loss = lightning_prune.distill(self, loss) before self.manual_backward(loss), or take "
@@ -238,7 +240,7 @@ class DistillationCallback(Callback):
             ValueError: there was no call, or outputs do not match.
         """
         assert self._comparison is not None
-        self._asked = True
+        self._asked = self._distilled = True
         calls = list(self._calls)
         self._calls.clear()
         soft, features = self._comparison.losses(calls)

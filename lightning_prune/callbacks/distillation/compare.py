@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.callbacks.distill.calls import Call, recording
+from lightning_prune.callbacks.distillation.calls import Call, recording
 from lightning_prune.functional.distillation import Matching, feature_loss, soft_target_loss
 from lightning_prune.support.modes import mode
 
