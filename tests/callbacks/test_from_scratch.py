@@ -9,6 +9,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 
 from lightning_prune import PruningFromScratchCallback, TimmClassifier
@@ -16,7 +17,7 @@ from lightning_prune.callbacks.methods.channels.from_scratch import ChannelScale
 from tests.callbacks import test_behaviours as promises
 from tests.callbacks import test_behaviours_checkpoints as checkpoints
 from tests.callbacks import test_behaviours_left_behind as left_behind
-from tests.callbacks.methods import fit, macs
+from tests.callbacks.methods import equal, fit, macs
 from tests.toy import Toy, loaders, network, trainer
 
 NAME = "from scratch"
@@ -76,6 +77,19 @@ class Watch(lightning.Callback):
 
     def on_channels_removed(self, trainer: Any, module: Any, plan: Any) -> None:
         self.after = {name: p.detach().clone() for name, p in module.net.named_parameters()}
+
+
+def test_an_average_starts_anew_with_the_fresh_network(tmp_path: Path) -> None:
+    ema, seen = EMAWeightAveraging(decay=0.9), []
+
+    class Look(PruningFromScratchCallback):
+        def remove(self, trainer: Any, pl_module: Any, early: bool) -> bool:
+            done = super().remove(trainer, pl_module, early)
+            seen.append(equal(ema._average_model.module.net, pl_module.net))  # type: ignore[union-attr]
+            return done
+
+    trainer(tmp_path, [ema, Look(sparsify=1)], max_epochs=2).fit(Toy(), **loaders())
+    assert seen == [True]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
