@@ -17,9 +17,10 @@ QUESTIONS = {"LTP": ("weights", 20.0), "MRTS": ("MACs", 10 / 3)}
 
 
 def main() -> None:
-    args = arguments(__doc__, "distillation", [], ())
+    args = arguments(__doc__, "distillation", list(QUESTIONS), ())
     pages = []
-    for method, (what, compression) in QUESTIONS.items():
+    for method in args.methods:
+        what, compression = QUESTIONS[method]
         each = argparse.Namespace(**{**vars(args), "out": None, "methods": [method, method + KD]})
         each.compression = args.compression or [compression]
         pages.append(
