@@ -6,6 +6,7 @@ from lightning_prune.callbacks import (
     CompactCheckpoint,
     FactorPruning,
     FLOPCallback,
+    DistillationCallback,
     FPGMCallback,
     KeepZeros,
     LTPCallback,
@@ -14,6 +15,7 @@ from lightning_prune.callbacks import (
     NetworkSlimmingCallback,
     PruningCallback,
     PruningFigures,
+    PruningFromScratchCallback,
     ScorePruningCallback,
     SoftFilterPruningCallback,
     ST3Callback,
@@ -23,6 +25,7 @@ from lightning_prune.callbacks import (
     Trail,
     TrailEntry,
     WeightPruning,
+    distill,
     take_shapes,
 )
 from lightning_prune.channels import (
@@ -48,11 +51,14 @@ from lightning_prune.io import (
     save_pretrained,
     save_pruned,
 )
+from lightning_prune.functional.budget import scratch_budget
+from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
 from lightning_prune.io.describe import own_version
 from lightning_prune.masks import Gate, WeightUnits
 from lightning_prune.metrics import CompressionRatio, Sparsity
 from lightning_prune.plan.record import plan_of
 from lightning_prune.report import SparsityReport, sparsity_report
+from lightning_prune.rethinking import Rethinking, rethink
 from lightning_prune.scores import Score
 from lightning_prune.zoo.classifier import TimmClassifier
 
@@ -72,6 +78,7 @@ __all__ = [
     "Deployed",
     "ExportError",
     "FLOPCallback",
+    "DistillationCallback",
     "FPGMCallback",
     "FactorPruning",
     "FactorUnits",
@@ -85,7 +92,9 @@ __all__ = [
     "PrunedFileError",
     "PruningCallback",
     "PruningFigures",
+    "PruningFromScratchCallback",
     "PruningPlan",
+    "Rethinking",
     "ST3Callback",
     "STRCallback",
     "SVDCallback",
@@ -106,6 +115,7 @@ __all__ = [
     "cost_report",
     "deploy",
     "factorize",
+    "distill",
     "load_pruned",
     "plan_factors",
     "plan_of",
@@ -114,7 +124,9 @@ __all__ = [
     "pruned_state_dict",
     "push_to_hub",
     "save_pretrained",
+    "rethink",
     "save_pruned",
+    "scratch_budget",
     "sparsity_report",
     "take_shapes",
 ]

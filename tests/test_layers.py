@@ -42,6 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("callbacks.*",),
     ("callbacks.methods*", "callbacks.figures"),
     ("callbacks",),
+    ("rethinking",),
     ("zoo*",),
     ("recipes*",),
     ("cli*",),

@@ -1,11 +1,13 @@
 """Lightning callbacks: one life-cycle, three families, one file a method."""
 
 from lightning_prune.callbacks.checkpoint import CompactCheckpoint, take_shapes
+from lightning_prune.callbacks.distillation.callback import DistillationCallback, distill
 from lightning_prune.callbacks.families.channels import ChannelPruning
 from lightning_prune.callbacks.families.factors import FactorPruning
 from lightning_prune.callbacks.families.weights import WeightPruning
 from lightning_prune.callbacks.figures import PruningFigures
 from lightning_prune.callbacks.lifecycle import PruningCallback
+from lightning_prune.callbacks.methods.channels.from_scratch import PruningFromScratchCallback
 from lightning_prune.callbacks.methods.channels.mrts import MRTSCallback
 from lightning_prune.callbacks.methods.channels.score import FPGMCallback, ScorePruningCallback
 from lightning_prune.callbacks.methods.channels.slimming import NetworkSlimmingCallback
@@ -28,6 +30,7 @@ __all__ = [
     "ChannelPruningCallback",
     "CompactCheckpoint",
     "FLOPCallback",
+    "DistillationCallback",
     "FPGMCallback",
     "FactorPruning",
     "KeepZeros",
@@ -37,6 +40,7 @@ __all__ = [
     "NetworkSlimmingCallback",
     "PruningCallback",
     "PruningFigures",
+    "PruningFromScratchCallback",
     "ST3Callback",
     "STRCallback",
     "SVDCallback",
@@ -47,5 +51,6 @@ __all__ = [
     "Trail",
     "TrailEntry",
     "WeightPruning",
+    "distill",
     "take_shapes",
 ]

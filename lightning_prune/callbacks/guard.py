@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -78,6 +79,16 @@ def check_turn(trainer: Trainer, callback: Any) -> None:
             f"{type(callback).__name__} would begin after batch {callback.phases.begin}, but channels are removed "
             f"after batch {removal}, and weights can be zeroed from there on. Give it a longer warmup, or shorten the "
             "phases before it."
+        )
+
+
+def check_norms(network: nn.Module, callback: str) -> None:
+    """Raise if a network has no BatchNorm with scale factors, which some methods decide by."""
+    if not any(isinstance(m, _BatchNorm) and m.affine for m in network.modules()):
+        raise ValueError(
+            f"{callback} decides by BatchNorm scale factors, and {type(network).__name__} has none "
+            "(it uses LayerNorm, GroupNorm or no norm). Use a method that scores weights, such as FPGMCallback, "
+            "LTPCallback, which prunes weights of any model, or a backbone with BatchNorm."
         )
 
 

@@ -133,3 +133,28 @@ def steered_price(log_price: Tensor, kept: Tensor, goal: float, damping: float) 
     Thresholds integrate the price, so an integral controller alone would swing around the path.
     """
     return torch.exp(log_price + damping * torch.log(kept.clamp_min(1e-9) / goal))
+
+
+def scratch_budget(base_macs: float, pruned_macs: float, epochs: int, cap: float | None = None) -> int:
+    """Epochs in which a pruned network takes as many operations as the base network in ``epochs``, rounded down.
+
+    Scratch-B of Liu et al., arXiv 1810.05270: 160 epochs on CIFAR become ``160 · base / pruned``; on ImageNet at most
+    twice 90 (``cap=2``).
+
+    Args:
+        base_macs: cost of one sample before pruning; any unit.
+        pruned_macs: after it, in the same unit; at most ``base_macs``.
+        epochs: of the base network's training.
+        cap: largest multiple of ``epochs``, 1 or more; None: none.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+    if not 0 < pruned_macs <= base_macs:
+        raise ValueError(f"pruned_macs={pruned_macs:g} must be positive and at most base_macs={base_macs:g}.")
+    if epochs < 1:
+        raise ValueError(f"epochs={epochs} must be 1 or more.")
+    if cap is not None and cap < 1:
+        raise ValueError(f"cap={cap:g} must be 1 or more: the multiple of the epochs that is not exceeded.")
+    ratio = base_macs / pruned_macs
+    return int(epochs * (ratio if cap is None else min(ratio, cap)) * (1 + 1e-12))  # a ratio of 10/3 is not 3.33…2

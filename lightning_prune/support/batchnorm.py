@@ -18,21 +18,23 @@ from lightning_prune.support.modes import mode, split_input
 def fresh_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
     """Inside, the norms gather plain averages over what passes through them, from nothing; their momentum comes back.
 
-    If the inside raises, they have the statistics they had. To be used where the rest of the model is in eval mode.
+    If the inside raises, they have the statistics they had; those that nothing passes through have them in any case (a
+    teacher's, a branch that is not taken). To be used where the rest of the model is in eval mode.
     """
     momenta = [m.momentum for m in norms]
     before = [{k: v.clone() for k, v in m.named_buffers()} for m in norms]
+    idle = {id(m) for m in norms}
     try:
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average
             norm.training = True
         yield
-    except BaseException:
-        for norm, buffers in zip(norms, before, strict=True):
-            norm.load_state_dict(buffers, strict=False)
-        raise
+        idle = {id(m) for m in norms if m.num_batches_tracked is not None and not int(m.num_batches_tracked)}
     finally:
+        for norm, buffers in zip(norms, before, strict=True):
+            if id(norm) in idle:
+                norm.load_state_dict(buffers, strict=False)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 

@@ -21,6 +21,7 @@ from lightning_prune import (
     MRTSCallback,
     NetworkSlimmingCallback,
     PruningCallback,
+    PruningFromScratchCallback,
     ScorePruningCallback,
     ST3Callback,
     STRCallback,
@@ -53,6 +54,7 @@ CHANNELS: dict[str, Make] = {
 }
 GRADIENTS: dict[str, Make] = {"taylor": ScorePruningCallback}  # looks at batches; "fpgm" is the same with weights alone
 FACTORS: dict[str, Make] = {"flop": FLOPCallback}
+FRESH: dict[str, Make] = {"from scratch": PruningFromScratchCallback}  # `test_from_scratch` runs it through the core
 SCALES: dict[str, Make] = {name: CHANNELS[name] for name in ("mrts", "slimming")}
 TOY_WEIGHTS: dict[str, Make] = {
     "toy score": toys.WeightScore, "toy statistics": toys.WeightStatistics, "toy gates": toys.WeightGates
@@ -60,7 +62,9 @@ TOY_WEIGHTS: dict[str, Make] = {
 TOY_CHANNELS: dict[str, Make] = {
     "toy channel statistics": toys.ChannelStatistics, "toy channel gates": toys.ChannelGates
 }  # fmt: skip
-METHODS: dict[str, Make] = WEIGHTS | CHANNELS | GRADIENTS | FACTORS | TOY_WEIGHTS | TOY_CHANNELS | RIVALS
+METHODS: dict[str, Make] = (
+    WEIGHTS | CHANNELS | GRADIENTS | FACTORS | TOY_WEIGHTS | TOY_CHANNELS | RIVALS | FRESH
+)
 
 # 8 batches an epoch: the sparsify phase begins at 8 and ends at 32
 PHASES: dict[str, Any] = {"warmup": 1, "sparsify": 3, "recalibrate_batches": 2}
@@ -71,7 +75,7 @@ N = 8 * 9 + 16 * 8 * 9 + 16 * 4  # prunable weights of the toy network
 
 def removes_channels(name: str) -> bool:
     """Whether a method's outcome is smaller shapes; else it is zeros."""
-    return name in CHANNELS | GRADIENTS | TOY_CHANNELS | FACTORS
+    return name in CHANNELS | GRADIENTS | TOY_CHANNELS | FACTORS | FRESH
 
 
 def target(name: str) -> dict[str, float]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lightning_prune import FLOPCallback
+from lightning_prune import DistillationCallback
 from tests.callbacks.methods import METHODS
 from tests.callbacks.processes import leave_group, run_in_two
 from tests.toy import Toy, samples, trainer
@@ -28,17 +29,21 @@ class Shards:
         return iter([(x[i : i + 4], y[i : i + 4]) for i in range(32 * rank, 32 * rank + 32, 4)])
 
 
+TAUGHT = ", taught"
 CASES = [("mrts", "labels"), ("slimming", ""), ("taylor", ""), ("toy channel gates", ""), ("flop", "")]
+CASES += [("from scratch", ""), ("slimming" + TAUGHT, "")]
 
 
 def train(path: Path, method: str, information: str) -> None:
     """Run in each of two processes; writes what this rank ended with."""
     torch.manual_seed(0)
     options = {"information": information} if information else {}
-    callback = METHODS[method](warmup=1, sparsify=2, recalibrate_batches=2, **options)
+    callback = METHODS[method.removesuffix(TAUGHT)](warmup=1, sparsify=2, recalibrate_batches=2, **options)
+    teachers = [DistillationCallback(features=["2"])] if method.endswith(TAUGHT) else []
     run = trainer(
-        path, [callback], max_epochs=4, devices=2, strategy="ddp", limit_val_batches=0, use_distributed_sampler=False
-    )
+        path, [*teachers, callback], max_epochs=4, devices=2, strategy="ddp", limit_val_batches=0,
+        use_distributed_sampler=False,
+    )  # fmt: skip
     module = Toy()
     run.fit(module, Shards())
     numbers = {

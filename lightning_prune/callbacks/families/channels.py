@@ -246,7 +246,7 @@ class ChannelPruning(PruningCallback):
             self.selection = self.pruned.selection
             self.numbers = self.shares(self.selection)
             if self.after == "retrain":
-                reinitialise(self.root, trainer.optimizers, self.seen)
+                reinitialise(self.root, trainer.optimizers, self.seen, copies)
         announce_removal(trainer, pl_module, self.pruned.plan)
         if dense is not None:
             log_latency(trainer, compare_latency(dense, self.root, self.example, self.latency_batch))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.bench.methods import METHODS
+from tests.benchmarks.bench.methods import names
 from tests.benchmarks.bench.networks import NETWORKS
 from tests.benchmarks.bench.runs import Run, run_all
 from tests.benchmarks.bench.table import compare
@@ -23,7 +23,7 @@ def arguments(
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="data", help="folder of Fashion-MNIST's files, or the one above it")
     parser.add_argument("--networks", nargs="+", default=["resnet20-14px"], choices=list(NETWORKS))
-    parser.add_argument("--methods", nargs="+", default=list(methods), choices=["dense", *METHODS])
+    parser.add_argument("--methods", nargs="+", default=list(methods), choices=names())
     parser.add_argument("--compression", type=float, nargs="+", default=list(compression))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--subset", type=int, default=4000, help="training images; 0: all")

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_prune import LTPCallback, MagnitudeCallback, ST3Callback, STRCallback, TaylorWeightCallback
+from lightning_prune import (
+    ChannelPruning,
+    DistillationCallback,
+    LTPCallback,
+    MagnitudeCallback,
+    MRTSCallback,
+    NetworkSlimmingCallback,
+    ST3Callback,
+    STRCallback,
+    TaylorWeightCallback,
+)
 
 METHODS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "LTP": (LTPCallback, {}),
@@ -17,9 +27,27 @@ METHODS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "Taylor, feedback": (TaylorWeightCallback, {"feedback": 1.0}),
     "one-shot": (MagnitudeCallback, {"schedule": "oneshot"}),
 }
+CHANNELS: dict[str, tuple[type[Any], dict[str, Any]]] = {  # compression is of the MACs here
+    "MRTS": (MRTSCallback, {}),
+    "Network Slimming": (NetworkSlimmingCallback, {}),
+}
+KD = " + KD"
+"""After a method's name, "dense" too: taught by a copy of the dense start."""
 
 
-def callback(method: str, compression: float, epochs: int) -> Any:
-    """The method's callback, sparsifying for ``epochs``."""
-    maker, options = METHODS[method]
-    return maker(target_compression=compression, sparsify=epochs, **options)
+def names() -> list[str]:
+    """All that `callbacks` knows."""
+    plain = ["dense", *METHODS, *CHANNELS]
+    return [*plain, *(name + KD for name in plain)]
+
+
+def callbacks(method: str, compression: float, epochs: int) -> list[Any]:
+    """The method's callbacks, sparsifying for ``epochs``."""
+    plain = method.removesuffix(KD)
+    made: list[Any] = [DistillationCallback()] if plain != method else []
+    if plain != "dense":
+        maker, options = (METHODS | CHANNELS)[plain]
+        share = {"target_macs": 1 / compression} if issubclass(maker, ChannelPruning) else {}
+        target = {**share, "warmup": 0} if share else {"target_compression": compression}
+        made.append(maker(**target, sparsify=epochs, **options))
+    return made

@@ -77,6 +77,7 @@ NETWORKS = {
     "resnet20": Network("resnet20_cifar"),
     "smoke": Network("resnet20_cifar", 8, kwargs={"width": 4}, epochs=(1, 2, 1), bundled=True),
     "resnet20-14px": Network("resnet20_cifar", 14),
+    "resnet20-narrow": Network("resnet20_cifar", 10, kwargs={"width": 8}),
     "mobilenetv2": Network("mobilenetv2_100", 64),
     "efficientnet_b0": Network("efficientnet_b0", 64),
     "mixnet_s": Network("mixnet_s", 64),

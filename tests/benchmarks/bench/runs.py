@@ -26,7 +26,7 @@ import timm
 import torch
 
 from lightning_prune import TimmClassifier, sparsity_report
-from tests.benchmarks.bench.methods import callback
+from tests.benchmarks.bench.methods import callbacks
 from tests.benchmarks.bench.networks import NETWORKS
 
 
@@ -35,8 +35,8 @@ class Run:
     """One training from one dense start.
 
     Attributes:
-        network, method: names in `NETWORKS` and `METHODS`; method "dense" trains the dense network on.
-        compression: prunable weights / kept ones.
+        network, method: names in `NETWORKS` and of `methods.names`; method "dense" trains the dense network on.
+        compression: prunable weights / kept ones; of methods that remove channels, MACs / those that are left.
         seed: of initialisation, batches and the validation split.
         subset: training images; 0: all that are not held out.
         dense, sparsify, finetune: epochs of the start, of the phase that prunes, and after the prune.
@@ -82,8 +82,8 @@ def _remember(item: tuple[Run, str, str]) -> None:
     run, file, root = item
     torch.set_num_threads(1)
     result = _result(run, Path(file), root)
-    line = {"run": asdict(run), **result, **_circumstances()}
-    with _locked(Path(file)), open(file, "a") as f:
+    line = {"run": asdict(run), **result, **circumstances()}
+    with Locked(Path(file)), open(file, "a") as f:
         f.write(json.dumps(line) + "\n")
     print(f"{run}: {100 * result['accuracy']:.2f}", flush=True)
 
@@ -91,42 +91,43 @@ def _remember(item: tuple[Run, str, str]) -> None:
 def _result(run: Run, file: Path, root: str) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    start = _start(run, file.parent / "starts", root)
+    start = dense_start(run, file.parent / "starts", root)
     lightning.seed_everything(run.seed, verbose=False)
     module = NETWORKS[run.network].build(NETWORKS[run.network].prune_lr)
     module.load_state_dict(start)
     if run.scales:
         unlike_scales_(module, run.scales, run.seed)
-    callbacks = [] if run.method == "dense" else [callback(run.method, run.compression, run.sparsify)]
+    made = callbacks(run.method, run.compression, run.sparsify)
     clock = time.process_time()
-    accuracy = _fit(module, run, run.sparsify + run.finetune, run.seed + 100, root, callbacks)
+    accuracy = fit(module, run, run.sparsify + run.finetune, run.seed + 100, root, made)
     report = sparsity_report(module)
     keeps = [round(1 - layer.sparsity, 4) for layer in report.layers]
     return {
         "accuracy": accuracy, "compression": round(report.compression, 3), "keeps": keeps,
+        "macs": next((round(each.numbers["macs"], 4) for each in made if hasattr(each, "numbers")), 1.0),
         "cpu_seconds": round(time.process_time() - clock),
     }  # fmt: skip
 
 
-def _start(run: Run, folder: Path, root: str) -> dict[str, Any]:
+def dense_start(run: Run, folder: Path, root: str) -> dict[str, Any]:
     """State of the dense network, trained if it was not yet."""
     name = f"{run.network}-{run.subset}-{run.dense}-{run.seed}"
     path = folder / f"{hashlib.sha1(name.encode()).hexdigest()[:8]}-{name}.pt"
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
+    with Locked(path):
         if not path.exists():
             lightning.seed_everything(run.seed, verbose=False)
             network = NETWORKS[run.network]
             module = network.build(network.lr)
             if network.weights is not None:
                 network.weights(module.model)
-            accuracy = _fit(module, run, run.dense, run.seed, root, [])
+            accuracy = fit(module, run, run.dense, run.seed, root, [])
             print(f"{name}: dense {100 * accuracy:.2f}", flush=True)
             torch.save(copy.deepcopy(module.state_dict()), path)
     return dict(torch.load(path, weights_only=True))
 
 
-def _fit(module: TimmClassifier, run: Run, epochs: int, seed: int, root: str, callbacks: list[Any]) -> float:
+def fit(module: TimmClassifier, run: Run, epochs: int, seed: int, root: str, callbacks: list[Any]) -> float:
     """Accuracy on the test images after that many epochs."""
     data = NETWORKS[run.network].data(root, run.subset, seed)
     trainer = lightning.Trainer(
@@ -157,7 +158,7 @@ def unlike_scales_(module: torch.nn.Module, spread: float, seed: int) -> None:
             norm.running_var.mul_(factor**2)
 
 
-def _circumstances() -> dict[str, str]:
+def circumstances() -> dict[str, str]:
     revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "date": str(datetime.date.today()),
@@ -166,7 +167,7 @@ def _circumstances() -> dict[str, str]:
     }
 
 
-class _locked:
+class Locked:
     """A lock file beside a path, held by one process at a time."""
 
     def __init__(self, path: Path) -> None:

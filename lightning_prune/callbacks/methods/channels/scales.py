@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_prune.callbacks.families.channels import ChannelPruning
+from lightning_prune.callbacks.guard import check_norms
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.callbacks.step import Step
@@ -112,13 +113,7 @@ class ScalePruning(ChannelPruning):
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().prepare(trainer, pl_module)
-        norms = [m for m in self.root.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine]
-        if not norms:
-            raise ValueError(
-                f"{type(self).__name__} decides by BatchNorm scale factors, and {type(self.root).__name__} has none "
-                "(it uses LayerNorm, GroupNorm or no norm). Use a method that scores weights, such as FPGMCallback, "
-                "LTPCallback, which prunes weights of any model, or a backbone with BatchNorm."
-            )
+        check_norms(self.root, type(self).__name__)
 
     def score(self, units: ChannelUnits) -> Tensor:
         return units.from_scales(self.factors.importance(self.factors.read()))

@@ -1,0 +1,58 @@
+"""Pipelines whose steps are trainings of their own: remembered as one JSON line each, as runs are."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+
+from lightning_prune import TimmClassifier
+from tests.benchmarks.bench.networks import NETWORKS
+from tests.benchmarks.bench.runs import Locked, circumstances
+
+
+def remembered(file: Path, key: dict[str, Any], work: Callable[[], dict[str, Any]] | None) -> dict[str, Any] | None:
+    """The line of a file that has this ``run``; what ``work`` returns is added where there is none. None: no work."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    for line in lines:
+        if line["run"] == key:
+            return line  # type: ignore[no-any-return]
+    if work is None:
+        return None
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    for name in ("lightning.pytorch", "lightning_prune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    clock = time.process_time()
+    found = {"run": key, **work(), "cpu_seconds": round(time.process_time() - clock), **circumstances()}
+    with Locked(file), open(file, "a") as f:
+        f.write(json.dumps(found) + "\n")
+    print(json.dumps(found), flush=True)
+    return found
+
+
+def quiet_trainer(epochs: int, callbacks: Any = ()) -> lightning.Trainer:
+    """A Trainer that shows and saves nothing, and validates on nothing."""
+    return lightning.Trainer(
+        max_epochs=epochs, callbacks=list(callbacks), logger=False, enable_checkpointing=False, accelerator="auto",
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0,
+    )  # fmt: skip
+
+
+def trained(
+    network: str, seed: int, subset: int, root: str, epochs: int, callbacks: Any = ()
+) -> tuple[TimmClassifier, float]:
+    """A network after that many epochs, from random weights, and its test accuracy in per cent."""
+    lightning.seed_everything(seed, verbose=False)
+    settings = NETWORKS[network]
+    module = settings.build(settings.lr)
+    trainer, data = quiet_trainer(epochs, callbacks), settings.data(root, subset, seed)
+    trainer.fit(module, datamodule=data)
+    return module, 100 * float(trainer.test(module, datamodule=data, verbose=False)[0]["test/acc"])
