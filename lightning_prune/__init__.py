@@ -4,9 +4,9 @@ from lightning_prune.callbacks import (
     ChannelPruning,
     ChannelPruningCallback,
     CompactCheckpoint,
+    DistillationCallback,
     FactorPruning,
     FLOPCallback,
-    DistillationCallback,
     FPGMCallback,
     KeepZeros,
     LTPCallback,
@@ -42,6 +42,7 @@ from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.errors import ExportError
 from lightning_prune.export import Candidate, CostReport, Deployed, cost_report, deploy
 from lightning_prune.factors import FactorUnits, factorize, plan_factors
+from lightning_prune.functional.budget import scratch_budget
 from lightning_prune.io import (
     PrunedFileError,
     load_pruned,
@@ -51,8 +52,6 @@ from lightning_prune.io import (
     save_pretrained,
     save_pruned,
 )
-from lightning_prune.functional.budget import scratch_budget
-from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
 from lightning_prune.io.describe import own_version
 from lightning_prune.masks import Gate, WeightUnits
 from lightning_prune.metrics import CompressionRatio, Sparsity
@@ -76,9 +75,9 @@ __all__ = [
     "CompressionRatio",
     "CostReport",
     "Deployed",
+    "DistillationCallback",
     "ExportError",
     "FLOPCallback",
-    "DistillationCallback",
     "FPGMCallback",
     "FactorPruning",
     "FactorUnits",
@@ -114,8 +113,8 @@ __all__ = [
     "__version__",
     "cost_report",
     "deploy",
-    "factorize",
     "distill",
+    "factorize",
     "load_pruned",
     "plan_factors",
     "plan_of",
@@ -123,8 +122,8 @@ __all__ = [
     "pruned_info",
     "pruned_state_dict",
     "push_to_hub",
-    "save_pretrained",
     "rethink",
+    "save_pretrained",
     "save_pruned",
     "scratch_budget",
     "sparsity_report",

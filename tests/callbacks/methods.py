@@ -62,9 +62,7 @@ TOY_WEIGHTS: dict[str, Make] = {
 TOY_CHANNELS: dict[str, Make] = {
     "toy channel statistics": toys.ChannelStatistics, "toy channel gates": toys.ChannelGates
 }  # fmt: skip
-METHODS: dict[str, Make] = (
-    WEIGHTS | CHANNELS | GRADIENTS | FACTORS | TOY_WEIGHTS | TOY_CHANNELS | RIVALS | FRESH
-)
+METHODS: dict[str, Make] = WEIGHTS | CHANNELS | GRADIENTS | FACTORS | TOY_WEIGHTS | TOY_CHANNELS | RIVALS | FRESH
 
 # 8 batches an epoch: the sparsify phase begins at 8 and ends at 32
 PHASES: dict[str, Any] = {"warmup": 1, "sparsify": 3, "recalibrate_batches": 2}

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_prune import FLOPCallback
-from lightning_prune import DistillationCallback
+from lightning_prune import DistillationCallback, FLOPCallback
 from tests.callbacks.methods import METHODS
 from tests.callbacks.processes import leave_group, run_in_two
 from tests.toy import Toy, samples, trainer
