@@ -1,6 +1,7 @@
 """Pruning callbacks for PyTorch Lightning that work on any timm model."""
 
 from lightning_prune.callbacks import (
+    ANPVSCallback,
     ChannelPruning,
     ChannelPruningCallback,
     CompactCheckpoint,
@@ -43,6 +44,7 @@ from lightning_prune.zoo.classifier import TimmClassifier
 __version__ = own_version()
 
 __all__ = [
+    "ANPVSCallback",
     "ChannelCost",
     "ChannelError",
     "ChannelGraph",

@@ -4,6 +4,7 @@ from lightning_prune.callbacks.checkpoint import CompactCheckpoint, take_shapes
 from lightning_prune.callbacks.families.channels import ChannelPruning
 from lightning_prune.callbacks.families.weights import WeightPruning
 from lightning_prune.callbacks.lifecycle import PruningCallback
+from lightning_prune.callbacks.methods.channels.anp_vs import ANPVSCallback
 from lightning_prune.callbacks.methods.channels.mrts import MRTSCallback
 from lightning_prune.callbacks.methods.channels.score import FPGMCallback, ScorePruningCallback
 from lightning_prune.callbacks.methods.channels.slimming import NetworkSlimmingCallback
@@ -19,6 +20,7 @@ from lightning_prune.callbacks.trail import Trail, TrailEntry
 ChannelPruningCallback = ChannelPruning  # the name before both families had one base
 
 __all__ = [
+    "ANPVSCallback",
     "ChannelPruning",
     "ChannelPruningCallback",
     "CompactCheckpoint",

@@ -133,7 +133,7 @@ class PruningMethod:
     def train_on(self, pl_module: LightningModule, step: Callable[[Any], Any], batch: Any) -> Any:
         """What stands for ``training_step`` in the sparsify phase: losses of the method's own.
 
-        Automatic optimization only. `training_step.add_loss` adds a term.
+        Automatic optimization only; `training_step.loss_of` and `with_loss` take outputs apart and together.
 
         Args:
             pl_module: the module.

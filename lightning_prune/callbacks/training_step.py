@@ -80,8 +80,11 @@ def check_automatic(module: LightningModule) -> None:
         )
 
 
-def add_loss(output: Any, extra: Tensor) -> Any:
-    """What ``training_step`` returned, a loss, a dict that holds one, or None, with a term added to the loss."""
-    if output is None:
-        return None
-    return {**output, "loss": output["loss"] + extra} if isinstance(output, dict) else output + extra
+def loss_of(output: Any) -> Tensor | None:
+    """The loss in what ``training_step`` returned: itself, the entry of a dict, or None where the step is skipped."""
+    return output["loss"] if isinstance(output, dict) else output
+
+
+def with_loss(output: Any, loss: Tensor) -> Any:
+    """What ``training_step`` returned, with another loss."""
+    return {**output, "loss": loss} if isinstance(output, dict) else loss
