@@ -5,6 +5,7 @@ from lightning_prune.callbacks import (
     ChannelPruning,
     ChannelPruningCallback,
     CompactCheckpoint,
+    DistillationCallback,
     FPGMCallback,
     KeepZeros,
     LTPCallback,
@@ -19,6 +20,7 @@ from lightning_prune.callbacks import (
     Trail,
     TrailEntry,
     WeightPruning,
+    distill,
     take_shapes,
 )
 from lightning_prune.channels import (
@@ -53,6 +55,7 @@ __all__ = [
     "ChannelUnits",
     "CompactCheckpoint",
     "CompressionRatio",
+    "DistillationCallback",
     "FPGMCallback",
     "Gate",
     "KeepZeros",
@@ -79,6 +82,7 @@ __all__ = [
     "WeightPruning",
     "WeightUnits",
     "__version__",
+    "distill",
     "load_pruned",
     "plan_of",
     "prune_channels",

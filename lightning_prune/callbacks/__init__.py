@@ -1,6 +1,7 @@
 """Lightning callbacks: one life-cycle, two families, one file a method."""
 
 from lightning_prune.callbacks.checkpoint import CompactCheckpoint, take_shapes
+from lightning_prune.callbacks.distill.callback import DistillationCallback, distill
 from lightning_prune.callbacks.families.channels import ChannelPruning
 from lightning_prune.callbacks.families.weights import WeightPruning
 from lightning_prune.callbacks.lifecycle import PruningCallback
@@ -24,6 +25,7 @@ __all__ = [
     "ChannelPruning",
     "ChannelPruningCallback",
     "CompactCheckpoint",
+    "DistillationCallback",
     "FPGMCallback",
     "KeepZeros",
     "LTPCallback",
@@ -39,5 +41,6 @@ __all__ = [
     "Trail",
     "TrailEntry",
     "WeightPruning",
+    "distill",
     "take_shapes",
 ]
