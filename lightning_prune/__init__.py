@@ -13,9 +13,11 @@ from lightning_prune.callbacks import (
     MRTSCallback,
     NetworkSlimmingCallback,
     PruningCallback,
+    SANPCallback,
     ScorePruningCallback,
     ST3Callback,
     STRCallback,
+    TASCallback,
     TaylorWeightCallback,
     Trail,
     TrailEntry,
@@ -34,10 +36,11 @@ from lightning_prune.channels import (
     prune_channels,
 )
 from lightning_prune.channels.select.units import ChannelUnits
+from lightning_prune.functional.attacks import PGD
 from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
 from lightning_prune.io.describe import own_version
 from lightning_prune.masks import Gate, WeightUnits
-from lightning_prune.metrics import CompressionRatio, Sparsity
+from lightning_prune.metrics import CompressionRatio, RobustAccuracy, Sparsity, Vulnerability
 from lightning_prune.plan.record import plan_of
 from lightning_prune.report import SparsityReport, sparsity_report
 from lightning_prune.scores import Score
@@ -46,6 +49,7 @@ from lightning_prune.zoo.classifier import TimmClassifier
 __version__ = own_version()
 
 __all__ = [
+    "PGD",
     "ANPVSCallback",
     "ChannelCost",
     "ChannelError",
@@ -67,6 +71,8 @@ __all__ = [
     "PrunedFileError",
     "PruningCallback",
     "PruningPlan",
+    "RobustAccuracy",
+    "SANPCallback",
     "ST3Callback",
     "STRCallback",
     "Score",
@@ -74,11 +80,13 @@ __all__ = [
     "Sparsity",
     "SparsityReport",
     "SurgeryError",
+    "TASCallback",
     "TaylorWeightCallback",
     "TimmClassifier",
     "TraceError",
     "Trail",
     "TrailEntry",
+    "Vulnerability",
     "WeightPruning",
     "WeightUnits",
     "__version__",

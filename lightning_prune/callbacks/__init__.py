@@ -7,8 +7,10 @@ from lightning_prune.callbacks.families.weights import WeightPruning
 from lightning_prune.callbacks.lifecycle import PruningCallback
 from lightning_prune.callbacks.methods.channels.anp_vs import ANPVSCallback
 from lightning_prune.callbacks.methods.channels.mrts import MRTSCallback
+from lightning_prune.callbacks.methods.channels.sanp import SANPCallback
 from lightning_prune.callbacks.methods.channels.score import FPGMCallback, ScorePruningCallback
 from lightning_prune.callbacks.methods.channels.slimming import NetworkSlimmingCallback
+from lightning_prune.callbacks.methods.channels.tas import TASCallback
 from lightning_prune.callbacks.methods.weights.keep_zeros import KeepZeros
 from lightning_prune.callbacks.methods.weights.ltp import LTPCallback
 from lightning_prune.callbacks.methods.weights.magnitude import MagnitudeCallback
@@ -33,9 +35,11 @@ __all__ = [
     "MagnitudeCallback",
     "NetworkSlimmingCallback",
     "PruningCallback",
+    "SANPCallback",
     "ST3Callback",
     "STRCallback",
     "ScorePruningCallback",
+    "TASCallback",
     "TaylorWeightCallback",
     "ThresholdPruning",
     "Trail",

@@ -24,9 +24,10 @@ from lightning_prune.callbacks.options import naming_near_options
 from lightning_prune.callbacks.phases import Phases, phases_of, training_length
 from lightning_prune.callbacks.step import Step, trained_by
 from lightning_prune.callbacks.trainer import writes_logs_now
-from lightning_prune.callbacks.training_step import check_automatic, hold_step, unwrap_step
+from lightning_prune.callbacks.training_step import check_automatic, hold_step
 from lightning_prune.errors import CalibrationError
 from lightning_prune.masks import attach
+from lightning_prune.support.training_step import unwrap_training_step
 
 
 class PruningCallback(PruningMethod, Callback):
@@ -290,5 +291,5 @@ class PruningCallback(PruningMethod, Callback):
 
     def _release(self, pl_module: LightningModule) -> None:
         self._guard.release()
-        unwrap_step(pl_module)
+        unwrap_training_step(pl_module, self.around_step)
         self.release(pl_module)

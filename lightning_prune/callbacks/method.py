@@ -89,6 +89,12 @@ class PruningMethod:
         """Whether the method has losses of its own, see `train_on`."""
         return type(self).train_on is not PruningMethod.train_on
 
+    def around_step(
+        self, module: LightningModule, step: Callable[..., Any], batch: Any, *rest: Any, **named: Any
+    ) -> Any:
+        """`train_on`, as `support.training_step` wants it."""
+        return self.train_on(module, lambda given: step(given, *rest, **named), batch)
+
     # ---- what a method says -----------------------------------------------------------------------------------------
 
     def score(self, units: Any) -> Tensor:

@@ -8,7 +8,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-
 _SURGERY = {"form", "groups", "attention", "allow_inexact"}
 
 

@@ -36,9 +36,7 @@ def divergence(a: Tensor, b: Tensor, alpha: float) -> Tensor:
 
     ``(1 − α/a)(−γ − ψ(b) − 1/b) + ln(ab/α) − (b − 1)/b`` (Nalisnick & Smyth 2017, with β = 1).
     """
-    return (
-        (1 - alpha / a) * (-EULER - torch.digamma(b) - 1 / b) + a.log() + b.log() - math.log(alpha) - (b - 1) / b
-    )
+    return (1 - alpha / a) * (-EULER - torch.digamma(b) - 1 / b) + a.log() + b.log() - math.log(alpha) - (b - 1) / b
 
 
 def relaxed_bernoulli(u: Tensor, p: Tensor, temperature: float) -> Tensor:

@@ -28,8 +28,8 @@ from lightning_prune.channels.remove import Pruned, remove_channels
 from lightning_prune.channels.select.latency import share_for_latency
 from lightning_prune.channels.select.selection import Resource, Selection
 from lightning_prune.channels.select.selector import Selector
-from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.channels.select.taps import scale_readers_
+from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.channels.surgery.empty import branch_names
 from lightning_prune.functional.budget import one_share
 from lightning_prune.functional.thresholds import Rule

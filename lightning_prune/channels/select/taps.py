@@ -60,14 +60,14 @@ def taps_of(network: nn.Module, graph: ChannelGraph, free: Tensor, sites: Mappin
         path = module_path(place.node)[0]
         module, groups = modules.get(path), _only(place.ids, free)
         if place.argument == "input" and isinstance(module, (_ConvNd, nn.Linear)) and bool((groups >= 0).any()):
-            found[f"{INPUT}{path}"] = Tap(module, "input", _channel_dim(module), groups)
+            found[f"{INPUT}{path}"] = Tap(module, "input", channel_dim(module), groups)
     rest = free.clone()
     for tap in found.values():
         rest[tap.groups[tap.groups >= 0]] = False
     for path, ids in sites.items():
         module, groups = modules[path], _only(ids, rest)
         if isinstance(module, (_ConvNd, nn.Linear)) and bool((groups >= 0).any()):
-            found[f"{OUTPUT}{path}"] = Tap(module, "output", _channel_dim(module), groups)
+            found[f"{OUTPUT}{path}"] = Tap(module, "output", channel_dim(module), groups)
     return found
 
 
@@ -75,7 +75,8 @@ def _only(ids: Tensor, chosen: Tensor) -> Tensor:
     return torch.where((ids >= 0) & chosen[ids.clamp_min(0)], ids, -1) if len(chosen) else torch.full_like(ids, -1)
 
 
-def _channel_dim(module: _ConvNd | nn.Linear) -> int:
+def channel_dim(module: _ConvNd | nn.Linear) -> int:
+    """Where the channels are in what enters and leaves a layer, from the end."""
     return -1 if isinstance(module, nn.Linear) else -1 - len(module.kernel_size)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
@@ -16,14 +16,15 @@ from lightning_prune.callbacks.phases import Duration, training_length
 from lightning_prune.callbacks.step import Step
 from lightning_prune.callbacks.trainer import loss_scale
 from lightning_prune.callbacks.training_step import loss_of, with_loss
+from lightning_prune.channels.select.taps import module_of
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.functional.attacks import PGD
 from lightning_prune.masks import Gate
 from lightning_prune.masks.bernoulli import BernoulliGate, BetaBernoulli
+from lightning_prune.metrics.robust import layer_inputs, vulnerability
 from lightning_prune.scoring.loss import task_loss
 from lightning_prune.support.modes import mode
 from lightning_prune.support.noise import Noise
-from lightning_prune.support.watch import watching
 
 BASELINES: dict[str, dict[str, Any]] = {
     "Standard": {"masks": False, "adversarial": False, "suppress": 0.0},
@@ -144,12 +145,13 @@ class ANPVSCallback(ChannelPruning):
         self.masks: BetaBernoulli | None = None
         self.read: list[str] = []  # layers that read channels that may go, for V
         self._adam: Adam | None = None
-        self._last: dict[str, float] = {}
+        self._seen_through: dict[str, Gate] = {}
+        self._last: dict[str, Tensor] = {}
 
     # ---- masks ------------------------------------------------------------------------------------------------------
 
     def start(self, units: ChannelUnits) -> None:
-        self.read = [name for name, tap in units.taps.items() if tap.side == "input"]
+        self.read = [module_of(name) for name, tap in units.taps.items() if tap.side == "input"]
         self._place = torch.full((units.size,), -1, dtype=torch.int64)
         self._place[units.free] = torch.arange(int(units.free.sum()))
         if self.masked:
@@ -163,6 +165,7 @@ class ANPVSCallback(ChannelPruning):
         for name, tap in units.taps.items():
             groups = torch.where(tap.groups >= 0, self._place[tap.groups.clamp_min(0)], -1).to(self.masks.a.device)
             found[name] = BernoulliGate(self.masks, groups, tap.dim, owner=not found)
+        self._seen_through = {module_of(name): gate for name, gate in found.items()}
         return found
 
     def gate_optimizer(self, parameters: list[Tensor]) -> Optimizer:
@@ -193,8 +196,7 @@ class ANPVSCallback(ChannelPruning):
     def train_on(self, pl_module: LightningModule, step: Callable[[Any], Any], batch: Any) -> Any:
         trainer, (x, rest) = pl_module.trainer, _inputs(batch)
         self._noise.restart(self.seen, pl_module.global_rank)
-        masks = self.masks if self.stage == "soft" else None
-        drawn = leaf = None
+        masks, drawn, leaf = (self.masks if self.stage == "soft" else None), None, None
         if masks is not None:
             length = training_length(trainer).batches_per_epoch
             masks.price = self.beta / (length * len(x) * trainer.world_size)
@@ -210,56 +212,32 @@ class ANPVSCallback(ChannelPruning):
             with mode(pl_module, False):
                 start = 2 * self._noise.uniform(*x.shape, like=x).to(x.dtype) - 1
                 attacked = self.attack(lambda inputs: scale * loss(inputs), x, start)
-            clean, output = self._features(step, batch)
+            clean, output = self._features(lambda: step(batch))
             if masks is not None:
                 masks.drawn = leaf
-            adversarial, found = self._features(loss, attacked)
+            adversarial, found = self._features(lambda: loss(attacked))
         else:
             output = step(batch)
             found = loss_of(output)
         own = loss_of(output)
         if own is None or found is None:
             return output
-        if leaf is not None:
+        if drawn is not None and leaf is not None:
             # V and the clean loss must not move the masks, so they get their gradient by themselves.
             share = loss_scale(trainer) / self.accumulate
             torch.autograd.backward(drawn, torch.autograd.grad(share * found, leaf, retain_graph=True))
         if not self.trains_to_the_end:
             return output
         total = (own + 2 * found) / 3
-        self._last = {"adversarial_loss": float(found)}
+        self._last = {"adversarial_loss": found.detach()}
         if self.suppress:
-            value = self._vulnerability(clean, adversarial)
-            self._last["vulnerability"] = float(value)
+            value = vulnerability(clean, adversarial, self._seen_through if masks is not None else {})
+            self._last["vulnerability"] = value.detach()
             total = total + self.suppress * value
         return with_loss(output, total)
 
-    def _features(self, run: Callable[[Any], Any], given: Any) -> tuple[dict[str, Tensor], Any]:
-        """What enters the layers in one call, and what the call returns."""
-        found: dict[str, Tensor] = {}
-        modules = dict(self.root.named_modules())
-        names = self.read if self.suppress else ()
-        places: Any = {n: (modules[m], "input") for n in names if (m := n.removeprefix("input of ")) in modules}
-
-        def note(name: str, x: Tensor) -> None:
-            found.setdefault(name, x)
-
-        with watching(places, note):
-            return found, run(given)
-
-    def _vulnerability(self, clean: Mapping[str, Tensor], adversarial: Mapping[str, Tensor]) -> Tensor:
-        parts = []
-        for name, x in clean.items():
-            if name not in adversarial or adversarial[name].shape != x.shape:
-                raise ValueError(
-                    f"vulnerability: training_step gives {name} a tensor of {tuple(x.shape)}, a call of the module on "
-                    f"its inputs {tuple(adversarial[name].shape) if name in adversarial else 'none'}. Let training_step "
-                    "begin with self(inputs), or give suppress=0."
-                )
-            gate = self._gates.get(name)
-            moved = adversarial[name] - x
-            parts.append((gate(moved) if gate is not None else moved).abs().mean())
-        return torch.stack(parts).mean() if parts else torch.zeros(())
+    def _features(self, run: Callable[[], Any]) -> tuple[dict[str, Tensor], Any]:
+        return layer_inputs(self.root, self.read if self.suppress else (), run)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
