@@ -69,7 +69,8 @@ class Listener(Gate):
         self.gate = gate
 
     def __call__(self, x: Tensor) -> Tensor:
-        self.gate.pooled = x.mean([d for d in range(1, x.ndim) if d != x.ndim + self.gate.listens])
+        places = [d for d in range(1, x.ndim) if d != x.ndim + self.gate.listens]
+        self.gate.pooled = x.mean(places) if places else x
         return x
 
     def expire(self) -> None:

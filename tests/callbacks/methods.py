@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune import (
+    ANPVSCallback,
     FPGMCallback,
     LTPCallback,
     MagnitudeCallback,
     MRTSCallback,
     NetworkSlimmingCallback,
     PruningCallback,
+    SANPCallback,
     ScorePruningCallback,
     ST3Callback,
     STRCallback,
+    TASCallback,
     TaylorWeightCallback,
 )
 from tests.callbacks import toys
@@ -58,7 +62,12 @@ TOY_WEIGHTS: dict[str, Make] = {
 TOY_CHANNELS: dict[str, Make] = {
     "toy channel statistics": toys.ChannelStatistics, "toy channel gates": toys.ChannelGates
 }  # fmt: skip
-METHODS: dict[str, Make] = WEIGHTS | CHANNELS | GRADIENTS | TOY_WEIGHTS | TOY_CHANNELS | RIVALS
+STEPS: dict[str, Make] = {  # methods with training steps of their own: `test_own_steps` runs them through the core
+    "anp-vs": partial(ANPVSCallback, attack_steps=2, eps=0.1, attack_step=0.05),
+    "sanp": partial(SANPCallback, spm_lr=0.05),
+    "tas": TASCallback,
+}
+METHODS: dict[str, Make] = WEIGHTS | CHANNELS | GRADIENTS | TOY_WEIGHTS | TOY_CHANNELS | RIVALS | STEPS
 
 # 8 batches an epoch: the sparsify phase begins at 8 and ends at 32
 PHASES: dict[str, Any] = {"warmup": 1, "sparsify": 3, "recalibrate_batches": 2}
@@ -69,7 +78,7 @@ N = 8 * 9 + 16 * 8 * 9 + 16 * 4  # prunable weights of the toy network
 
 def removes_channels(name: str) -> bool:
     """Whether a method's outcome is smaller shapes; else it is zeros."""
-    return name in CHANNELS | GRADIENTS | TOY_CHANNELS
+    return name in CHANNELS | GRADIENTS | TOY_CHANNELS | STEPS
 
 
 def target(name: str) -> dict[str, float]:

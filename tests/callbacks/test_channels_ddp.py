@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.callbacks.methods import METHODS
+from tests.callbacks.methods import METHODS, STEPS
 from tests.callbacks.processes import leave_group, run_in_two
 from tests.toy import Toy, samples, trainer
 
@@ -28,6 +28,7 @@ class Shards:
 
 
 CASES = [("mrts", "labels"), ("slimming", ""), ("taylor", ""), ("toy channel gates", "")]
+CASES += [(method, "") for method in STEPS]
 
 
 def train(path: Path, method: str, information: str) -> None:
