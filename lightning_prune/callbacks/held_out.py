@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lightning_prune.callbacks.trainer import batch_on_device
@@ -22,43 +23,47 @@ class HeldOut:
 
     def __init__(self, loader: Iterable[Any]) -> None:
         self.loader = loader
-        self._restart(0)
+        self._length = 0  # batches of a pass, once it is known
+        self._go_to(0)
 
-    def _restart(self, done: int) -> None:
-        self._pass, self._at = done, 0
-        self._iterator: Iterator[Any] = iter(())
-        self._next = 0  # batches that were given, over all passes
+    def _go_to(self, number: int) -> None:
+        self._pass, self._next = number, number * self._length
+        self._iterator: Iterator[Any] | None = None
 
     def batch(self, trainer: Trainer, k: int) -> Any:
-        """The k-th batch, on the device.
+        """The k-th batch, on the device; those of less than two samples, which no BatchNorm can train on, do not count.
 
         Raises:
             ValueError: the loader has no batch.
         """
         if k < self._next:
-            self._restart(0)
-        length = len(self.loader) if isinstance(self.loader, Sized) else 0
-        if length and k // length > self._pass:  # whole passes need not be read
-            self._restart(k // length)
-            self._next = k // length * length
+            self._go_to(0)
         while True:
+            if self._length and k // self._length > self._pass:  # whole passes need not be read
+                self._go_to(k // self._length)
             found = self._fetch()
             self._next += 1
             if self._next > k:
                 return batch_on_device(trainer, found)
 
     def _fetch(self) -> Any:
-        for _ in range(2):
+        while True:
             with isolate_rng():
-                torch.manual_seed(1_000_003 * self._pass + self._at)
-                if self._at == 0:
+                torch.manual_seed(1_000_003 * self._pass + self._next)
+                if self._iterator is None:
                     self._iterator = iter(self.loader)
                 found = next(self._iterator, None)
-            self._at += 1
-            if found is not None:
+            if found is None:
+                self._length = self._length or self._next
+                if not self._length:
+                    raise ValueError("held_out has no batch: give a loader of data that the weights do not train on.")
+                self._go_to(self._pass + 1)
+            elif _samples(found) > 1:
                 return found
-            self._pass, self._at = self._pass + 1, 0
-        raise ValueError("held_out has no batch: give a loader of data that the weights do not train on.")
+
+
+def _samples(batch: Any) -> int:
+    return max((len(t) for t in pytree.tree_leaves(batch) if isinstance(t, Tensor) and t.ndim), default=0)
 
 
 def first_loader(loaders: Any) -> Iterable[Any] | None:

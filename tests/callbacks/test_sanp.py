@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from lightning_prune import ChannelUnits, SANPCallback
 from lightning_prune.channels.graph.cost import ChannelCost
-from lightning_prune.channels.graph.expected import ExpectedMacs, Own
+from lightning_prune.channels.graph.expected import ExpectedMacs
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.select.writers import writers_of
 from lightning_prune.errors import CalibrationError
@@ -48,12 +48,11 @@ def test_used_or_not_the_cost_is_that_of_the_channels() -> None:
 def test_what_a_layer_does_not_write_is_not_computed_though_others_write_there() -> None:
     _, units = residual()
     cost = ChannelCost.of(units.graph)
-    share, by_layer = ExpectedMacs(cost, CPU), cost.macs_by_layer()
+    by_layer = cost.macs_by_layer()
     conv = next(path for path in by_layer if path.endswith("layer1.0.conv2"))
-    groups = writers_of(units)[conv].groups
-    half = torch.tensor([1.0, 0.0, 1.0, 0.0])
-    found = share(torch.ones(units.size), {conv: Own(groups, half)})
-    assert float(found) == pytest.approx(1 - 0.5 * by_layer[conv] / cost.macs(), rel=1e-5)
+    share = ExpectedMacs(cost, CPU, {conv: writers_of(units)[conv].groups})
+    found = share(torch.ones(3, units.size), {conv: torch.tensor([1.0, 0.5, 0.0])})
+    assert found.tolist() == pytest.approx([1 - off * by_layer[conv] / cost.macs() for off in (0.0, 0.5, 1.0)])
 
 
 def test_layers_write_behind_their_norm() -> None:

@@ -36,20 +36,22 @@ class Writer:
 def writers_of(units: ChannelUnits) -> dict[str, Writer]:
     """{path: layer}, in the order of the network's modules."""
     sites, modules = units.sites(), dict(units.network.named_modules())
+    norms = _norms_behind(units, modules)
     found = {}
     for path, groups in sites.items():
         module = modules[path]
         if isinstance(module, (_ConvNd, nn.Linear)):
             inputs = module.in_features if isinstance(module, nn.Linear) else module.in_channels
-            found[path] = Writer(module, _final(units, path), groups, channel_dim(module), inputs)
+            found[path] = Writer(module, norms.get(path, path), groups, channel_dim(module), inputs)
     return found
 
 
-def _final(units: ChannelUnits, path: str) -> str:
-    modules = dict(units.network.named_modules())
+def _norms_behind(units: ChannelUnits, modules: dict[str, nn.Module]) -> dict[str, str]:
+    """{path of a module: path of the norm that alone reads what it gives}."""
+    found = {}
     for node in units.graph.program.graph_module.graph.nodes:
-        if module_path(node)[0] == path and node.op == "call_function" and len(node.users) == 1:
-            reader = module_path(next(iter(node.users)))[0]
+        if node.op == "call_function" and len(node.users) == 1:
+            path, reader = module_path(node)[0], module_path(next(iter(node.users)))[0]
             if reader != path and isinstance(modules.get(reader), _NORMS):
-                return reader
-    return path
+                found[path] = reader
+    return found

@@ -193,6 +193,10 @@ class ANPVSCallback(ChannelPruning):
 
     # ---- the step ---------------------------------------------------------------------------------------------------
 
+    def loss(self, output: Any, labels: Tensor | None) -> Tensor:
+        """The task's loss on an output of `calibration_forward`; override for tasks that `task_loss` does not know."""
+        return task_loss(output, labels)
+
     def train_on(self, pl_module: LightningModule, step: Callable[[Any], Any], batch: Any) -> Any:
         trainer, (x, rest) = pl_module.trainer, _inputs(batch)
         self._noise.restart(self.seen, pl_module.global_rank)
@@ -204,18 +208,18 @@ class ANPVSCallback(ChannelPruning):
             leaf = drawn.detach().requires_grad_()
             masks.drawn = drawn.detach() if self.trains_to_the_end else leaf
 
-        def loss(inputs: Tensor) -> Tensor:
-            return task_loss(*self.calibration_forward(pl_module, [inputs, *rest]))
+        def task(inputs: Tensor) -> Tensor:
+            return self.loss(*self.calibration_forward(pl_module, [inputs, *rest]))
 
         if self.trains_to_the_end:
             scale = loss_scale(trainer)
             with mode(pl_module, False):
                 start = 2 * self._noise.uniform(*x.shape, like=x).to(x.dtype) - 1
-                attacked = self.attack(lambda inputs: scale * loss(inputs), x, start)
+                attacked = self.attack(lambda inputs: scale * task(inputs), x, start)
             clean, output = self._features(lambda: step(batch))
             if masks is not None:
                 masks.drawn = leaf
-            adversarial, found = self._features(lambda: loss(attacked))
+            adversarial, found = self._features(lambda: task(attacked))
         else:
             output = step(batch)
             found = loss_of(output)

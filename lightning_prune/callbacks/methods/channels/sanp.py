@@ -16,7 +16,7 @@ from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.callbacks.training_step import loss_of, with_loss
 from lightning_prune.channels.graph.cost import ChannelCost
-from lightning_prune.channels.graph.expected import ExpectedMacs, Own
+from lightning_prune.channels.graph.expected import ExpectedMacs
 from lightning_prune.channels.select.taps import INPUT
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.channels.select.writers import writers_of
@@ -136,7 +136,8 @@ class SANPCallback(ChannelPruning):
             for path, w in self.writers.items()
         }
         self._groups = {path: w.groups.to(device) for path, w in self.writers.items()}
-        self._macs = ExpectedMacs(ChannelCost.of(units.graph), device)
+        written = {path: w.groups for path, w in self.writers.items()}
+        self._macs = ExpectedMacs(ChannelCost.of(units.graph), device, written)
 
     def gates(self, units: ChannelUnits) -> Mapping[str, Gate]:
         found: dict[str, Gate] = {}
@@ -152,18 +153,18 @@ class SANPCallback(ChannelPruning):
         """The share of MACs that each sample of the last forward pass needs, [samples], differentiable."""
         opened = {path: spm.open for path, spm in self.spms.items() if spm.open is not None}
         samples = min(len(o) for o in opened.values())
-        own: dict[str, Own] = {}
+        shares: dict[str, Tensor] = {}
         used = next(iter(opened.values())).new_zeros(samples, self.units.size)
         written = torch.zeros(self.units.size, dtype=torch.bool, device=used.device)
         for path, o in opened.items():
             if len(o) > samples:  # windows of one sample stand beside each other
                 o = o.view(samples, -1, o.shape[1]).mean(1)
             ids = self._groups[path]
-            own[path] = Own(ids, o)
+            shares[path] = o.mean(1)
             free = (ids >= 0).nonzero().flatten()
             used = used.scatter_reduce(1, ids[free].expand(samples, -1), o[:, free], "amax")
             written[ids[free]] = True
-        return self._macs(torch.where(written, used, 1.0), own)
+        return self._macs(torch.where(written, used, 1.0), shares)
 
     def train_on(self, pl_module: LightningModule, step: Callable[[Any], Any], batch: Any) -> Any:
         output = step(batch)

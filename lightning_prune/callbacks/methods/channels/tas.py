@@ -168,13 +168,17 @@ class TASCallback(ChannelPruning):
     def gate_optimizer(self, parameters: list[Tensor]) -> Optimizer:
         return Adam(parameters, lr=self.width_lr, betas=(0.5, 0.999), weight_decay=1e-3)
 
+    def loss(self, output: Any, labels: Tensor | None) -> Tensor:
+        """The task's loss on an output of `calibration_forward`; override for tasks that `task_loss` does not know."""
+        return task_loss(output, labels)
+
     def train_on(self, pl_module: LightningModule, step: Callable[[Any], Any], batch: Any) -> Any:
         assert self.phases is not None
         trainer = pl_module.trainer
         self.noise.restart(self.seen)  # the same widths on all ranks
         temperature = anneal(self.progress, *self.temperature, shape="cosine")
         self.widths.draw(self.noise, temperature, learn=True)
-        task = task_loss(*self.calibration_forward(pl_module, self._other(trainer, batch)))
+        task = self.loss(*self.calibration_forward(pl_module, self._other(trainer, batch)))
         total = task + self.price * self.macs_loss()
         (grad,) = torch.autograd.grad(total * (loss_scale(trainer) / self.accumulate), self.widths.logits)
         self.widths.logits.grad = grad if self.widths.logits.grad is None else self.widths.logits.grad + grad
