@@ -11,6 +11,7 @@ from lightning_prune.callbacks.methods.channels.sanp import SANPCallback
 from lightning_prune.callbacks.methods.channels.score import FPGMCallback, ScorePruningCallback
 from lightning_prune.callbacks.methods.channels.slimming import NetworkSlimmingCallback
 from lightning_prune.callbacks.methods.channels.tas import TASCallback
+from lightning_prune.callbacks.methods.channels.soft_filter import SoftFilterPruningCallback
 from lightning_prune.callbacks.methods.weights.keep_zeros import KeepZeros
 from lightning_prune.callbacks.methods.weights.ltp import LTPCallback
 from lightning_prune.callbacks.methods.weights.magnitude import MagnitudeCallback
@@ -40,6 +41,7 @@ __all__ = [
     "STRCallback",
     "ScorePruningCallback",
     "TASCallback",
+    "SoftFilterPruningCallback",
     "TaylorWeightCallback",
     "ThresholdPruning",
     "Trail",
