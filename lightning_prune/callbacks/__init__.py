@@ -10,8 +10,8 @@ from lightning_prune.callbacks.methods.channels.mrts import MRTSCallback
 from lightning_prune.callbacks.methods.channels.sanp import SANPCallback
 from lightning_prune.callbacks.methods.channels.score import FPGMCallback, ScorePruningCallback
 from lightning_prune.callbacks.methods.channels.slimming import NetworkSlimmingCallback
-from lightning_prune.callbacks.methods.channels.tas import TASCallback
 from lightning_prune.callbacks.methods.channels.soft_filter import SoftFilterPruningCallback
+from lightning_prune.callbacks.methods.channels.tas import TASCallback
 from lightning_prune.callbacks.methods.weights.keep_zeros import KeepZeros
 from lightning_prune.callbacks.methods.weights.ltp import LTPCallback
 from lightning_prune.callbacks.methods.weights.magnitude import MagnitudeCallback
@@ -40,8 +40,8 @@ __all__ = [
     "ST3Callback",
     "STRCallback",
     "ScorePruningCallback",
-    "TASCallback",
     "SoftFilterPruningCallback",
+    "TASCallback",
     "TaylorWeightCallback",
     "ThresholdPruning",
     "Trail",

@@ -130,6 +130,7 @@ class ChannelPruning(PruningCallback):
     # ---- what a method may say further ------------------------------------------------------------------------------
 
     delta = 0.0  # the rule's parameter where there is no target
+    if_all_stay = "Raise delta, regularize for longer (sparsify, travel or lam), or give a target."
 
     def selected(self, units: ChannelUnits, selection: Selection) -> None:
         """Take note of a fresh selection; called several times in the sparsify phase."""
@@ -232,8 +233,7 @@ class ChannelPruning(PruningCallback):
         if bool(selection.keep.all()):
             rank_zero_warn(
                 f"{type(self).__name__} removes no channel: the rule {self.rule!r} with delta={self.delta} keeps all "
-                f"of them (layers of {[n for _, n in selection.kept][:5]}... channels). Raise delta, regularize for "
-                "longer (sparsify, travel or lam), or give a target."
+                f"of them (layers of {[n for _, n in selection.kept][:5]}... channels). {self.if_all_stay}"
             )
             return False
         dense = deepcopy(self.root).cpu() if self.latency_batch and trainer.is_global_zero else None

@@ -80,6 +80,7 @@ class SANPCallback(ChannelPruning):
     """
 
     delta = 2 * _TIE  # without a target: what was never used scores less
+    if_all_stay = "Each is used by some calibration sample: give a lower budget, a longer sparsify phase, or a target."
 
     def __init__(
         self,
