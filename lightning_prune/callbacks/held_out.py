@@ -34,7 +34,7 @@ class HeldOut:
         """The k-th batch, on the device; those of less than two samples, which no BatchNorm can train on, do not count.
 
         Raises:
-            ValueError: the loader has no batch.
+            ValueError: the loader has no batch, or none after its first pass.
         """
         if k < self._next:
             self._go_to(0)
@@ -54,9 +54,12 @@ class HeldOut:
                     self._iterator = iter(self.loader)
                 found = next(self._iterator, None)
             if found is None:
+                if self._next == self._pass * self._length:
+                    raise ValueError(
+                        f"held_out has no batch{' left, and cannot be read twice' if self._pass else ''}: give a "
+                        "loader of data that the weights do not train on."
+                    )
                 self._length = self._length or self._next
-                if not self._length:
-                    raise ValueError("held_out has no batch: give a loader of data that the weights do not train on.")
                 self._go_to(self._pass + 1)
             elif _samples(found) > 1:
                 return found

@@ -159,6 +159,8 @@ def test_the_kth_held_out_batch_is_a_function_of_k(sized: bool) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     with pytest.raises(ValueError, match="held_out has no batch"):
         HeldOut([]).batch(trainer, 0)
+    with pytest.raises(ValueError, match="no batch left, and cannot be read twice"):
+        HeldOut(iter([torch.zeros(2), torch.zeros(1)])).batch(trainer, 1)
 
 
 def test_layers_whose_channels_cannot_be_mixed_are_named(tmp_path: Path) -> None:
