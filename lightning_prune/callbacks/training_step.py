@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
@@ -38,3 +39,17 @@ def loss_of(output: Any) -> Tensor | None:
 def with_loss(output: Any, loss: Tensor) -> Any:
     """What ``training_step`` returned, with another loss."""
     return {**output, "loss": loss} if isinstance(output, dict) else loss
+
+
+def inputs_of(batch: Any) -> tuple[Tensor, list[Any]]:
+    """The inputs of a batch, and the rest of it.
+
+    Raises:
+        ValueError: they are not its first element, or are no numbers to change a little.
+    """
+    if isinstance(batch, (list, tuple)) and batch and torch.is_tensor(batch[0]) and batch[0].is_floating_point():
+        return batch[0], list(batch[1:])
+    raise ValueError(
+        "an attack moves the first element of a batch, a floating-point tensor [N, ...], and found "
+        f"{type(batch).__name__}. Let the loader give (inputs, labels)."
+    )

@@ -211,7 +211,7 @@ def test_what_is_out_of_range_is_named(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x.float())
 
-    with pytest.raises(ValueError, match=r"attacks the first element of a batch, a floating-point tensor"):
+    with pytest.raises(ValueError, match=r"an attack moves the first element of a batch, a floating-point tensor"):
         fit(
             tmp_path,
             ANPVSCallback,

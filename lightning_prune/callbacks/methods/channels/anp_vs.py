@@ -15,7 +15,7 @@ from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration, training_length
 from lightning_prune.callbacks.step import Step
 from lightning_prune.callbacks.trainer import loss_scale
-from lightning_prune.callbacks.training_step import loss_of, with_loss
+from lightning_prune.callbacks.training_step import inputs_of, loss_of, with_loss
 from lightning_prune.channels.select.taps import module_of
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.functional.attacks import PGD
@@ -198,7 +198,7 @@ class ANPVSCallback(ChannelPruning):
         return task_loss(output, labels)
 
     def train_on(self, pl_module: LightningModule, step: Callable[[Any], Any], batch: Any) -> Any:
-        trainer, (x, rest) = pl_module.trainer, _inputs(batch)
+        trainer, (x, rest) = pl_module.trainer, inputs_of(batch)
         self._noise.restart(self.seen, pl_module.global_rank)
         masks, drawn, leaf = (self.masks if self.stage == "soft" else None), None, None
         if masks is not None:
@@ -243,25 +243,9 @@ class ANPVSCallback(ChannelPruning):
     def _features(self, run: Callable[[], Any]) -> tuple[dict[str, Tensor], Any]:
         return layer_inputs(self.root, self.read if self.suppress else (), run)
 
-    # ---- checkpoints ------------------------------------------------------------------------------------------------
-
     def state(self) -> dict[str, Any]:
         return super().state() | {"read": list(self.read)}
 
     def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
         super().restore(pl_module, state)
         self.read = list(state["read"])
-
-
-def _inputs(batch: Any) -> tuple[Tensor, list[Any]]:
-    """The inputs of a batch, and the rest of it.
-
-    Raises:
-        ValueError: they are not its first element, or are no numbers to change a little.
-    """
-    if isinstance(batch, (list, tuple)) and batch and torch.is_tensor(batch[0]) and batch[0].is_floating_point():
-        return batch[0], list(batch[1:])
-    raise ValueError(
-        f"ANPVSCallback attacks the first element of a batch, a floating-point tensor [N, ...], and found "
-        f"{type(batch).__name__}. Let the loader give (inputs, labels)."
-    )
