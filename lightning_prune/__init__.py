@@ -1,6 +1,7 @@
 """Pruning callbacks for PyTorch Lightning that work on any timm model."""
 
 from lightning_prune.callbacks import (
+    ANPVSCallback,
     ChannelPruning,
     ChannelPruningCallback,
     CompactCheckpoint,
@@ -16,11 +17,13 @@ from lightning_prune.callbacks import (
     PruningCallback,
     PruningFigures,
     PruningFromScratchCallback,
+    SANPCallback,
     ScorePruningCallback,
     SoftFilterPruningCallback,
     ST3Callback,
     STRCallback,
     SVDCallback,
+    TASCallback,
     TaylorWeightCallback,
     Trail,
     TrailEntry,
@@ -52,9 +55,11 @@ from lightning_prune.io import (
     save_pretrained,
     save_pruned,
 )
+from lightning_prune.functional.attacks import PGD
+from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
 from lightning_prune.io.describe import own_version
 from lightning_prune.masks import Gate, WeightUnits
-from lightning_prune.metrics import CompressionRatio, Sparsity
+from lightning_prune.metrics import CompressionRatio, RobustAccuracy, Sparsity, Vulnerability
 from lightning_prune.plan.record import plan_of
 from lightning_prune.report import SparsityReport, sparsity_report
 from lightning_prune.rethinking import Rethinking, rethink
@@ -65,6 +70,8 @@ __version__ = own_version()
 
 __all__ = [
     "Candidate",
+    "PGD",
+    "ANPVSCallback",
     "ChannelCost",
     "ChannelError",
     "ChannelGraph",
@@ -94,6 +101,8 @@ __all__ = [
     "PruningFromScratchCallback",
     "PruningPlan",
     "Rethinking",
+    "RobustAccuracy",
+    "SANPCallback",
     "ST3Callback",
     "STRCallback",
     "SVDCallback",
@@ -103,11 +112,13 @@ __all__ = [
     "Sparsity",
     "SparsityReport",
     "SurgeryError",
+    "TASCallback",
     "TaylorWeightCallback",
     "TimmClassifier",
     "TraceError",
     "Trail",
     "TrailEntry",
+    "Vulnerability",
     "WeightPruning",
     "WeightUnits",
     "__version__",

@@ -32,8 +32,10 @@ from lightning_prune.callbacks.options import naming_near_options
 from lightning_prune.callbacks.phases import Phases, phases_of, training_length
 from lightning_prune.callbacks.step import Step, trained_by
 from lightning_prune.callbacks.trainer import writes_logs_now
+from lightning_prune.callbacks.training_step import check_automatic, hold_step
 from lightning_prune.errors import CalibrationError
 from lightning_prune.masks import attach
+from lightning_prune.support.training_step import unwrap_training_step
 
 
 class PruningCallback(PruningMethod, Callback):
@@ -72,6 +74,8 @@ class PruningCallback(PruningMethod, Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called with the model final and a checkpoint's weights loaded: takes its state over too."""
+        if self.owns_steps:
+            check_automatic(pl_module)
         if self._goes_on:
             rank_zero_info(f"{type(self).__name__}: the model is pruned already, and this fit goes on with finetune.")
             return
@@ -94,6 +98,7 @@ class PruningCallback(PruningMethod, Callback):
             self.phases = phases_of(trainer, *self.durations, done, first) if self.prunes else Phases(0, 0, 0)
             check_turn(trainer, self)
         self._guard.watch(trainer.optimizers, self.watched())
+        hold_step(self, pl_module)
         if self.removes_at == "batch end":
             self._remove_if_due(trainer, pl_module)
 
@@ -227,6 +232,7 @@ class PruningCallback(PruningMethod, Callback):
         attach(self.root, self._gates)
         self._guard.watch(trainer.optimizers, self.watched())  # there may be other units than before
         self.stage = "soft"
+        hold_step(self, pl_module)
 
     def _remove_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.phases is not None
@@ -237,10 +243,12 @@ class PruningCallback(PruningMethod, Callback):
 
     @torch.no_grad()
     def _remove(self, trainer: Trainer, pl_module: LightningModule, early: bool = False) -> None:
+        self._expire()
         batches = calibrate.calibration_batches(trainer, self.recalibrate_batches)
         soft = self._calibrated(trainer, pl_module, batches, calibrate.recalibrate, calibrate.accuracy)
         removed = self.remove(trainer, pl_module, early)
         self.stage, self._gates, self._gate_trainer = "pruned", {}, None
+        hold_step(self, pl_module)
         if removed:
             hard = self._calibrated(trainer, pl_module, batches, calibrate.recalibrate, calibrate.accuracy)
             self.log_removal(trainer, soft, hard)
@@ -293,4 +301,5 @@ class PruningCallback(PruningMethod, Callback):
 
     def _release(self, pl_module: LightningModule) -> None:
         self._guard.release()
+        unwrap_training_step(pl_module, self.around_step)
         self.release(pl_module)

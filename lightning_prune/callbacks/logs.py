@@ -84,6 +84,15 @@ def log_selection(
     log_to_loggers(trainer, numbers)
 
 
+def tell_removed(callback: str, left: Mapping[str, float], branches: Sequence[str]) -> None:
+    """What a removal left, and the branches that it took whole."""
+    gone = f" Removed branches, of which nothing had any effect: {', '.join(branches)}." if branches else ""
+    rank_zero_info(
+        f"{callback}: {left['macs']:.1%} of the MACs, {left['params']:.1%} of the parameters and "
+        f"{left['channels']:.1%} of the removable channels are left.{gone}"
+    )
+
+
 def log_latency(trainer: Trainer, latency: Latency) -> None:
     """The CPU latency before and after the removal, in ms."""
     log_to_loggers(trainer, {"prune/latency_dense_ms": 1e3 * latency.before, "prune/latency_ms": 1e3 * latency.after})

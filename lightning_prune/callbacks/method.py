@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -36,11 +36,13 @@ class PruningMethod:
         prunes: whether units are removed at all, and not just held.
         removes_at: whether a family removes before an epoch's validation, or at the start of the next batch.
         observes: which side of a layer `observe` gets.
+        trains_to_the_end: whether `train_on` stands in the finetune phase too.
     """
 
     prunes = True
     removes_at: Literal["batch end", "batch start"] = "batch end"
     observes: Side = "output"
+    trains_to_the_end = False
     units: Any
     root: nn.Module  # what the names of gates and observed layers are relative to
 
@@ -82,6 +84,17 @@ class PruningMethod:
             return 1
         return max(1, (self.phases.prune - self.phases.begin) // self.accumulate)
 
+    @property
+    def owns_steps(self) -> bool:
+        """Whether the method has losses of its own, see `train_on`."""
+        return type(self).train_on is not PruningMethod.train_on
+
+    def around_step(
+        self, module: LightningModule, step: Callable[..., Any], batch: Any, *rest: Any, **named: Any
+    ) -> Any:
+        """`train_on`, as `support.training_step` wants it."""
+        return self.train_on(module, lambda given: step(given, *rest, **named), batch)
+
     # ---- what a method says -----------------------------------------------------------------------------------------
 
     def score(self, units: Any) -> Tensor:
@@ -122,6 +135,21 @@ class PruningMethod:
             batches = calibrate.calibration_batches(trainer, self.recalibrate_batches)
             calibrate.observe(trainer, pl_module, self.sites(), self.observes, note, batches, self.calibration_forward)
         return {name: total / counts[name] for name, total in sums.items()}
+
+    def train_on(self, pl_module: LightningModule, step: Callable[[Any], Any], batch: Any) -> Any:
+        """What stands for ``training_step`` in the sparsify phase: losses of the method's own.
+
+        Automatic optimization only; `training_step.loss_of` and `with_loss` take outputs apart and together.
+
+        Args:
+            pl_module: the module.
+            step: the module's own ``training_step``, as a function of a batch.
+            batch: of the training data.
+
+        Returns:
+            What ``training_step`` may return.
+        """
+        return step(batch)
 
     def before_step(self, units: Any, step: Step) -> None:
         """Called in the sparsify phase before each optimizer step, with gradients unscaled and reduced."""

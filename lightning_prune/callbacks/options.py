@@ -8,6 +8,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning_prune.support.near import did_you_mean
+_SURGERY = {"form", "groups", "attention", "allow_inexact"}
+
+
+def check_channel_options(min_keep: float, divisor: int, after: str, surgery: Mapping[str, Any] | None) -> None:
+    """Raise ValueError for options of `ChannelPruning` that are out of their range."""
+    if not 0 <= min_keep < 1:
+        raise ValueError(f"min_keep={min_keep} is a share of each layer's channels, in [0, 1).")
+    if divisor < 1:
+        raise ValueError(f"divisor={divisor} must be a positive number, such as 8.")
+    if after not in ("finetune", "retrain"):
+        raise ValueError(f"after={after!r} must be 'finetune' or 'retrain'.")
+    unknown = sorted(set(surgery or {}) - _SURGERY)
+    if unknown:
+        raise ValueError(f"surgery has {unknown}: expected some of {sorted(_SURGERY)}, as for prune_channels.")
 
 
 def options_of(base: type, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,5 +30,6 @@ def task_loss(output: Any, labels: Tensor | None) -> Tensor:
     shapes = [tuple(t.shape) if torch.is_tensor(t) else type(t).__name__ for t in (output, labels)]
     raise ValueError(
         f"no loss is known for an output of {shapes[0]} and labels of {shapes[1]}: expected class indices, or numbers "
-        "in the output's shape. Give the score its loss, as in score=Taylor(loss=...), and see that batches hold labels"
+        "in the output's shape. Give the score its loss, as in score=Taylor(loss=...), or override `loss` of a "
+        "callback that has one, and see that batches hold labels"
     )

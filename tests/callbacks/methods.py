@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune import (
     FLOPCallback,
+    ANPVSCallback,
     FPGMCallback,
     LTPCallback,
     MagnitudeCallback,
@@ -22,9 +24,11 @@ from lightning_prune import (
     NetworkSlimmingCallback,
     PruningCallback,
     PruningFromScratchCallback,
+    SANPCallback,
     ScorePruningCallback,
     ST3Callback,
     STRCallback,
+    TASCallback,
     TaylorWeightCallback,
 )
 from tests.callbacks import toys
@@ -62,7 +66,14 @@ TOY_WEIGHTS: dict[str, Make] = {
 TOY_CHANNELS: dict[str, Make] = {
     "toy channel statistics": toys.ChannelStatistics, "toy channel gates": toys.ChannelGates
 }  # fmt: skip
-METHODS: dict[str, Make] = WEIGHTS | CHANNELS | GRADIENTS | FACTORS | TOY_WEIGHTS | TOY_CHANNELS | RIVALS | FRESH
+STEPS: dict[str, Make] = {  # methods with training steps of their own: `test_own_steps` runs them through the core
+    "anp-vs": partial(ANPVSCallback, attack_steps=2, eps=0.1, attack_step=0.05),
+    "sanp": partial(SANPCallback, spm_lr=0.05),
+    "tas": TASCallback,
+}
+METHODS: dict[str, Make] = (
+    WEIGHTS | CHANNELS | GRADIENTS | FACTORS | TOY_WEIGHTS | TOY_CHANNELS | RIVALS | FRESH | STEPS
+)
 
 # 8 batches an epoch: the sparsify phase begins at 8 and ends at 32
 PHASES: dict[str, Any] = {"warmup": 1, "sparsify": 3, "recalibrate_batches": 2}
@@ -73,7 +84,7 @@ N = 8 * 9 + 16 * 8 * 9 + 16 * 4  # prunable weights of the toy network
 
 def removes_channels(name: str) -> bool:
     """Whether a method's outcome is smaller shapes; else it is zeros."""
-    return name in CHANNELS | GRADIENTS | TOY_CHANNELS | FACTORS | FRESH
+    return name in CHANNELS | GRADIENTS | TOY_CHANNELS | FACTORS | FRESH | STEPS
 
 
 def target(name: str) -> dict[str, float]:

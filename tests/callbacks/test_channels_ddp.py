@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lightning_prune import DistillationCallback, FLOPCallback
-from tests.callbacks.methods import METHODS
+from tests.callbacks.methods import METHODS, STEPS
 from tests.callbacks.processes import leave_group, run_in_two
 from tests.toy import Toy, samples, trainer
 
@@ -31,6 +31,7 @@ class Shards:
 TAUGHT = ", taught"
 CASES = [("mrts", "labels"), ("slimming", ""), ("taylor", ""), ("toy channel gates", ""), ("flop", "")]
 CASES += [("from scratch", ""), ("slimming" + TAUGHT, "")]
+CASES += [(method, "") for method in STEPS]
 
 
 def train(path: Path, method: str, information: str) -> None:

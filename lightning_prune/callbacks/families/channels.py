@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -18,7 +18,8 @@ from lightning_prune.callbacks.checkpoint import ShapeHooks, note_shapes
 from lightning_prune.callbacks.families.zeros import warn_if_zeros_are_free
 from lightning_prune.callbacks.guard import check_launcher
 from lightning_prune.callbacks.lifecycle import PruningCallback
-from lightning_prune.callbacks.logs import PHASES, by_reason, log_latency, log_selection
+from lightning_prune.callbacks.logs import PHASES, by_reason, log_latency, log_selection, tell_removed
+from lightning_prune.callbacks.options import check_channel_options
 from lightning_prune.callbacks.phases import Duration, training_length
 from lightning_prune.callbacks.step import trained_by
 from lightning_prune.callbacks.trainer import announce_removal, averaged_copies, log_to_loggers, shapes_may_change
@@ -27,6 +28,7 @@ from lightning_prune.channels.remove import Pruned, remove_channels
 from lightning_prune.channels.select.latency import share_for_latency
 from lightning_prune.channels.select.selection import Resource, Selection
 from lightning_prune.channels.select.selector import Selector
+from lightning_prune.channels.select.taps import scale_readers_
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.channels.surgery.empty import branch_names
 from lightning_prune.functional.budget import one_share
@@ -39,7 +41,6 @@ from lightning_prune.support.network import find_network
 from lightning_prune.support.retrain import reinitialise
 from lightning_prune.support.tensors import shape_only
 
-_SURGERY = {"form", "groups", "attention", "allow_inexact"}
 _SELECTIONS = 8  # times in the phase, at least, that the channels are selected anew
 
 
@@ -102,18 +103,9 @@ class ChannelPruning(PruningCallback):
         histogram_every: int = 0,
         surgery: dict[str, Any] | None = None,
     ) -> None:
-        if not 0 <= min_keep < 1:
-            raise ValueError(f"min_keep={min_keep} is a share of each layer's channels, in [0, 1).")
-        if divisor < 1:
-            raise ValueError(f"divisor={divisor} must be a positive number, such as 8.")
-        if after not in ("finetune", "retrain"):
-            raise ValueError(f"after={after!r} must be 'finetune' or 'retrain'.")
-        unknown = sorted(set(surgery or {}) - _SURGERY)
-        if unknown:
-            raise ValueError(f"surgery has {unknown}: expected some of {sorted(_SURGERY)}, as for prune_channels.")
-        given: tuple[Any, float] = one_share(
-            {"macs": target_macs, "params": target_params, "channels": target_channels, "latency": target_latency}
-        ) or ("macs", 0.5)
+        check_channel_options(min_keep, divisor, after, surgery)
+        shares = {"macs": target_macs, "params": target_params, "channels": target_channels, "latency": target_latency}
+        given: tuple[Any, float] = one_share(shares) or ("macs", 0.5)
         # A latency begins as that share of the MACs.
         self.budget: tuple[Resource, float] | None = ("macs", given[1]) if given[0] == "latency" else given
         self.target_latency = target_latency
@@ -138,6 +130,7 @@ class ChannelPruning(PruningCallback):
     # ---- what a method may say further ------------------------------------------------------------------------------
 
     delta = 0.0  # the rule's parameter where there is no target
+    if_all_stay = "Raise delta, regularize for longer (sparsify, travel or lam), or give a target."
 
     def selected(self, units: ChannelUnits, selection: Selection) -> None:
         """Take note of a fresh selection; called several times in the sparsify phase."""
@@ -145,6 +138,10 @@ class ChannelPruning(PruningCallback):
     def means(self) -> Mapping[str, Tensor]:
         """{name of one of the units' taps: means of its channels} that biases take over from what is removed."""
         return {}
+
+    def folds(self) -> Tensor | None:
+        """By what the readers of each group's channels are multiplied when its gate goes: [groups]; None: by 1."""
+        return None
 
     def budget_now(self) -> tuple[Resource, float] | None:
         """What the next removal may leave, as a share of the network at hand; None: the budget as it was given."""
@@ -225,19 +222,21 @@ class ChannelPruning(PruningCallback):
 
     def remove(self, trainer: Trainer, pl_module: LightningModule, early: bool) -> bool:
         assert self.selector is not None
-        detach(pl_module)
         # Before the first step, norms that start at zero have not had their time.
         selection = self.select(trainer, pl_module, aim=True, removal=self.seen > 0)
         selector, self.selector = self.selector, None
+        detach(pl_module)
+        copies = copies_of(self.root, pl_module, averaged_copies(trainer), self.averages.moved())
+        if (factors := self.folds()) is not None:
+            for name in [n for net in (self.root, *copies) for n in scale_readers_(net, self.units.taps, factors)]:
+                self.monitor.warn_once(name, f"The gate on the {name} is dropped: it could not go into a weight.")
         if bool(selection.keep.all()):
             rank_zero_warn(
                 f"{type(self).__name__} removes no channel: the rule {self.rule!r} with delta={self.delta} keeps all "
-                f"of them (layers of {[n for _, n in selection.kept][:5]}... channels). Raise delta, regularize for "
-                "longer (sparsify, travel or lam), or give a target."
+                f"of them (layers of {[n for _, n in selection.kept][:5]}... channels). {self.if_all_stay}"
             )
             return False
         dense = deepcopy(self.root).cpu() if self.latency_batch and trainer.is_global_zero else None
-        copies = copies_of(self.root, pl_module, averaged_copies(trainer), self.averages.moved())
         with shapes_may_change(trainer):
             self.pruned = remove_channels(
                 self.root, self.example, selector, selection, form=self.surgery.get("form", "auto"),
@@ -250,12 +249,7 @@ class ChannelPruning(PruningCallback):
         announce_removal(trainer, pl_module, self.pruned.plan)
         if dense is not None:
             log_latency(trainer, compare_latency(dense, self.root, self.example, self.latency_batch))
-        whole = ", ".join(branch_names(self.pruned.plan))
-        rank_zero_info(
-            f"{type(self).__name__}: {self.numbers['macs']:.1%} of the MACs, {self.numbers['params']:.1%} of the "
-            f"parameters and {self.numbers['channels']:.1%} of the removable channels are left."
-            + (f" Removed branches, of which nothing had any effect: {whole}." if whole else "")
-        )
+        tell_removed(type(self).__name__, self.numbers, branch_names(self.pruned.plan))
         return True
 
     def release(self, pl_module: LightningModule) -> None:

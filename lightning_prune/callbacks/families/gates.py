@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_prune.callbacks.step import Step
 from lightning_prune.callbacks.trainer import loss_scale
+from lightning_prune.channels.select.taps import module_of
 from lightning_prune.masks import Gate
 
 
@@ -22,7 +23,7 @@ class GateTrainer:
     step of the optimizer that holds the gated layer, the gradient of the gate's penalty is added and the gate moves.
 
     Args:
-        gates: by the name of their site, a parameter or a module.
+        gates: by the name of their site: a parameter, or a module, of whose input or output they are.
         network: holds the sites.
         optimizer: makes the optimizer of all gate parameters.
     """
@@ -36,7 +37,7 @@ class GateTrainer:
         tensors = dict(network.named_parameters(remove_duplicate=False))
         self._gates = {name: gate for name, gate in gates.items() if gate.parameters()}
         self._holders = {
-            name: [tensors[name]] if name in tensors else list(network.get_submodule(name).parameters())
+            name: [tensors[name]] if name in tensors else list(network.get_submodule(module_of(name)).parameters())
             for name in self._gates
         }
         self.parameters = [p for gate in self._gates.values() for p in gate.parameters()]

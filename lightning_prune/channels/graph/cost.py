@@ -83,6 +83,10 @@ class ChannelCost:
         """Parameters when the groups in `keep` stay; None keeps all."""
         return round(sum(term.value(self._all(keep)) for term in self._params))
 
+    def terms(self) -> Iterator[tuple[str, float, tuple[Tensor, ...]]]:
+        """Iterates over (module path, MACs, group ids of each width that they are proportional to)."""
+        yield from ((term.layer, term.base, term.widths) for term in self._macs)
+
     def _all(self, keep: Tensor | None) -> Tensor:
         return torch.ones(self.size, dtype=torch.bool) if keep is None else keep
 

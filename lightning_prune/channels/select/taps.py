@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,11 @@ from lightning_prune.support.watch import Side
 
 INPUT, OUTPUT = "input of ", "output of "
 """Before a module's path: the names of the places at its sides."""
+
+
+def module_of(place: str) -> str:
+    """The module's path in the name of a place at one of its sides; a bare path is itself."""
+    return place.removeprefix(INPUT).removeprefix(OUTPUT)
 
 
 @dataclass(frozen=True)
@@ -54,14 +60,14 @@ def taps_of(network: nn.Module, graph: ChannelGraph, free: Tensor, sites: Mappin
         path = module_path(place.node)[0]
         module, groups = modules.get(path), _only(place.ids, free)
         if place.argument == "input" and isinstance(module, (_ConvNd, nn.Linear)) and bool((groups >= 0).any()):
-            found[f"{INPUT}{path}"] = Tap(module, "input", _channel_dim(module), groups)
+            found[f"{INPUT}{path}"] = Tap(module, "input", channel_dim(module), groups)
     rest = free.clone()
     for tap in found.values():
         rest[tap.groups[tap.groups >= 0]] = False
     for path, ids in sites.items():
         module, groups = modules[path], _only(ids, rest)
         if isinstance(module, (_ConvNd, nn.Linear)) and bool((groups >= 0).any()):
-            found[f"{OUTPUT}{path}"] = Tap(module, "output", _channel_dim(module), groups)
+            found[f"{OUTPUT}{path}"] = Tap(module, "output", channel_dim(module), groups)
     return found
 
 
@@ -69,5 +75,40 @@ def _only(ids: Tensor, chosen: Tensor) -> Tensor:
     return torch.where((ids >= 0) & chosen[ids.clamp_min(0)], ids, -1) if len(chosen) else torch.full_like(ids, -1)
 
 
-def _channel_dim(module: _ConvNd | nn.Linear) -> int:
+def channel_dim(module: _ConvNd | nn.Linear) -> int:
+    """Where the channels are in what enters and leaves a layer, from the end."""
     return -1 if isinstance(module, nn.Linear) else -1 - len(module.kernel_size)
+
+
+@torch.no_grad()
+def scale_readers_(network: nn.Module, taps: Mapping[str, Tap], factors: Tensor) -> list[str]:
+    """Multiplies what stands at each place by a factor a group, by way of the weights there.
+
+    Args:
+        network: what the taps are of, or a copy of it.
+        taps: the places, by name.
+        factors: [groups], on any device.
+
+    Returns:
+        Names of places that stay as they were: their weight is no parameter of the layer, or shared by layers that read
+        other channels.
+    """
+    modules, left, done = dict(network.named_modules()), [], dict[Tensor, Tensor]()
+    for name, tap in taps.items():
+        module: Any = modules[module_of(name)]
+        factor = torch.where(tap.groups >= 0, factors.cpu()[tap.groups.clamp_min(0)], 1.0)
+        weight = module._parameters.get("weight")
+        if weight is None or not torch.equal(done.setdefault(weight, factor), factor):
+            left.append(name)
+        elif done[weight] is factor:
+            scale = factor.to(weight)
+            if tap.side == "output":
+                weight.mul_(scale.view(-1, *[1] * (weight.ndim - 1)))
+                if module.bias is not None:
+                    module.bias.mul_(scale)
+            elif getattr(module, "transposed", False):
+                weight.mul_(scale.view(-1, *[1] * (weight.ndim - 1)))
+            else:
+                parts = weight.view(getattr(module, "groups", 1), -1, *weight.shape[1:])
+                parts.mul_(scale.view(len(parts), 1, -1, *[1] * (weight.ndim - 2)))
+    return left

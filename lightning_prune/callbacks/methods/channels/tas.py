@@ -1,0 +1,224 @@
+"""Transformable Architecture Search as a callback: the widths of layers by gradient descent on held-out data."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+
+from lightning_prune.callbacks.families.channels import ChannelPruning
+from lightning_prune.callbacks.held_out import HeldOut, first_loader
+from lightning_prune.callbacks.options import options_of
+from lightning_prune.callbacks.phases import Duration
+from lightning_prune.callbacks.trainer import loss_scale
+from lightning_prune.channels.graph.cost import ChannelCost
+from lightning_prune.channels.graph.expected import ExpectedMacs
+from lightning_prune.channels.select.units import ChannelUnits
+from lightning_prune.functional.gating import flops_loss
+from lightning_prune.functional.schedules import anneal
+from lightning_prune.masks import Gate
+from lightning_prune.masks.widths import Part, WidthGate, Widths
+from lightning_prune.scoring.loss import task_loss
+from lightning_prune.support.noise import Noise
+
+SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""The paper's candidates for a layer's width."""
+
+
+class TASCallback(ChannelPruning):
+    """The width search of Transformable Architecture Search (Dong & Yang, NeurIPS 2019, arXiv 1905.09717).
+
+    While sparsifying, each layer has a distribution over widths. A step draws two of them by Gumbel noise, and what
+    reads the layer gets the mixture of both features, brought to one width by channel-wise interpolation. Weights train
+    on the fit's batches, and after each of them the distributions on one of the held-out data, by the loss there plus
+    ``price·(±log E)``, E being the expected MACs. At the removal each layer keeps its first channels, as many as its
+    most likely width says, all shifted by one common share so that the target is met. For the paper's third stage add
+    a `DistillationCallback`.
+
+    Left out: the search for depth (no block is skipped), a BatchNorm of its own for each width, and widths that differ
+    within a residual stream: layers that must go together have one. Expected MACs take layers as independent.
+    Ours: interpolation where a layer reads, after the activation; the loss of the widths is the task's own
+    (cross-entropy for classes), whatever ``training_step`` adds. Needs automatic optimization.
+
+    Args:
+        target_macs: share of the multiply-accumulates that may be left, in (0, 1); met within 1 %. Half of them
+            if nothing else is given. It is also what E is held to; the budget of MACs is 0.5 with another target.
+        target_params: the same for parameters.
+        target_channels: the same for channels, of those that may be removed.
+        target_latency: the same for the CPU latency, measured. Give one target.
+        held_out: a loader of batches on which the widths learn, such as one half of the training data, of which the
+            fit gets the other; None: the fit's validation data, or without any the training batches, with a warning.
+        widths: shares of a layer's channels to choose among, the last 1.
+        price: of the MACs in the loss of the widths.
+        tolerance: how far below the target the MACs of the most likely widths cost nothing, as a share of all.
+        temperature: of the Gumbel softmax, at the start and at the end, along a cosine.
+        width_lr: step of the distributions' Adam.
+        seed: of the draws.
+        warmup: training before the sparsify phase. An int counts epochs, a float is a share, "300 steps" steps.
+        sparsify: training up to the removal at the start of the next batch; as ``warmup``.
+        finetune: training after the removal; None takes what is left.
+        network: name of the child of the LightningModule to prune; None: the innermost that holds all parameters.
+        exclude: fnmatch patterns on names of layers, whole or from any dot on, whose channels stay.
+        prune_frozen: whether layers go too that do not train.
+        min_keep: least share of each layer's channels to keep; not of a branch that does nothing.
+        divisor: channel counts of cut layers become multiples of it; 8 or 16 suit most hardware.
+        after: "finetune" goes on with the weights that are left, "retrain" starts from fresh ones.
+        recalibrate_batches: training batches on which BatchNorm statistics are re-estimated after the removal; 0: none.
+        max_gap: warn if accuracy on those batches falls by more than this at the removal.
+        latency_batch: batch size at which the CPU latency before and after is measured; 0: not at all.
+        histogram_every: epochs between histograms of the scores; 0: never.
+        surgery: further arguments of `prune_channels`: form, groups, attention, allow_inexact.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        target_macs: float | None = None,
+        target_params: float | None = None,
+        target_channels: float | None = None,
+        target_latency: float | None = None,
+        held_out: Iterable[Any] | None = None,
+        widths: Sequence[float] = SHARES,
+        price: float = 2.0,
+        tolerance: float = 0.05,
+        temperature: tuple[float, float] = (5.0, 0.1),
+        width_lr: float = 1e-3,
+        seed: int = 0,
+        warmup: Duration = 0.1,
+        sparsify: Duration = 0.5,
+        finetune: Duration | None = None,
+        network: str | None = None,
+        exclude: Sequence[str] = (),
+        prune_frozen: bool = False,
+        min_keep: float = 0.05,
+        divisor: int = 1,
+        after: Literal["finetune", "retrain"] = "finetune",
+        recalibrate_batches: int = 20,
+        max_gap: float = 0.05,
+        latency_batch: int = 0,
+        histogram_every: int = 0,
+        surgery: dict[str, Any] | None = None,
+    ) -> None:
+        increasing = all(a < b for a, b in itertools.pairwise((0.0, *widths)))
+        if len(widths) < 2 or not increasing or widths[-1] != 1:
+            raise ValueError(f"widths={tuple(widths)}: expected two shares or more, increasing, the last of them 1.")
+        if price < 0 or tolerance < 0 or width_lr <= 0 or min(temperature) <= 0:
+            raise ValueError(
+                f"price={price} and tolerance={tolerance} must not be negative; width_lr={width_lr} and "
+                f"temperature={temperature} must be positive."
+            )
+        super().__init__(**options_of(ChannelPruning, locals()))
+        self.held_out, self.choices, self.price, self.tolerance = held_out, tuple(widths), price, tolerance
+        self.temperature, self.width_lr, self.noise = temperature, width_lr, Noise(seed)
+        self.macs_goal = target_macs if target_macs is not None else 0.5
+
+    def reset(self) -> None:
+        super().reset()
+        self._stream: HeldOut | None = None
+        self.expected: Tensor | float = 1.0  # share of MACs
+
+    def start(self, units: ChannelUnits) -> None:
+        device = next(self.root.parameters()).device
+        ids = torch.arange(units.size)
+        self._layer, self._rank = units.layer.to(device), torch.zeros_like(units.layer)
+        sizes = []
+        for i in range(len(units.layers)):
+            mine = ids[units.layer == i]
+            self._rank[mine] = torch.arange(len(mine))
+            sizes.append(len(mine))
+        self.sizes, self._rank = sizes, self._rank.to(device)
+        self.widths = Widths(sizes, self.choices, device)
+        self._macs = ExpectedMacs(ChannelCost.of(units.graph), device)
+
+    def gates(self, units: ChannelUnits) -> Mapping[str, Gate]:
+        found: dict[str, Gate] = {}
+        mixed: set[int] = set()
+        for name, tap in units.taps.items():
+            parts = []
+            for i in tap.groups[tap.groups >= 0].unique().apply_(lambda g: int(units.layer[g])).unique().tolist():
+                parts += self._parts(i, tap.groups, units)
+            found[name] = WidthGate(self.widths, parts, tap.dim, owner=not found)
+            mixed |= {part.layer for part in parts}
+        for i in sorted(set(range(len(units.layers))) - mixed):
+            self.monitor.warn_once(
+                units.layers[i][0],
+                f"TASCallback cannot mix widths of {units.layers[i][0]}: no layer reads its channels one by one. Its "
+                "width is decided by the MACs alone; exclude it to keep it whole.",
+            )
+        return found
+
+    def _parts(self, layer: int, groups: Tensor, units: ChannelUnits) -> list[Part]:
+        """The channels of a layer at a place, where all of its groups stand there equally often."""
+        at = ((groups >= 0) & (units.layer[groups.clamp_min(0)] == layer)).nonzero().flatten()
+        ranks = self._rank.cpu()[groups[at]]
+        order = ranks.argsort(stable=True)
+        if len(at) % self.sizes[layer] or not bool(
+            (ranks[order] == torch.arange(self.sizes[layer]).repeat_interleave(len(at) // self.sizes[layer])).all()
+        ):
+            return []
+        return [Part(layer, at[order].view(self.sizes[layer], -1).to(self._rank.device))]
+
+    def gate_optimizer(self, parameters: list[Tensor]) -> Optimizer:
+        return Adam(parameters, lr=self.width_lr, betas=(0.5, 0.999), weight_decay=1e-3)
+
+    def loss(self, output: Any, labels: Tensor | None) -> Tensor:
+        """The task's loss on an output of `calibration_forward`; override for tasks that `task_loss` does not know."""
+        return task_loss(output, labels)
+
+    def train_on(self, pl_module: LightningModule, step: Callable[[Any], Any], batch: Any) -> Any:
+        assert self.phases is not None
+        trainer = pl_module.trainer
+        self.noise.restart(self.seen)  # the same widths on all ranks
+        temperature = anneal(self.progress, *self.temperature, shape="cosine")
+        self.widths.draw(self.noise, temperature, learn=True)
+        task = self.loss(*self.calibration_forward(pl_module, self._other(trainer, batch)))
+        total = task + self.price * self.macs_loss()
+        (grad,) = torch.autograd.grad(total * (loss_scale(trainer) / self.accumulate), self.widths.logits)
+        self.widths.logits.grad = grad if self.widths.logits.grad is None else self.widths.logits.grad + grad
+        self.widths.draw(self.noise, temperature, learn=False)
+        return step(batch)
+
+    def macs_loss(self) -> Tensor:
+        """What the present widths cost, differentiable in the logits."""
+        free = self._layer >= 0
+        used = torch.ones(len(free), device=free.device)
+        used[free] = self.widths.stays(self._layer[free], self._rank[free])
+        best = torch.tensor(self.widths.best(), device=free.device)
+        likely = torch.where(free, (self._rank < best[self._layer.clamp_min(0)]).to(used.dtype), 1.0)
+        expected = self._macs(used)
+        self.expected = expected.detach()
+        return flops_loss(expected, float(self._macs(likely)), self.macs_goal, self.tolerance)
+
+    def _other(self, trainer: Trainer, batch: Any) -> Any:
+        """The held-out batch beside a training batch."""
+        assert self.phases is not None
+        if self._stream is None:
+            loader = self.held_out if self.held_out is not None else first_loader(trainer.val_dataloaders)
+            if loader is None:
+                self.monitor.warn_once(
+                    "held out",
+                    "TASCallback has no held-out data, so widths learn on the batches that weights train on: give "
+                    "held_out=..., a loader, or validation data.",
+                )
+                return batch
+            self._stream = HeldOut(loader)
+        return self._stream.batch(trainer, self.seen - self.phases.begin)
+
+    def score(self, units: ChannelUnits) -> Tensor:
+        """How far each group lies inside its layer's most likely width, as a share of the layer; negative outside."""
+        score = torch.full((units.size,), torch.inf, dtype=torch.float64)
+        best, rank = torch.tensor(self.widths.best()), self._rank.cpu()
+        sizes = torch.tensor(self.sizes, dtype=torch.float64)
+        layer = units.layer[units.free]
+        score[units.free] = (best[layer] - rank[units.free]) / sizes[layer]
+        return score
+
+    def metrics(self) -> Mapping[str, Tensor | float]:
+        return {"expected_macs": self.expected}
