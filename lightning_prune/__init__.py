@@ -45,6 +45,7 @@ from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.errors import ExportError
 from lightning_prune.export import Candidate, CostReport, Deployed, cost_report, deploy
 from lightning_prune.factors import FactorUnits, factorize, plan_factors
+from lightning_prune.functional.attacks import PGD
 from lightning_prune.functional.budget import scratch_budget
 from lightning_prune.io import (
     PrunedFileError,
@@ -55,8 +56,6 @@ from lightning_prune.io import (
     save_pretrained,
     save_pruned,
 )
-from lightning_prune.functional.attacks import PGD
-from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
 from lightning_prune.io.describe import own_version
 from lightning_prune.masks import Gate, WeightUnits
 from lightning_prune.metrics import CompressionRatio, RobustAccuracy, Sparsity, Vulnerability
@@ -69,9 +68,9 @@ from lightning_prune.zoo.classifier import TimmClassifier
 __version__ = own_version()
 
 __all__ = [
-    "Candidate",
     "PGD",
     "ANPVSCallback",
+    "Candidate",
     "ChannelCost",
     "ChannelError",
     "ChannelGraph",

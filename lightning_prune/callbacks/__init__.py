@@ -7,16 +7,16 @@ from lightning_prune.callbacks.families.factors import FactorPruning
 from lightning_prune.callbacks.families.weights import WeightPruning
 from lightning_prune.callbacks.figures import PruningFigures
 from lightning_prune.callbacks.lifecycle import PruningCallback
-from lightning_prune.callbacks.methods.channels.from_scratch import PruningFromScratchCallback
 from lightning_prune.callbacks.methods.channels.anp_vs import ANPVSCallback
+from lightning_prune.callbacks.methods.channels.from_scratch import PruningFromScratchCallback
 from lightning_prune.callbacks.methods.channels.mrts import MRTSCallback
 from lightning_prune.callbacks.methods.channels.sanp import SANPCallback
 from lightning_prune.callbacks.methods.channels.score import FPGMCallback, ScorePruningCallback
 from lightning_prune.callbacks.methods.channels.slimming import NetworkSlimmingCallback
 from lightning_prune.callbacks.methods.channels.soft_filter import SoftFilterPruningCallback
+from lightning_prune.callbacks.methods.channels.tas import TASCallback
 from lightning_prune.callbacks.methods.factors.flop import FLOPCallback
 from lightning_prune.callbacks.methods.factors.svd import SVDCallback
-from lightning_prune.callbacks.methods.channels.tas import TASCallback
 from lightning_prune.callbacks.methods.weights.keep_zeros import KeepZeros
 from lightning_prune.callbacks.methods.weights.ltp import LTPCallback
 from lightning_prune.callbacks.methods.weights.magnitude import MagnitudeCallback

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning_prune.support.near import did_you_mean
+
 _SURGERY = {"form", "groups", "attention", "allow_inexact"}
 
 

@@ -15,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune import (
-    FLOPCallback,
     ANPVSCallback,
+    FLOPCallback,
     FPGMCallback,
     LTPCallback,
     MagnitudeCallback,
