@@ -18,24 +18,17 @@ from torch.optim import Optimizer
 
 from lightning_prune.callbacks import calibrate
 from lightning_prune.callbacks.families.gates import GateTrainer
-from lightning_prune.callbacks.guard import (
-    LastFit,
-    OptimizerGuard,
-    check_alone,
-    check_strategy,
-    check_turn,
-    goes_on,
-    removal_before,
-)
+from lightning_prune.callbacks.guard import LastFit, OptimizerGuard, check_strategy, goes_on
 from lightning_prune.callbacks.method import PruningMethod
 from lightning_prune.callbacks.options import naming_near_options
-from lightning_prune.callbacks.phases import Phases, phases_of, training_length
+from lightning_prune.callbacks.phases import Phases, training_length
 from lightning_prune.callbacks.step import Step, trained_by
 from lightning_prune.callbacks.trainer import writes_logs_now
 from lightning_prune.callbacks.training_step import check_automatic, hold_step
+from lightning_prune.callbacks.turns import check_alone, phases_in_turn
 from lightning_prune.errors import CalibrationError
 from lightning_prune.masks import attach
-from lightning_prune.support.training_step import unwrap_training_step
+from lightning_prune.support.swap.training_step import unwrap_training_step
 
 
 class PruningCallback(PruningMethod, Callback):
@@ -91,12 +84,7 @@ class PruningCallback(PruningMethod, Callback):
             assert self.phases is not None
             self.phases = Phases(min(self.phases.begin, self.seen), min(self.phases.prune, self.seen), self.seen)
         else:
-            # A Trainer that has trained before counts on: without a state of ours, phases lie in what is left.
-            again = trainer.current_epoch > 0 and not self._resumed
-            done = int(trainer.current_epoch * trainer.num_training_batches) if again else 0
-            first = removal_before(trainer, self) if self.removes_at == "batch end" else 0
-            self.phases = phases_of(trainer, *self.durations, done, first) if self.prunes else Phases(0, 0, 0)
-            check_turn(trainer, self)
+            self.phases = phases_in_turn(trainer, self, self._resumed) if self.prunes else Phases(0, 0, 0)
         self._guard.watch(trainer.optimizers, self.watched())
         hold_step(self, pl_module)
         if self.removes_at == "batch end":

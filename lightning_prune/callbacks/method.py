@@ -92,7 +92,7 @@ class PruningMethod:
     def around_step(
         self, module: LightningModule, step: Callable[..., Any], batch: Any, *rest: Any, **named: Any
     ) -> Any:
-        """`train_on`, as `support.training_step` wants it."""
+        """`train_on`, as `support.swap.training_step` wants it."""
         return self.train_on(module, lambda given: step(given, *rest, **named), batch)
 
     # ---- what a method says -----------------------------------------------------------------------------------------

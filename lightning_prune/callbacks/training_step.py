@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_prune.callbacks.method import PruningMethod
-from lightning_prune.support.training_step import unwrap_training_step, wrap_training_step
+from lightning_prune.support.swap.training_step import unwrap_training_step, wrap_training_step
 
 
 def hold_step(method: PruningMethod, module: LightningModule) -> None:

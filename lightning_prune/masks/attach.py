@@ -15,7 +15,7 @@ from torch import nn
 
 from lightning_prune.channels.select.taps import INPUT, OUTPUT
 from lightning_prune.masks.gates import Gate
-from lightning_prune.support.class_swap import data_key, is_swapped, recipe, restore, swap
+from lightning_prune.support.swap.class_swap import data_key, is_swapped, recipe, restore, swap
 
 _RECIPE = "gates"
 _GATES = data_key(_RECIPE)

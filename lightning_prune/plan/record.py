@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_prune.errors import PlanError
 from lightning_prune.plan.plan import PruningPlan
-from lightning_prune.support.class_swap import PREFIX
+from lightning_prune.support.swap.class_swap import PREFIX
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.support.class_swap import original_class
 from lightning_prune.support.network import reachable
+from lightning_prune.support.swap.class_swap import original_class
 
 
 class Lookalike(NamedTuple):

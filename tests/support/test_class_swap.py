@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.masks import HardGate, attach, detach, is_attached
-from lightning_prune.support.class_swap import data_key, is_swapped, original_class, recipe, restore, swap
+from lightning_prune.support.swap.class_swap import data_key, is_swapped, original_class, recipe, restore, swap
 
 X = torch.ones(1, 2)
 

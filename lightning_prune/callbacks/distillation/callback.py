@@ -25,7 +25,7 @@ from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.plan.record import plan_of
 from lightning_prune.support.averages import lookalikes
 from lightning_prune.support.network import find_network
-from lightning_prune.support.training_step import unwrap_training_step, wrap_training_step
+from lightning_prune.support.swap.training_step import unwrap_training_step, wrap_training_step
 
 
 class DistillationCallback(Callback):

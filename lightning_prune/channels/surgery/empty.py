@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_prune.errors import PlanError
 from lightning_prune.plan.cut import Cut
 from lightning_prune.plan.plan import PruningPlan
-from lightning_prune.support.class_swap import is_swapped, original_class, recipe, restore, swap
+from lightning_prune.support.swap.class_swap import is_swapped, original_class, recipe, restore, swap
 
 _RECIPE = "empty"
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from lightning_prune.errors import PlanError
 from lightning_prune.functional import low_rank
 from lightning_prune.plan.factor import Factor
-from lightning_prune.support.class_swap import PREFIX, original_class
+from lightning_prune.support.swap.class_swap import PREFIX, original_class
 
 _FORWARDS = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
 _SIZES = (("in_features", "out_features"), ("in_channels", "out_channels"))

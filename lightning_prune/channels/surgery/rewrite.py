@@ -22,7 +22,7 @@ from lightning_prune.channels.surgery.retrace import FEATURES, Trace, traces
 from lightning_prune.channels.trace.call import Options
 from lightning_prune.errors import PlanError
 from lightning_prune.plan.plan import PruningPlan
-from lightning_prune.support.class_swap import data_key, is_swapped, recipe, restore, swap
+from lightning_prune.support.swap.class_swap import data_key, is_swapped, recipe, restore, swap
 
 _RECIPE = "programs"
 _PROGRAMS = data_key(_RECIPE)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_prune.support.class_swap import data_key, recipe, restore, swap
+from lightning_prune.support.swap.class_swap import data_key, recipe, restore, swap
 
 Around = Callable[..., Any]
 """``around(module, step, *args, **kwargs)``: calls ``step(*args, **kwargs)``, and returns what takes its place."""
