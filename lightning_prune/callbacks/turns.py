@@ -50,7 +50,8 @@ def phases_in_turn(trainer: Trainer, callback: Any, resumed: bool) -> Phases:
     """
     done = int(trainer.current_epoch * trainer.num_training_batches) if trainer.current_epoch > 0 and not resumed else 0
     removal = _removal_before(trainer, callback) if callback.removes_at == "batch end" else 0
-    phases = phases_of(trainer, *callback.durations, done=done, first=removal)
+    warmup, sparsify, finetune = callback.durations
+    phases = phases_of(trainer, warmup, sparsify, finetune, done, removal)
     if phases.begin < removal:
         raise PhaseError(
             f"{type(callback).__name__} would begin after batch {phases.begin}, but channels are removed "
