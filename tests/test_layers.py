@@ -39,9 +39,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report*", "metrics*", "plots*"),
     ("io*", "export*"),
     ("callbacks.*",),
-    ("callbacks.methods*",),
+    ("callbacks.methods*", "callbacks.figures"),
     ("callbacks",),
     ("zoo*",),
+    ("recipes*",),
     ("cli*",),
     ("",),  # the package's own `__init__`
 )

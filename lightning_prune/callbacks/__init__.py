@@ -3,10 +3,12 @@
 from lightning_prune.callbacks.checkpoint import CompactCheckpoint, take_shapes
 from lightning_prune.callbacks.families.channels import ChannelPruning
 from lightning_prune.callbacks.families.weights import WeightPruning
+from lightning_prune.callbacks.figures import PruningFigures
 from lightning_prune.callbacks.lifecycle import PruningCallback
 from lightning_prune.callbacks.methods.channels.mrts import MRTSCallback
 from lightning_prune.callbacks.methods.channels.score import FPGMCallback, ScorePruningCallback
 from lightning_prune.callbacks.methods.channels.slimming import NetworkSlimmingCallback
+from lightning_prune.callbacks.methods.channels.soft_filter import SoftFilterPruningCallback
 from lightning_prune.callbacks.methods.weights.keep_zeros import KeepZeros
 from lightning_prune.callbacks.methods.weights.ltp import LTPCallback
 from lightning_prune.callbacks.methods.weights.magnitude import MagnitudeCallback
@@ -29,9 +31,11 @@ __all__ = [
     "MagnitudeCallback",
     "NetworkSlimmingCallback",
     "PruningCallback",
+    "PruningFigures",
     "ST3Callback",
     "STRCallback",
     "ScorePruningCallback",
+    "SoftFilterPruningCallback",
     "TaylorWeightCallback",
     "ThresholdPruning",
     "Trail",

@@ -6,6 +6,7 @@ import copy
 import gc
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,6 +51,17 @@ def log_histograms(trainer: Trainer, values: Mapping[str, Tensor]) -> None:
         add: Any = getattr(logger.experiment, "add_histogram", None) if hasattr(logger, "experiment") else None
         for name, value in values.items() if add is not None else ():
             add(name, value.detach().float(), _logged_step(trainer))
+
+
+def log_figures(trainer: Trainer, figures: Mapping[str, Any], folder: Path) -> None:
+    """Figures by name, for loggers that take them and as PNG files in a folder; to be called on the first rank."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=150)
+        for logger in trainer.loggers:
+            add: Any = getattr(logger.experiment, "add_figure", None) if hasattr(logger, "experiment") else None
+            if add is not None:
+                add(f"prune/{name}", figure, _logged_step(trainer), close=False)
 
 
 def _logged_step(trainer: Trainer) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -23,10 +24,13 @@ from lightning_prune.channels.select.requests import (
 from lightning_prune.channels.select.selector import Selector
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.channels.verify.whole import Whole
+from lightning_prune.functional.least_squares import Form
 from lightning_prune.scores import ScoreLike, find_score
 from lightning_prune.scoring.collect import collect, run_network
+from lightning_prune.scoring.reconstruct import calls_of, check_calls, check_form, told
+from lightning_prune.scoring.reconstruct import reconstruct as refit
 from lightning_prune.scoring.scope import Scope, check_scope, importance
-from lightning_prune.support.modes import join_input
+from lightning_prune.support.modes import join_input, mode
 
 
 def prune_channels(
@@ -38,6 +42,7 @@ def prune_channels(
     score: ScoreLike | None = None,
     batches: Iterable[Any] = (),
     scope: Scope = "global",
+    reconstruct: Form | None = None,
     ratio: float | None = None,
     threshold: float | Mapping[str, float] | None = None,
     macs: float | None = None,
@@ -77,6 +82,9 @@ def prune_channels(
             as a loader gives them, or inputs alone (tensors or dicts) if it needs no labels.
         scope: among whom `score` ranks: "global" all, "layer" the same share of each layer, "isomorphic" the same share
             of layers of like structure, ranked together. A threshold is then on quantiles.
+        reconstruct: whether the layers that read removed channels are refitted on `batches` afterwards, by least
+            squares: "weights" all of their weights, "scale" a factor a channel, see `scoring.reconstruct`. A rewritten
+            graph is not.
         ratio: share of the scored channels to remove, over all layers.
         threshold: channels below it go; a number, or one for each name in `scores`.
         macs: share of the multiply-accumulates that may stay: the lowest scores go until the model, floors, alignment
@@ -120,8 +128,11 @@ def prune_channels(
     asked = {"score": score, "scores": scores, "keep": keep}
     check_arguments(form, constants, asked, {"ratio": ratio, "threshold": threshold, **targets})
     check_scope(scope)
+    check_form(reconstruct)
     rating = None if score is None else find_score(score)
     options: dict[str, Any] = {"groups": groups, "attention": attention, "allow_inexact": allow_inexact}
+    if reconstruct is not None:
+        check_calls(batches := list(batches))
     whole, given, example_input = None, model, join_input(example_input, example_kwargs)
     if network is not None:
         whole = Whole.around(network, model, example_input)
@@ -150,8 +161,13 @@ def prune_channels(
     selection = selector.meet(request)
     if keep is not None:
         check_emptied(graph, selection)
+    dense = deepcopy(model) if reconstruct is not None else None
     pruned = remove_channels(
         model, example_input, selector, selection, constants=constants, form=form, verify=verify, whole=whole,
         remove_branches=remove_branches, optimizers=optimizers, averaged=averaged, on_miss="raise", means=means,
     )  # fmt: skip
+    if dense is not None and reconstruct is not None:
+        with mode(given, False):
+            calls = calls_of(model, run_network(given), batches)
+        pruned = replace(pruned, notes=(*pruned.notes, told(refit(model, dense, pruned.plan, calls, form=reconstruct))))
     return replace(pruned, model=given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 Shape = Literal["exponential", "cosine", "constant"]
@@ -38,3 +39,9 @@ def cubic_path(progress: float, density: float, hold: float = 0.15) -> float:
     """Share of weights to keep, ``d + (1 − d)(1 − p)³`` (Zhu & Gupta 2017), reached at ``1 − hold``, then level."""
     p = min(max(progress, 0.0) / (1.0 - hold), 1.0)
     return density + (1.0 - density) * (1.0 - p) ** 3
+
+
+def piecewise(position: float, start: float, steps: Mapping[int, float]) -> float:
+    """A value that changes at given positions: ``start`` before the first, then that of the last one reached."""
+    reached = [at for at in steps if at <= position]
+    return float(steps[max(reached)]) if reached else start

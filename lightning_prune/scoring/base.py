@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor
 
+from lightning_prune.channels.select.taps import Tap
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.scoring.loss import task_loss
 
@@ -47,6 +48,10 @@ class Score:
             [C], or None where a layer like this has no value: its channels stay unless another layer has one.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what a channel is worth: override of_layer.")
+
+    def of_tap(self, tap: Tap, x: Tensor, gradient: Tensor | None = None) -> Tensor | None:
+        """`of_layer` for a score of activations or gradients that needs to know who reads the channels: ``tap``."""
+        return self.of_layer(x, gradient)
 
     def of_weights(self, units: ChannelUnits) -> Mapping[str, Tensor]:
         """{name, as `ChannelUnits.aggregate` takes it: values}, of a score that needs weights alone."""

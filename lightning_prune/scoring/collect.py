@@ -70,7 +70,7 @@ def _activations(score: Score, units: ChannelUnits, batch: Any, run: Run, scale:
     calls: dict[str, int] = {}
 
     def note(name: str, x: Tensor) -> None:
-        value = score.of_layer(_samples_first(x.detach(), units.taps[name]))
+        value = score.of_tap(units.taps[name], _samples_first(x.detach(), units.taps[name]))
         if value is not None:
             found[name] = found[name] + value if name in found else value
             calls[name] = calls.get(name, 0) + 1
@@ -108,7 +108,8 @@ def _gradients(score: Score, units: ChannelUnits, batch: Any, run: Run, scale: f
                 continue  # its layer was not called, and the loss says nothing of it
             pair = (x.detach(), torch.zeros_like(x) if gradient is None else gradient)
             x, gradient = (at_least_float32(t) if by_weights else _samples_first(t, units.taps[name]) for t in pair)
-            value = score.of_layer(x, gradient / scale)
+            gradient = gradient / scale
+            value = score.of_layer(x, gradient) if by_weights else score.of_tap(units.taps[name], x, gradient)
             if value is not None:
                 found[name] = found[name] + value if name in found else value
     return found

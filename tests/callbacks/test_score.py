@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_prune import ChannelError, ChannelUnits, FPGMCallback, ScorePruningCallback, plan_of
+from lightning_prune import (
+    ChannelError,
+    ChannelUnits,
+    FPGMCallback,
+    ScorePruningCallback,
+    SoftFilterPruningCallback,
+    plan_of,
+)
 from lightning_prune.errors import CalibrationError, DivergenceError, PhaseError
 from lightning_prune.scores import score_names
 from lightning_prune.scores.taylor import Taylor
@@ -56,6 +63,54 @@ def test_fpgm_is_a_score(tmp_path: Path) -> None:
     one, _, _ = fit(tmp_path, FPGMCallback, options={"warmup": 1, "sparsify": 0}, **SHORT)
     two, _, _ = fit(tmp_path, ScorePruningCallback, options={"warmup": 1, "sparsify": 0, "score": "fpgm"}, **SHORT)
     assert equal(one, two)
+
+
+@pytest.mark.parametrize("form", ["weights", "scale"])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_reconstruction_refits_what_reads_and_resumes(form: Any, steps: int, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"score": "thinet", "reconstruct": form, "steps": steps}
+    module, _, _ = run(tmp_path / "whole", callbacks=[keep_all(tmp_path, 5)], **options)
+    check_budget("fpgm", module)
+    again, _, _ = run(tmp_path / "again", ckpt_path=tmp_path / "step=10.ckpt", **options)
+    assert equal(module, again)
+    plain, _, _ = run(tmp_path / "plain", **(options | {"reconstruct": None}))
+    assert size(plain) == size(module)
+    assert not equal(plain, module)
+
+
+class ZeroFilters(lightning.Callback):
+    """Counts filters that are zero when a batch begins, behind the pruning callback, and when it ends."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+
+    def count(self, module: nn.Module) -> int:
+        norms = [m.weight.detach().flatten(1).norm(dim=1) for m in module.modules() if isinstance(m, nn.Conv2d)]
+        return int((torch.cat(norms) == 0).sum())
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.before = self.count(pl_module)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.seen.append((self.before, self.count(pl_module)))
+
+
+def test_soft_filter_pruning_lets_filters_grow_back(tmp_path: Path) -> None:
+    zeros = ZeroFilters()
+    options = {"warmup": 1, "sparsify": 3, "recalibrate_batches": 2, "target_channels": 0.5}
+    module, callback, _ = fit(
+        tmp_path / "whole", SoftFilterPruningCallback, options=options, callbacks=[zeros, keep_all(tmp_path, 5)]
+    )
+    before, after = zip(*zeros.seen, strict=True)
+    assert before[:8] == (0,) * 8
+    zeroed = [i for i in range(8, 32) if before[i] == 12]  # half of 8 + 16 filters
+    assert len(zeroed) >= 8
+    assert all(after[i] == 0 for i in zeroed)
+    assert [kept / size for kept, size in callback.selection.kept] == [0.5, 0.5]
+    again, _, _ = fit(
+        tmp_path / "again", SoftFilterPruningCallback, options=options, ckpt_path=tmp_path / "step=20.ckpt"
+    )
+    assert equal(module, again)
 
 
 def first_filters(units: ChannelUnits) -> torch.Tensor:

@@ -168,14 +168,18 @@ class ImageFolderDataModule(ImageDataModule):
 
     Args:
         root: folder with ``train`` and, if there is one, ``val`` and ``test``.
+        color_jitter: strength of timm's colour jitter on training images; 0 for crops and mirror images alone.
         **kwargs: the arguments of `ImageDataModule`.
     """
 
     in_chans = 3
 
-    def __init__(self, root: str, image_size: int = 224, augment: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self, root: str, image_size: int = 224, augment: bool = True, color_jitter: float = 0.4, **kwargs: Any
+    ) -> None:
         super().__init__(image_size=image_size, augment=augment, **kwargs)
         self.root = root
+        self.color_jitter = color_jitter
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
@@ -205,7 +209,9 @@ class ImageFolderDataModule(ImageDataModule):
         plain = self._open("train")
         train, labels = copy(plain), torch.tensor(plain.targets)
         if self.augment:
-            train.transform = create_transform(self.image_size, is_training=True)
+            train.transform = create_transform(
+                self.image_size, is_training=True, color_jitter=self.color_jitter or None
+            )
         self.val_set, self.test_set = self._open("val"), self._open("test")
         if self.val_set is None:
             chosen, held_out = self._split(labels)

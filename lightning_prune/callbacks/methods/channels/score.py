@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_prune.callbacks import calibrate
@@ -18,8 +20,11 @@ from lightning_prune.callbacks.trainer import loss_scale
 from lightning_prune.channels.select.selection import Resource, Selection
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.errors import PhaseError
+from lightning_prune.functional.least_squares import Form
 from lightning_prune.scores import ScoreLike, find_score
 from lightning_prune.scoring.collect import collect
+from lightning_prune.scoring.reconstruct import calls_of, check_form, told
+from lightning_prune.scoring.reconstruct import reconstruct as refit_layers
 from lightning_prune.scoring.scope import Scope, check_scope, importance
 from lightning_prune.support.modes import mode
 
@@ -39,6 +44,8 @@ class ScorePruningCallback(ChannelPruning):
         steps: removals; from 2 on the first is at the start of the sparsify phase, the last at its end, and each leaves
             the same share of what it finds. ``min_keep`` is then of the channels that it finds.
         score_batches: training batches on which a score of activations or gradients is measured, in eval mode.
+        reconstruct: whether the layers that read removed channels are refitted on those batches right after a removal:
+            "weights" all of their weights, "scale" a factor for each channel, see `scoring.reconstruct`; None: no.
         target_macs: share of the multiply-accumulates that may be left, in (0, 1); met within 1 %. Half of them
             if nothing else is given.
         target_params: the same for parameters.
@@ -71,6 +78,7 @@ class ScorePruningCallback(ChannelPruning):
         scope: Scope = "global",
         steps: int = 1,
         score_batches: int = 20,
+        reconstruct: Form | None = None,
         target_macs: float | None = None,
         target_params: float | None = None,
         target_channels: float | None = None,
@@ -91,6 +99,8 @@ class ScorePruningCallback(ChannelPruning):
         surgery: dict[str, Any] | None = None,
     ) -> None:
         check_scope(scope)
+        check_form(reconstruct)
+        self.reconstruct = reconstruct
         self.scope, self.rating = scope, find_score(self.default if score is None else score)
         if score_batches < 1:
             raise ValueError(f"score_batches={score_batches} must be a positive number, such as 20.")
@@ -157,7 +167,7 @@ class ScorePruningCallback(ChannelPruning):
         assert self.phases is not None
         length = self.phases.prune - self.phases.begin
         while self.done < self.steps - 1 and self.seen >= self.phases.begin + self.done * length // (self.steps - 1):
-            if super().remove(trainer, pl_module, early=False):
+            if self._remove_once(trainer, pl_module, early=False):
                 self.whole = {name: self.numbers[name] for name in self.whole}
             self.done += 1
             self.begin(trainer, pl_module, None)
@@ -165,7 +175,27 @@ class ScorePruningCallback(ChannelPruning):
 
     def remove(self, trainer: Trainer, pl_module: LightningModule, early: bool) -> bool:
         self.done = self.steps - 1
-        return super().remove(trainer, pl_module, early)
+        return self._remove_once(trainer, pl_module, early)
+
+    def _remove_once(self, trainer: Trainer, pl_module: LightningModule, early: bool) -> bool:
+        dense = deepcopy(self.root) if self.reconstruct is not None else None
+        removed = super().remove(trainer, pl_module, early)
+        if not removed or dense is None or self.reconstruct is None or self.after == "retrain":
+            return removed
+        assert self.pruned is not None
+        batches = calibrate.calibration_batches(trainer, self.score_batches)
+
+        def run(batch: Any) -> Any:
+            return calibrate.run(trainer, pl_module, batch, self.calibration_forward)
+
+        with mode(pl_module, False), torch.compiler.set_stance("force_eager"):
+            calls = calls_of(self.root, run, batches)
+            refits = refit_layers(self.root, dense, self.pruned.plan, calls, form=self.reconstruct)
+        for refit in refits if trainer.world_size > 1 else ():  # each rank has seen batches of its own
+            for p in self.root.get_submodule(refit.layer).parameters():
+                p.copy_(trainer.strategy.broadcast(p.detach()))
+        rank_zero_info(f"{type(self).__name__}: {told(refits)}.")
+        return removed
 
     def state(self) -> dict[str, Any]:
         return super().state() | {"done": self.done, "whole": dict(self.whole)}

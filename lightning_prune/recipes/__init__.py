@@ -1,0 +1,33 @@
+"""Recipes: whole experiments as configuration files of the command line, by name.
+
+``lightning-prune fit --recipe NAME`` is ``lightning-prune fit --config`` with the file `recipe_path` names.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+_FOLDER = Path(__file__).parent
+
+
+def recipe_names() -> list[str]:
+    """The names of all recipes, sorted."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def recipe_path(name: str) -> Path:
+    """The configuration file of a recipe.
+
+    Args:
+        name: one of `recipe_names`.
+
+    Raises:
+        ValueError: there is no such recipe; the message gives near names.
+    """
+    names = recipe_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(names)}."
+        raise ValueError(f"There is no recipe {name!r}. {hint}")
+    return _FOLDER / f"{name}.yaml"
