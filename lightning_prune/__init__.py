@@ -33,6 +33,8 @@ from lightning_prune.channels import (
     prune_channels,
 )
 from lightning_prune.channels.select.units import ChannelUnits
+from lightning_prune.errors import ExportError
+from lightning_prune.export import Candidate, CostReport, Deployed, cost_report, deploy
 from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
 from lightning_prune.io.describe import own_version
 from lightning_prune.masks import Gate, WeightUnits
@@ -45,6 +47,7 @@ from lightning_prune.zoo.classifier import TimmClassifier
 __version__ = own_version()
 
 __all__ = [
+    "Candidate",
     "ChannelCost",
     "ChannelError",
     "ChannelGraph",
@@ -53,6 +56,9 @@ __all__ = [
     "ChannelUnits",
     "CompactCheckpoint",
     "CompressionRatio",
+    "CostReport",
+    "Deployed",
+    "ExportError",
     "FPGMCallback",
     "Gate",
     "KeepZeros",
@@ -81,6 +87,8 @@ __all__ = [
     "WeightPruning",
     "WeightUnits",
     "__version__",
+    "cost_report",
+    "deploy",
     "load_pruned",
     "plan_of",
     "prune_channels",

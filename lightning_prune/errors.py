@@ -45,3 +45,7 @@ class PrunedFileError(ValueError):
 
 class RecipeError(ValueError):
     """The name or the arguments are not fit to build a model from; the message says which and why."""
+
+
+class ExportError(RuntimeError):
+    """A network cannot be exported, or what was exported does not compute the same; nothing was written."""

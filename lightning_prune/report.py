@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_prune.masks.targets import prunable_weights
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.plan.record import plans_of
+from lightning_prune.support.table import Shown, Table, percent
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class LayerSparsity:
 
 
 @dataclass(frozen=True)
-class SparsityReport:
+class SparsityReport(Shown):
     """Zeros of a model's prunable weights, per layer and in all. ``print`` shows a table.
 
     Of a compact model, everything but `dense_compression` counts the weights that are left; `removed` says how many of
@@ -65,19 +66,16 @@ class SparsityReport:
         """Prunable weights of the dense model / those that are left and not zero; infinite if none is."""
         return _ratio(self.prunable + self.removed, self.prunable - self.zeros)
 
-    def __str__(self) -> str:
+    def table(self) -> Table:
+        """A row a weight, and the totals."""
         rows = [(x.name, "x".join(map(str, x.shape)), x.numel, x.zeros, x.sparsity) for x in self.layers]
         rows.append(("total (prunable)", "", self.prunable, self.zeros, self.sparsity))
-        wide = max(len(r[0]) for r in rows)
-        shape = max(len(r[1]) for r in [*rows, ("", "shape", 0, 0, 0.0)])
-        lines = [f"{'weight':<{wide}}  {'shape':<{shape}}  {'weights':>12}  {'zeros':>12}  sparsity"]
-        lines += [f"{n:<{wide}}  {s:<{shape}}  {k:>12,}  {z:>12,}  {share:>8.2%}" for n, s, k, z, share in rows]
-        lines.insert(-1, "-" * len(lines[0]))
         dense = f" ({self.dense_compression:.2f}x against the dense model)" if self.removed else ""
-        lines.append(f"compression {self.compression:.2f}x{dense}; {self.parameters:,} parameters in all")
+        below = [f"compression {self.compression:.2f}x{dense}; {self.parameters:,} parameters in all"]
         if self.removed:
-            lines.append(f"compact: {self.prunable:,} of {self.prunable + self.removed:,} prunable weights are left")
-        return "\n".join(lines)
+            below.append(f"compact: {self.prunable:,} of {self.prunable + self.removed:,} prunable weights are left")
+        cells = [(n, shape, f"{k:,}", f"{z:,}", percent(share)) for n, shape, k, z, share in rows]
+        return Table(("weight", "shape", "weights", "zeros", "sparsity"), cells, below=below, left=2, total=True)
 
 
 def _ratio(weights: int, left: int) -> float:

@@ -38,7 +38,7 @@ def test_counts_per_layer_and_in_all():
 def test_prints_as_a_table():
     text = str(sparsity_report(sparse_network()))
     lines = text.splitlines()
-    assert "3.weight" in lines[2] and "16x8x3x3" in lines[2] and "50.00%" in lines[2]  # noqa: PT018
+    assert "3.weight" in lines[3] and "16x8x3x3" in lines[3] and "50.00%" in lines[3]  # noqa: PT018
     assert "total (prunable)" in lines[-2] and "1,288" in lines[-2]  # noqa: PT018
     assert lines[-1].startswith("compression 1.81x")
     assert len({len(line) for line in lines[:-1]}) == 1

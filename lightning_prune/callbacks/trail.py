@@ -15,6 +15,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
+from lightning_prune.support.table import Shown, Table, percent
+
 INDEX = "index.json"
 
 
@@ -52,7 +54,7 @@ class TrailEntry:
         return module
 
 
-class Trail:
+class Trail(Shown):
     """The index of a trail, read back from its folder. ``print`` shows a table.
 
     Args:
@@ -91,16 +93,16 @@ class Trail:
         worst = float("-inf")
         return max(inside, key=lambda e: (worst if e.score is None else sign * e.score, -e.kept))
 
-    def __str__(self) -> str:
+    def table(self) -> Table:
+        """A row a checkpoint."""
         metric = next((e.metric for e in self.entries if e.metric), "score")
-        rows = [("crossed", "kept", "sparsity", "phase", "epoch", "step", metric, "checkpoint")]
+        head = ("crossed", "kept", "sparsity", "phase", "epoch", "step", metric, "checkpoint")
+        rows = []
         for e in self.entries:
             crossed, score = ", ".join(f"{v:g}" for v in e.crossed), "-" if e.score is None else f"{e.score:.4f}"
-            shares = f"{e.kept:.2%}", f"{e.sparsity:.2%}"
+            shares = percent(e.kept), percent(e.sparsity)
             rows.append((crossed, *shares, e.phase, str(e.epoch), str(e.step), score, Path(e.path).name))
-        width = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(f"{cell:>{w}}" for cell, w in zip(row, width, strict=True)) for row in rows]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+        return Table(head, rows, left=0)
 
 
 @dataclass

@@ -28,12 +28,13 @@ from lightning_prune.channels.verify.find_form import Ties, find_form, runs_with
 from lightning_prune.channels.verify.whole import Whole
 from lightning_prune.errors import PlanError, TargetError
 from lightning_prune.plan.plan import PruningPlan
+from lightning_prune.support.table import Shown, Table
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Pruned:
+class Pruned(Shown):
     """What `prune_channels` did. Printed, it tells the cost before and after, and the notes.
 
     Attributes:
@@ -62,16 +63,17 @@ class Pruned:
         """The groups that stayed, bool [groups]."""
         return self.selection.keep
 
-    def __str__(self) -> str:
-        costs = (("MACs", self.macs), ("parameters", self.params))
-        lines = [
-            str(self.plan),
-            ", ".join(f"{name} {old:,} -> {new:,} ({100 * new / max(old, 1):.1f} %)" for name, (old, new) in costs),
-            *(f"note: {note}" for note in self.notes),
-        ]
+    def table(self) -> Table:
+        """The costs before and after; the plan above, notes and proof below."""
+        above = [str(self.plan)]
         if gone := branch_names(self.plan):
-            lines.insert(1, f"without channels: {', '.join(gone)}")
-        return "\n".join([*lines, str(self.proof)] if self.proof else lines)
+            above.append(f"without channels: {', '.join(gone)}")
+        rows = [
+            (name, f"{old:,}", f"{new:,}", f"{100 * new / max(old, 1):.1f} %")
+            for name, (old, new) in (("MACs", self.macs), ("parameters", self.params))
+        ]
+        below = [*(f"note: {note}" for note in self.notes), *([str(self.proof)] if self.proof else [])]
+        return Table(("", "before", "after", "left"), rows, above, below)
 
 
 def remove_channels(

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_prune.callbacks import ChannelPruning, PruningCallback
 from lightning_prune.io.recipe import network_of
 from lightning_prune.report import sparsity_report
+from lightning_prune.support.table import Table, mib, percent
 
 METRIC = "val/acc"
 
@@ -72,19 +73,13 @@ class BeforeAfter(Callback):
         left = self.dense_weights / max(report.prunable - report.zeros, 1)
         rows = [
             ("", "dense", "pruned"),
-            (METRIC, _percent(self.before), _percent(self.after)),
+            (METRIC, percent(self.before), percent(self.after)),
             ("prunable weights", f"{self.dense_weights:,}", f"{report.prunable:,}"),
             ("zeros among them", "0", f"{report.zeros:,} ({report.sparsity:.2%})"),
             ("compression", "1.00x", f"{left:.2f}x"),
-            ("file", f"{self.dense_bytes / 2**20:.2f} MiB", f"{pruned_bytes / 2**20:.2f} MiB"),
+            ("file", mib(self.dense_bytes), mib(pruned_bytes)),
         ]
         if isinstance(self.pruning, ChannelPruning):
             names = {"channels": "removable channels", "macs": "MACs"}
-            rows[3:4] = [(said, "100.00%", _percent(self.pruning.numbers[n])) for n, said in names.items()]
-        width = [max(len(r[i]) for r in rows) for i in range(3)]
-        lines = [f"{a:<{width[0]}}  {b:>{width[1]}}  {c:>{width[2]}}" for a, b, c in rows]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.2%}"
+            rows[3:4] = [(said, "100.00%", percent(self.pruning.numbers[n])) for n, said in names.items()]
+        return str(Table(rows[0], rows[1:]))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,17 +44,26 @@ def compare_latency(before: nn.Module, after: nn.Module, example_input: Any, bat
     args, kwargs = pytree.tree_map(lambda v: _resized(v, batch), split_input(example_input))
     there = [all(p.device.type == "cpu" for p in m.parameters()) for m in (before, after)]
     models = [m if on_cpu else copy.deepcopy(m).cpu() for m, on_cpu in zip((before, after), there, strict=True)]
-    times: tuple[list[float], list[float]] = ([], [])
     with torch.inference_mode(), mode(models[0], False), mode(models[1], False):
-        for i in range(_ROUNDS + 1):
-            for which in (0, 1) if i % 2 else (1, 0):
-                start = time.perf_counter()
-                models[which](*args, **kwargs)
-                if i:
-                    times[which].append(time.perf_counter() - start)
+        times = interleaved([partial(model, *args, **kwargs) for model in models], _ROUNDS)
     ratio = statistics.median(b / a for a, b in zip(*times, strict=True))
     before_s, after_s = (statistics.median(t) for t in times)
     return Latency(before_s, after_s, ratio, batch, torch.get_num_threads())
+
+
+def interleaved(calls: Sequence[Callable[[], object]], rounds: int, warmup: int = 1) -> list[list[float]]:
+    """Seconds of each call, ``rounds`` of them after a ``warmup`` that is not counted, in turn and to and fro.
+
+    What else the machine does meanwhile so falls on all alike: compare neighbours, or medians.
+    """
+    times: list[list[float]] = [[] for _ in calls]
+    for i in range(warmup + rounds):
+        for which in range(len(calls)) if i % 2 else reversed(range(len(calls))):
+            start = time.perf_counter()
+            calls[which]()
+            if i >= warmup:
+                times[which].append(time.perf_counter() - start)
+    return times
 
 
 def _resized(value: Any, batch: int) -> Any:

@@ -58,7 +58,7 @@ def test_any_network_meets_a_budget(name: str, attention: str, layers: tuple[str
     assert torch.equal(result.keep, selection.keep)
     assert result.params[0] == before
     assert result.params[1] == sum(p.numel() for p in model.parameters())
-    assert f"({100 * result.macs[1] / result.macs[0]:.1f} %)" in str(result)
+    assert f" {100 * result.macs[1] / result.macs[0]:.1f} %" in str(result)
 
 
 def test_heads_are_units() -> None:
