@@ -36,6 +36,15 @@ from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.errors import ExportError
 from lightning_prune.export import Candidate, CostReport, Deployed, cost_report, deploy
 from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
+from lightning_prune.io import (
+    PrunedFileError,
+    load_pruned,
+    pruned_info,
+    pruned_state_dict,
+    push_to_hub,
+    save_pretrained,
+    save_pruned,
+)
 from lightning_prune.io.describe import own_version
 from lightning_prune.masks import Gate, WeightUnits
 from lightning_prune.metrics import CompressionRatio, Sparsity
@@ -92,7 +101,10 @@ __all__ = [
     "load_pruned",
     "plan_of",
     "prune_channels",
+    "pruned_info",
     "pruned_state_dict",
+    "push_to_hub",
+    "save_pretrained",
     "save_pruned",
     "sparsity_report",
     "take_shapes",

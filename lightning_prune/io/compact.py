@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from lightning_prune.channels.surgery.cut import check_fits
 from lightning_prune.channels.trace.call import Options
 from lightning_prune.errors import ChannelError, RecipeError
+from lightning_prune.io.format.container import DTYPES
 from lightning_prune.io.recipe import MAX_ITEMS, MAX_TEXT
-from lightning_prune.io.sparsefile import DTYPES
 from lightning_prune.plan import codec
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.plan.record import plans_of

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection
 from typing import Any, NoReturn, TypeGuard
 
 
 def parse(text: str | bytes) -> Any:
-    """Reads JSON that every reader reads alike: no key twice, no NaN or infinity.
+    """Reads JSON that every reader reads alike: no key twice, no NaN or infinity, nor a number that becomes one.
 
     Raises:
         ValueError: it is none.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
     except RecursionError as error:
         raise ValueError(f"it is nested too deeply: {error}") from error
 
@@ -69,6 +70,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(out) != len(pairs):  # two readers could see two different files
         raise ValueError("a key comes twice")
     return out
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse(text[:100])
 
 
 def _refuse(text: str) -> NoReturn:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import lightning_prune.zoo.models  # noqa: F401  registers the CIFAR networks
-from lightning_prune.io.bitmask import bits
+from lightning_prune.io.format.bitmask import bits
 
 
 def thin(model: nn.Module, sparsity: float = 0.9) -> nn.Module:
@@ -19,6 +19,18 @@ def thin(model: nn.Module, sparsity: float = 0.9) -> nn.Module:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter[torch.rand(parameter.shape, generator=generator) < sparsity] = 0
+    return model
+
+
+def by_rule(model: nn.Module) -> nn.Module:
+    """Fills a model with numbers that any version writes alike; nine in ten weights are zero."""
+    with torch.no_grad():
+        for i, tensor in enumerate(model.state_dict().values()):
+            n = torch.arange(tensor.numel())
+            values = ((n * 7 + i) % 13 - 6) / 8
+            if tensor.ndim > 1:
+                values[n % 10 > 0] = 0
+            tensor.copy_(values.reshape(tensor.shape))
     return model
 
 

@@ -16,9 +16,9 @@ from torch import nn
 import lightning_prune.zoo.models  # noqa: F401  registers the CIFAR networks
 from lightning_prune import TimmClassifier, sparsity_report
 from lightning_prune.channels import prune_channels
-from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
-from lightning_prune.io.bitmask import bits
-from lightning_prune.io.sparsefile import read_header
+from lightning_prune.io import PrunedFileError, load_pruned, pruned_info, pruned_state_dict, save_pruned
+from lightning_prune.io.format.bitmask import bits
+from lightning_prune.io.format.sparsefile import read_header
 from lightning_prune.plan.record import plan_of, plans_of
 from tests.channels.models import Branches, random_scores, randomise
 from tests.io.models import classifier, same_bits, thin
@@ -165,9 +165,7 @@ def test_modules_of_no_registry_take_the_plan_of_the_file(tmp_path: Path) -> Non
 def test_dense_files_and_compact_modules_do_not_mix(tmp_path: Path) -> None:
     dense, model, other = tiny(), prune(tiny()), prune(tiny(), seed=3)
     files = {name: save_pruned(m, tmp_path / name) for name, m in (("dense", dense), ("compact", model))}
-    assert read_header(files["dense"]).info["format"] == 1
-    assert "plans" not in read_header(files["dense"]).info
-    assert read_header(files["compact"]).info["format"] == 2
+    assert [pruned_info(files[kind])["compact"] for kind in ("dense", "compact")] == [False, True]
     before = {k: v.clone() for k, v in other.state_dict().items()}
     for file, match in (("dense", "was dense when the file was saved"), ("compact", "another pruning plan")):
         with pytest.raises(PrunedFileError, match=match + r".*plan_of\(model\)\.undo\(model\)"):

@@ -15,8 +15,8 @@ from lightning_prune.channels.surgery.empty import branch_names, is_empty_layer
 from lightning_prune.io import load_pruned, save_pruned
 from lightning_prune.plan.record import plan_of
 from tests.channels.branching import prune_whole
+from tests.io.tampering import put_together, take_apart
 from tests.io.test_compact_hostile import Tamper, assert_refused, change, cut
-from tests.io.test_sparsefile import put_together, take_apart
 
 
 @pytest.fixture(scope="module")

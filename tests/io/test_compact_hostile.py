@@ -15,7 +15,7 @@ import torch
 import lightning_prune.zoo.models  # noqa: F401  registers the CIFAR networks
 from lightning_prune.channels import PlanError, PruningPlan, prune_channels
 from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
-from tests.io.test_sparsefile import put_together, take_apart
+from tests.io.tampering import OLD, put_together, take_apart, write_raw
 from tests.memory import memory_below
 
 Tamper = Callable[[dict[str, Any]], Any]  # changes the plan
@@ -189,30 +189,28 @@ def test_plans_of_other_parts_are_refused(good: Path, tmp_path: Path, plans: Any
 
 
 @pytest.mark.parametrize(("depth", "text"), [(100_000, "["), (0, "NaN"), (0, "9" * 5000), (0, '{"a": 1, "a": 2}')])
-def test_a_plan_that_is_no_json_is_refused(good: Path, tmp_path: Path, depth: int, text: str) -> None:
-    header, info, data = take_apart(good)
+def test_a_plan_that_is_no_json_is_refused(tmp_path: Path, depth: int, text: str) -> None:
+    header, info, data = take_apart(OLD / "format2.safetensors")
     info["plans"][""]["settings"] = {"x": "HERE"}
     raw = json.dumps(info).replace('"HERE"', text * max(depth, 1))
-    header["__metadata__"] = {"lightning_prune": raw}
-    encoded = json.dumps(header).encode()
-    path = tmp_path / "lie"
-    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + data)
+    path = write_raw(tmp_path / "lie", header | {"__metadata__": {"lightning_prune": raw}}, data)
     with memory_below(2**24), pytest.raises(PrunedFileError, match="not valid JSON"):
         load_pruned(path)
 
 
 @pytest.mark.parametrize(
-    ("number", "match"), [(1, "wrong fields for format 1"), (3, "format 3, not 1 or 2. A newer"), (True, "format True")]
+    ("number", "match"),
+    [(1, "wrong fields for format 1"), (4, "format 4, not 1, 2 or 3. A newer"), (True, "format True")],
 )
-def test_the_format_says_whether_there_are_plans(good: Path, tmp_path: Path, number: Any, match: str) -> None:
-    header, info, data = take_apart(good)
+def test_the_format_says_whether_there_are_plans(tmp_path: Path, number: Any, match: str) -> None:
+    header, info, data = take_apart(OLD / "format2.safetensors")
     with pytest.raises(PrunedFileError, match=match):
         load_pruned(put_together(tmp_path / "lie", header, info | {"format": number}, data))
 
 
-def test_a_small_file_may_not_ask_for_a_large_dense_model(good: Path, tmp_path: Path) -> None:
+def test_a_small_file_may_not_ask_for_a_large_dense_model(tmp_path: Path) -> None:
     """A plan that cuts every tensor of a model of 10 GB down to one channel: all of it fits together."""
-    _, info, _ = take_apart(good)
+    _, info, _ = take_apart(OLD / "format2.safetensors")
     with torch.device("meta"):
         large = timm.create_model("resnet20_cifar", width=1600)
     info["kwargs"] = {"width": 1600}

@@ -11,7 +11,7 @@ import timm
 import lightning_prune.zoo.models  # noqa: F401  registers the CIFAR networks
 from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
 from lightning_prune.io.rebuild import first_difference
-from tests.io.test_sparsefile import put_together, take_apart
+from tests.io.tampering import put_together, take_apart
 from tests.memory import memory_below
 
 HOSTILE: list[tuple[str, dict[str, Any], str]] = [

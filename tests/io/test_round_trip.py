@@ -12,8 +12,8 @@ from torch import nn
 
 import lightning_prune.zoo.models  # noqa: F401  registers the CIFAR networks
 from lightning_prune.io import load_pruned, pruned_state_dict, save_pruned
-from lightning_prune.io.bitmask import bits
-from lightning_prune.io.sparsefile import read_header
+from lightning_prune.io.format.bitmask import bits
+from lightning_prune.io.format.sparsefile import read_header
 from tests.io.models import same_bits, thin
 
 MODELS: list[tuple[str, dict[str, Any]]] = [

@@ -10,7 +10,7 @@ from torch import nn
 
 import lightning_prune.zoo.models  # noqa: F401  registers the CIFAR networks
 from lightning_prune.io import PrunedFileError, load_pruned, save_pruned
-from lightning_prune.io.sparsefile import read_header
+from lightning_prune.io.format.sparsefile import read_header
 from tests.io.models import same_bits
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import lightning_prune.zoo.models  # noqa: F401  registers the CIFAR networks
 from lightning_prune.channels import prune_channels
 from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
-from lightning_prune.io.sparsefile import read_header
+from lightning_prune.io.format.sparsefile import read_header
 from lightning_prune.plan.record import plan_of
 from tests.channels.models import random_scores, randomise
 from tests.io.models import classifier, same_bits, thin

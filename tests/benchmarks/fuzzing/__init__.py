@@ -1,0 +1,1 @@
+"""Files mutated at random, and what reading them comes to."""
