@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune.errors import ExportError, PrunedFileError
-from lightning_prune.export.network import dense_form, resized, runner, strange_values, take_network, threads_of_torch
+from lightning_prune.export.network import clocked, dense_form, resized, runner, strange_values, take_network
 from lightning_prune.export.onnx_file import as_arrays, export_onnx
 from lightning_prune.export.runtimes import OnnxRuntime
 from lightning_prune.io import save_pruned
@@ -120,7 +120,7 @@ def cost_report(
     costs = [_static(each, source, example_input) for each, source in zip(networks, sources, strict=False)]
     if rounds:
         arguments = resized(example_input, batch)
-        with TemporaryDirectory() as folder, threads_of_torch(threads):
+        with TemporaryDirectory() as folder, clocked(threads):
             calls: dict[tuple[int, str], Callable[[], object]] = {}
             for i, each in enumerate(networks):
                 calls[i, "eager_seconds"] = partial(runner(each), arguments)

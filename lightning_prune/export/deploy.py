@@ -15,7 +15,7 @@ from torch import nn
 from lightning_prune.errors import CalibrationError, ExportError
 from lightning_prune.export.advice import advice, grouped_convolutions
 from lightning_prune.export.measure import Metric, accuracy_of, run_candidate, timed, top1, write_files
-from lightning_prune.export.network import dense_form, resized, runner, strange_values, take_network
+from lightning_prune.export.network import clocked, dense_form, resized, runner, strange_values, take_network
 from lightning_prune.export.onnx_file import as_arrays, outputs_of, write_onnx
 from lightning_prune.export.quantize import saturates
 from lightning_prune.export.result import Candidate, Deployed, choose
@@ -81,13 +81,14 @@ def deploy(
     calibration, validation = _again(calibration), _again(validation)
     dense = dense_form(network, plans) if baseline is None else take_network(baseline)[0]
     networks = {"pruned": network} | ({"dense": dense} if dense is not None else {})
-    arguments = resized(example_input, batch)
-    with TemporaryDirectory() as folder:
+    arguments, accuracy = resized(example_input, batch), None
+    if validation is not None:
+        measure = partial(accuracy_of, batches=validation, metric=metric or top1)
+        accuracy = measure(lambda given: outputs_of(runner(network)(given)))
+    with TemporaryDirectory() as folder, clocked(threads):
         files = write_files(networks, example_input, Path(folder), calibration, wanted)
-        found, accuracy = timed(files, used, as_arrays(arguments), threads, rounds), None
-        if validation is not None:
-            measure = partial(accuracy_of, batches=validation, metric=metric or top1)
-            accuracy = measure(lambda given: outputs_of(runner(network)(given)))
+        found = timed(files, used, as_arrays(arguments), threads, rounds)
+        if accuracy is not None:
             scored = [c for c in found if c.network == "pruned" or baseline is not None]  # a dense form has no accuracy
             scores = {c: measure(run_candidate(files, c, threads)) for c in scored}
             found = [replace(c, accuracy=scores.get(c)) for c in found]

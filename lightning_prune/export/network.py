@@ -100,17 +100,29 @@ def runner(network: nn.Module) -> Run:
 
 
 @contextmanager
-def threads_of_torch(threads: int) -> Iterator[None]:
-    """So many threads, and denormals flushed to zero, in PyTorch; as before after."""
+def clocked(threads: int) -> Iterator[None]:
+    """So many threads of PyTorch, and denormals flushed to zero; both as before after, whatever sessions did to them.
+
+    Sessions that flush set a flag of the processor, which outlives them in the thread that made them.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    flushed = torch.set_flush_denormal(True)
+    try:
+        with denormals(flushed=True):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def denormals(*, flushed: bool) -> Iterator[None]:
+    """Whether this thread takes denormal numbers for zero inside; as before after."""
+    before = float(torch.full((1,), 1e-39) * 1.0) == 0
+    torch.set_flush_denormal(flushed)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
-        if flushed:
-            torch.set_flush_denormal(False)
+        torch.set_flush_denormal(before)
 
 
 def strange_values(network: nn.Module, arguments: Arguments) -> list[str]:
@@ -138,12 +150,12 @@ def _denormal_shares(network: nn.Module, arguments: Arguments) -> Iterable[float
 
     def look(module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
-            size = output.abs()
-            shares.append(float(((size > 0) & (size < torch.finfo(output.dtype).tiny)).double().mean()))
+            small = output.abs() < torch.finfo(output.dtype).tiny
+            shares.append(float((small & (output != 0)).double().mean()))
 
     hooks = [m.register_forward_hook(look) for m in network.modules() if not any(True for _ in m.children())]
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), denormals(flushed=False):
             network(*arguments.args, **arguments.kwargs)
     finally:
         for hook in hooks:

@@ -26,6 +26,7 @@ from lightning_prune.support.modes import Arguments, without_hooks
 
 METADATA_KEY = "lightning_prune"
 TOLERANCE = 1e-3  # of the largest output; a float32 network differs by some 1e-6 of it
+_BATCH = "The batch must be the first dimension of its inputs, and its forward must not make a Python number of that"
 
 
 def export_onnx(network: nn.Module, example_input: Any, path: Path) -> None:
@@ -56,8 +57,7 @@ def export_onnx(network: nn.Module, example_input: Any, path: Path) -> None:
             program.save(str(path), external_data=False)
     except Exception as error:  # whatever the exporter's passes raise
         raise ExportError(
-            f"{type(network).__name__} cannot be exported to ONNX with a free batch size ({explain(error)}). The batch "
-            "must be the first dimension of its inputs, and its forward must not turn that into a Python number"
+            f"{type(network).__name__} cannot be exported to ONNX with a free batch size ({explain(error)}). {_BATCH}"
         ) from error
     check_same(network, example_input, path)
 
@@ -68,7 +68,13 @@ def check_same(network: nn.Module, example_input: Any, path: Path, batches: Sequ
     for batch in batches:
         arguments = resized(example_input, batch)
         expected = outputs_of(run(arguments))
-        found = session(as_arrays(arguments))
+        try:
+            found = session(as_arrays(arguments))
+        except Exception as error:  # its own kinds, which are no RuntimeError
+            raise ExportError(
+                f"onnxruntime cannot run {path.name} at batch {batch} ({explain(error)}): the batch size is fixed "
+                f"somewhere in {type(network).__name__}. {_BATCH}"
+            ) from error
         if len(found) != len(expected):
             raise ExportError(f"{path.name} gives {len(found)} outputs, {type(network).__name__} {len(expected)}")
         for i, (ours, theirs) in enumerate(zip(expected, map(torch.from_numpy, found), strict=True)):
