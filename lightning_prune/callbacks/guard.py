@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.callbacks.trainer import callbacks_of, shards_parameters, trains_in_child_processes
-from lightning_prune.errors import DivergenceError
+from lightning_prune.errors import DivergenceError, PhaseError
 
 
 def check_strategy(trainer: Trainer, callback: str) -> None:
@@ -35,14 +35,50 @@ def check_launcher(trainer: Trainer, callback: str) -> None:
         )
 
 
-def check_alone(trainer: Trainer, callback: Callback) -> None:
-    """Raise if another callback that prunes shares the fit: one would strip the other's masks, or change its shapes."""
-    for other in callbacks_of(trainer):
-        if getattr(other, "prunes", False) and other is not callback:
+def _others(trainer: Trainer, callback: Callback) -> list[Any]:
+    """The other callbacks of a fit that prune."""
+    return [c for c in callbacks_of(trainer) if getattr(c, "prunes", False) and c is not callback]
+
+
+def check_alone(trainer: Trainer, callback: Any) -> None:
+    """Raise if another callback that prunes shares the fit: one would strip the other's masks, or change its shapes.
+
+    One that removes channels and one that zeroes weights may, in that order: `check_turn` sees to their phases.
+    """
+    for other in _others(trainer, callback):
+        names = f"{type(callback).__name__} and {type(other).__name__}"
+        if {callback.removes_at, other.removes_at} != {"batch start", "batch end"}:
             raise ValueError(
-                f"{type(callback).__name__} and {type(other).__name__} cannot prune in the same fit: each changes the "
-                "weights that the other works on. Fit twice: remove channels first, then zero weights."
+                f"{names} cannot prune in the same fit: each changes the weights that the other works on. One that "
+                "removes channels may share a fit with one that zeroes weights, which comes after it."
             )
+        order = [c for c in callbacks_of(trainer) if c in (callback, other)]
+        if order[0].removes_at != "batch start":  # type: ignore[attr-defined]
+            raise ValueError(
+                f"{names} cannot prune in this order: a sparse network tells little of which channels matter. List "
+                f"{type(order[1]).__name__} before {type(order[0]).__name__} in the Trainer's callbacks."
+            )
+
+
+def removal_before(trainer: Trainer, callback: Callback) -> int:
+    """The batch at which a callback listed before this one removes channels; 0 if there is none."""
+    earlier = [c for c in _others(trainer, callback) if c.removes_at == "batch start" and c.phases is not None]
+    return max((c.phases.prune for c in earlier), default=0)
+
+
+def check_turn(trainer: Trainer, callback: Any) -> None:
+    """Raise if a callback that zeroes weights would begin before the channels are gone.
+
+    Raises:
+        PhaseError: it would.
+    """
+    removal = removal_before(trainer, callback) if callback.removes_at == "batch end" else 0
+    if callback.phases.begin < removal:
+        raise PhaseError(
+            f"{type(callback).__name__} would begin after batch {callback.phases.begin}, but channels are removed "
+            f"after batch {removal}, and weights can be zeroed from there on. Give it a longer warmup, or shorten the "
+            "phases before it."
+        )
 
 
 def check_diverged(network: nn.Module, callback: str, batches: int, failure: Exception | None) -> None:

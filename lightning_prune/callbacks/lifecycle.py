@@ -18,7 +18,15 @@ from torch.optim import Optimizer
 
 from lightning_prune.callbacks import calibrate
 from lightning_prune.callbacks.families.gates import GateTrainer
-from lightning_prune.callbacks.guard import LastFit, OptimizerGuard, check_alone, check_strategy, goes_on
+from lightning_prune.callbacks.guard import (
+    LastFit,
+    OptimizerGuard,
+    check_alone,
+    check_strategy,
+    check_turn,
+    goes_on,
+    removal_before,
+)
 from lightning_prune.callbacks.method import PruningMethod
 from lightning_prune.callbacks.options import naming_near_options
 from lightning_prune.callbacks.phases import Phases, phases_of, training_length
@@ -82,7 +90,9 @@ class PruningCallback(PruningMethod, Callback):
             # A Trainer that has trained before counts on: without a state of ours, phases lie in what is left.
             again = trainer.current_epoch > 0 and not self._resumed
             done = int(trainer.current_epoch * trainer.num_training_batches) if again else 0
-            self.phases = phases_of(trainer, *self.durations, done=done) if self.prunes else Phases(0, 0, 0)
+            first = removal_before(trainer, self) if self.removes_at == "batch end" else 0
+            self.phases = phases_of(trainer, *self.durations, done, first) if self.prunes else Phases(0, 0, 0)
+            check_turn(trainer, self)
         self._guard.watch(trainer.optimizers, self.watched())
         if self.removes_at == "batch end":
             self._remove_if_due(trainer, pl_module)

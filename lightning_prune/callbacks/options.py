@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from lightning_prune.support.near import did_you_mean
 
 
 def options_of(base: type, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,8 +27,7 @@ def naming_near_options(init: Callable[..., None]) -> Callable[..., None]:
     def checked(self: Any, *args: Any, **options: Any) -> None:
         for name in options:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=3)
-                hint = f"Did you mean {' or '.join(near)}?" if near else f"It has: {', '.join(known)}."
+                hint = did_you_mean(name, known) or f"It has: {', '.join(known)}."
                 raise TypeError(f"{type(self).__name__} has no option {name!r}. {hint}")
         init(self, *args, **options)
 

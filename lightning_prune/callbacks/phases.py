@@ -114,16 +114,16 @@ def training_length(trainer: Trainer) -> Training:
 
 
 def phases_of(
-    trainer: Trainer, warmup: Duration, sparsify: Duration, finetune: Duration | None, done: int = 0
+    trainer: Trainer, warmup: Duration, sparsify: Duration, finetune: Duration | None, done: int = 0, first: int = 0
 ) -> Phases:
     """The phases of this trainer's fit, after the batches that are ``done`` already.
 
-    ``fast_dev_run`` gets a batch or two of each, whatever the durations say.
+    ``fast_dev_run`` gets a batch or two of each, from batch ``first`` on, whatever the durations say.
     """
     training = training_length(trainer)
     if done:
         left = max(0, training.total_batches - done)
         training = replace(training, epochs=left / training.batches_per_epoch, total_batches=left)
     if getattr(trainer, "fast_dev_run", False):
-        return Phases(0, max(1, training.total_batches - 1), training.total_batches)
+        return Phases(first, max(first + 1, training.total_batches - 1), training.total_batches)
     return resolve_phases(warmup, sparsify, finetune, training)

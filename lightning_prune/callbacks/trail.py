@@ -6,7 +6,7 @@ LTP prunes gradually, so one run passes through every sparsity; the trail keeps 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -45,13 +45,23 @@ class TrailEntry:
         """
         checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
         module.load_state_dict(checkpoint["state_dict"])
-        for state in checkpoint["callbacks"].values():
-            if isinstance(state, dict) and "thresholds" in state and "names" in state:
-                params = dict(module.named_parameters())
-                with torch.no_grad():
-                    for name, tau in zip(state["names"], state["thresholds"].tolist(), strict=True):
-                        params[name].masked_fill_(params[name].float().square() <= tau, 0)
-        return module
+        return zero_below_thresholds(module, checkpoint)
+
+
+@torch.no_grad()
+def zero_below_thresholds(module: nn.Module, checkpoint: Mapping[str, Any]) -> nn.Module:
+    """Zeroes, in place, what a checkpoint from the sparsify phase had pruned; others have their zeros already.
+
+    Args:
+        module: has the checkpoint's weights.
+        checkpoint: as Lightning saved it.
+    """
+    for state in checkpoint["callbacks"].values():
+        if isinstance(state, dict) and "thresholds" in state and "names" in state:
+            params = dict(module.named_parameters())
+            for name, tau in zip(state["names"], state["thresholds"].tolist(), strict=True):
+                params[name].masked_fill_(params[name].float().square() <= tau, 0)
+    return module
 
 
 class Trail(Shown):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,6 +13,7 @@ from lightning_prune.report import sparsity_report
 from lightning_prune.support.table import Table, mib, percent
 
 METRIC = "val/acc"
+_STAGES = {"dense": "before the sparsify phase", "soft": "in the sparsify phase"}
 
 
 class BeforeAfter(Callback):
@@ -20,11 +22,11 @@ class BeforeAfter(Callback):
     What it knows of the dense network goes into checkpoints, for a run that is resumed.
 
     Args:
-        pruning: the callback of the same trainer that prunes.
+        prunings: the callbacks of the same trainer that prune, in their order.
     """
 
-    def __init__(self, pruning: PruningCallback) -> None:
-        self.pruning = pruning
+    def __init__(self, prunings: Sequence[PruningCallback]) -> None:
+        self.prunings = list(prunings)
         self.before: float | None = None
         self.after: float | None = None
         self.measured_at = -1  # global step of the last validation of the pruned network
@@ -32,8 +34,15 @@ class BeforeAfter(Callback):
 
     @property
     def pruned(self) -> bool:
-        """Whether the removal is behind the network."""
-        return self.pruning.stage == "pruned"
+        """Whether all removals are behind the network."""
+        return all(pruning.stage == "pruned" for pruning in self.prunings)
+
+    def place(self) -> str:
+        """Where in its phases the run stands."""
+        pruning = next((p for p in self.prunings if p.stage != "pruned"), None)
+        if pruning is None:
+            return "in finetune"
+        return _STAGES[pruning.stage] + (f" of {type(pruning).__name__}" if len(self.prunings) > 1 else "")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures the dense network, unless a checkpoint tells."""
@@ -48,7 +57,7 @@ class BeforeAfter(Callback):
         score = trainer.callback_metrics.get(METRIC)
         if score is None or trainer.sanity_checking:
             return
-        if self.pruning.stage == "dense":
+        if all(pruning.stage == "dense" for pruning in self.prunings):
             self.before = float(score)
         elif self.pruned:
             self.after, self.measured_at = float(score), trainer.global_step
@@ -67,19 +76,35 @@ class BeforeAfter(Callback):
         report = sparsity_report(model)
         return report.zeros == 0 and report.prunable == self.dense_weights
 
+    def results(self, model: LightningModule, pruned_bytes: int) -> dict[str, Any]:
+        """What the table shows, as plain numbers; pairs are dense and pruned, shares are those left."""
+        report, example = sparsity_report(model), model.example_input_array
+        numbers: dict[str, Any] = {
+            METRIC: [self.before, self.after],
+            "prunable weights": [self.dense_weights, report.prunable],
+            "zeros": report.zeros,
+            "sparsity": report.sparsity,
+            "compression": self.dense_weights / max(report.prunable - report.zeros, 1),
+            "bytes": [self.dense_bytes, pruned_bytes],
+            "input": None if example is None else list(example.shape[1:]),  # type: ignore[union-attr]
+        }
+        for pruning in self.prunings:
+            if isinstance(pruning, ChannelPruning):
+                numbers |= pruning.numbers
+        return numbers
+
     def table(self, model: LightningModule, pruned_bytes: int) -> str:
         """Accuracy, weights, zeros or channels and MACs, compression and file size, before and after."""
-        report = sparsity_report(model)
-        left = self.dense_weights / max(report.prunable - report.zeros, 1)
+        found = self.results(model, pruned_bytes)
         rows = [
             ("", "dense", "pruned"),
-            (METRIC, percent(self.before), percent(self.after)),
-            ("prunable weights", f"{self.dense_weights:,}", f"{report.prunable:,}"),
-            ("zeros among them", "0", f"{report.zeros:,} ({report.sparsity:.2%})"),
-            ("compression", "1.00x", f"{left:.2f}x"),
-            ("file", mib(self.dense_bytes), mib(pruned_bytes)),
+            (METRIC, *(percent(share) for share in found[METRIC])),
+            ("prunable weights", *(f"{n:,}" for n in found["prunable weights"])),
         ]
-        if isinstance(self.pruning, ChannelPruning):
-            names = {"channels": "removable channels", "macs": "MACs"}
-            rows[3:4] = [(said, "100.00%", percent(self.pruning.numbers[n])) for n, said in names.items()]
+        names = {"channels": "removable channels", "macs": "MACs"}
+        rows += [(said, "100.00%", percent(found[name])) for name, said in names.items() if name in found]
+        if not all(isinstance(pruning, ChannelPruning) for pruning in self.prunings):
+            rows.append(("zeros among them", "0", f"{found['zeros']:,} ({found['sparsity']:.2%})"))
+        rows.append(("compression", "1.00x", f"{found['compression']:.2f}x"))
+        rows.append(("file", *(mib(size) for size in found["bytes"])))
         return str(Table(rows[0], rows[1:]))

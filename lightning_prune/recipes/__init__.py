@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
+
+from lightning_prune.support.near import did_you_mean
 
 _FOLDER = Path(__file__).parent
 
@@ -27,7 +28,6 @@ def recipe_path(name: str) -> Path:
     """
     names = recipe_names()
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-        hint = f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(names)}."
+        hint = did_you_mean(name, names, cutoff=0.4) or f"There are: {', '.join(names)}."
         raise ValueError(f"There is no recipe {name!r}. {hint}")
     return _FOLDER / f"{name}.yaml"

@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_prune.callbacks.checkpoint import CompactCheckpoint
 from lightning_prune.callbacks.families.zeros import warn_if_zeros_are_free
 from lightning_prune.functional.schedules import anneal, piecewise
+from lightning_prune.support.near import did_you_mean
 from lightning_prune.zoo import alexnet as _alexnet  # noqa: F401  registers it with timm
 from lightning_prune.zoo import models as _models  # noqa: F401  registers the CIFAR networks with timm
 
@@ -78,11 +79,8 @@ class TimmClassifier(CompactCheckpoint, LightningModule):
         super().__init__()
         self.save_hyperparameters()
         if not model_name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(model_name):
-            near = timm.list_models(f"*{model_name.split('_')[0].split('.')[0]}*")[:5]
-            raise ValueError(
-                f"model_name={model_name!r} is not a timm model. "
-                + (f"Near names: {', '.join(near)}." if near else "See timm.list_models().")
-            )
+            hint = did_you_mean(model_name, timm.list_models()) or "See timm.list_models()."
+            raise ValueError(f"model_name={model_name!r} is not a timm model. {hint}")
         if (schedule == "steps") != bool(lr_steps):
             raise ValueError(
                 f"schedule={schedule!r} and lr_steps={lr_steps}: schedule 'steps' needs lr_steps, such as "

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback
 
 from lightning_prune.cli.app import main
+from lightning_prune.zoo.data import DigitsDataModule
 
 SMALL = [
     "--trainer.max_epochs=3",
@@ -29,6 +30,12 @@ def fit(path: Path, *arguments: str, phases: list[str] = PHASES) -> None:
 def rows(out: str) -> dict[str, str]:
     """The lines of the table, by their first column."""
     return {line.split("  ")[0]: line for line in out.splitlines() if "  " in line}
+
+
+class ColourDigits(DigitsDataModule):
+    """The digits, as if in colour."""
+
+    in_chans = 3
 
 
 class Interrupt(Callback):

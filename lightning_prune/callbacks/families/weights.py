@@ -254,7 +254,8 @@ class WeightPruning(PruningCallback):
 
     def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
         candidates = {t.name: t for t in self._candidates()}
-        names, known = list(state["names"]), {*state["names"], *state["left"]}
+        empty = {name for name, p in pl_module.named_parameters() if not p.numel()}  # channels were removed since
+        names, known = list(state["names"]), {*state["names"], *state["left"]} - empty
         gone, new = sorted(known - candidates.keys()), sorted(candidates.keys() - known)
         if known and (gone or new):
             raise ValueError(

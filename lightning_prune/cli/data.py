@@ -1,0 +1,47 @@
+"""The data of a command that runs no Trainer: as its run had them, or as ``--data`` says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from lightning_prune.cli.parser import Parser, value_of
+from lightning_prune.cli.training import DATA
+from lightning_prune.support.modes import mode
+from lightning_prune.zoo.data.module import ImageDataModule
+
+
+def config_beside(path: Path) -> Path | None:
+    """The configuration that a run wrote beside a file of its folder, or beside the folder of its checkpoints."""
+    found = (folder / "config.yaml" for folder in path.absolute().parents[:2])
+    return next((config for config in found if config.is_file()), None)
+
+
+def add_data(parser: Parser, args: Sequence[str], file: Path) -> dict[str, tuple[type, str]]:
+    """Adds ``--data`` to a parser, by default the data of the run that a file lies in, else the digits.
+
+    Returns:
+        What `check_names` wants to know of it.
+    """
+    config = config_beside(file) if value_of(args, "data") is None else None
+    content = yaml.safe_load(config.read_text()) if config is not None else None
+    default = (content.get("data") if isinstance(content, dict) else None) or DATA
+    parser.add_subclass_arguments(ImageDataModule, "data", fail_untyped=False)
+    parser.set_defaults({"data": default})
+    return {"data": (ImageDataModule, str(default["class_path"]))}
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, loader: Any) -> float:
+    """Top-1 accuracy of a classifier in eval mode, on a loader of (images, labels) batches."""
+    right = total = 0
+    with mode(model, False):
+        for images, labels in loader:
+            right += int((model(images).argmax(1) == labels).sum())
+            total += len(labels)
+    return right / max(total, 1)
