@@ -35,7 +35,6 @@ from lightning_prune.channels import (
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.errors import ExportError
 from lightning_prune.export import Candidate, CostReport, Deployed, cost_report, deploy
-from lightning_prune.io import PrunedFileError, load_pruned, pruned_state_dict, save_pruned
 from lightning_prune.io import (
     PrunedFileError,
     load_pruned,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -80,3 +81,13 @@ def test_a_notebook_becomes_a_page_with_its_outputs() -> None:
         '<img alt="the figure of the cell above" src="data:image/png;base64,AAA=">',
     ]
     assert hooks["markdown"]({"cells": cells}) == "\n\n".join(blocks) + "\n"
+
+
+def test_pages_of_the_benches_are_sections_found_by_their_names() -> None:
+    hooks = runpy.run_path(str(DOCS / "hooks.py"))
+    one = hooks["measurements"]({"accuracy": "# Accuracy here\n\ntext\n\n## More\n", "step_cost": "a table\n"})
+    sections = ["## Accuracy here { #accuracy }\n\ntext\n\n### More", "## Step cost { #step_cost }\n\na table"]
+    assert one == "\n\n".join(["# Measurements", *sections]) + "\n"
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="methods/weights.md"))
+    moved = hooks["on_page_markdown"]("[a](../../tests/benchmarks/accuracy.md)", page=page)
+    assert moved == "[a](../measurements.md#accuracy)"
