@@ -60,23 +60,9 @@ def save_pretrained(
         fail(folder, "it is a file", "Give the path of a folder, or use save_pruned for a file.")
     content = Content.of(model, folder, name, kwargs)
     if content.name is None:
-        fail(
-            folder,
-            "a folder for the Hub takes a timm model",
-            "Give name= as for timm.create_model, or use save_pruned.",
-        )
+        fail(folder, "a folder for the Hub takes a timm model", "Give its name=, or use save_pruned.")
     with TemporaryDirectory() as temporary:
-        try:
-            files = _files(content, Path(temporary), metrics or {})
-        except (
-            RuntimeError,
-            TypeError,
-            ValueError,
-            AttributeError,
-        ) as error:  # timm's own words on what it cannot tell
-            fail(
-                folder, f"timm cannot describe the model ({type(error).__name__}: {error})", "Use save_pruned instead."
-            )
+        files = _files(content, folder, Path(temporary), metrics or {})
     for file, raw in files.items():
         write_file(folder / file, raw)
     if PLAN not in files:
@@ -84,12 +70,17 @@ def save_pretrained(
     return folder
 
 
-def _files(content: Content, scratch: Path, metrics: Mapping[str, float | str]) -> dict[str, bytes]:
+def _files(content: Content, folder: Path, scratch: Path, metrics: Mapping[str, float | str]) -> dict[str, bytes]:
     """{name: bytes}, the config last: it makes the rest valid."""
-    tied = {key: content.state[target].clone() for key, target in content.aliases.items()}
-    weights = safetensors.torch.save(content.state | tied, {"format": "pt"})
+    keys = {key: key for key in content.state} | content.aliases
+    # safetensors takes no two views of one storage
+    weights = safetensors.torch.save({key: content.state[own].clone() for key, own in keys.items()}, {"format": "pt"})
     (scratch / WEIGHTS).write_bytes(weights)
-    save_config_for_hf(content.network, str(scratch / CONFIG), model_args=content.kwargs)
+    try:
+        save_config_for_hf(content.network, str(scratch / CONFIG), model_args=content.kwargs)
+    except Exception as error:  # timm raises what it likes
+        reason = f"{type(error).__name__}: {error}"
+        fail(folder, f"timm cannot describe the model ({reason:.300})", "Use save_pruned instead.")
     config = json.loads((scratch / CONFIG).read_text())
     plan = json.dumps(content.plans, allow_nan=False).encode() if content.plans else b""
     if content.plans:

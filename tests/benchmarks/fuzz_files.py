@@ -3,7 +3,7 @@
     python -m tests.benchmarks.fuzz_files --cases 100000 --table tests/benchmarks/fuzz_files.md
     python -m tests.benchmarks.fuzz_files --begin 4711 --cases 1     # one case again
 
-Cases are numbered, and the same on every machine. They are read in child processes of ten thousand each, so that a
+Cases are numbered, and the same on every machine. They are read in child processes of 25,000 each, so that a
 crash is one finding and not the end.
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-CHUNK = 10_000
+CHUNK = 25_000
 OUTCOMES = ("refused", "refused as a model", "loaded the same", "loaded what it says")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +42,11 @@ def sparse(width: int = 6) -> nn.Module:
 
 def compact() -> nn.Module:
     """LTP's outcome on top of MRTS's: channels removed, and zeros in what is left."""
+    return copy.deepcopy(_compact())
+
+
+@functools.cache
+def _compact() -> nn.Module:
     torch.manual_seed(0)
     model = randomise(timm.create_model("resnet20_cifar", width=6))
     prune_channels(model, IMAGES, scores=random_scores(model), ratio=0.3, form="eager", verify=False, min_channels=2)
@@ -117,6 +124,15 @@ def test_a_classifier_and_tied_weights(tmp_path: Path) -> None:
     save_pretrained(module, tmp_path)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     assert same(loaded.state_dict(), module.model.state_dict())
+
+
+def test_what_timm_cannot_describe_is_refused(tmp_path: Path) -> None:
+    """The file keeps a name and arguments; timm's config also needs to know how images are prepared."""
+    model = sparse()
+    del model.pretrained_cfg["input_size"]
+    with pytest.raises(PrunedFileError, match=r"timm cannot describe the model.*Use save_pruned"):
+        save_pretrained(model, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
 
 
 def test_what_has_no_timm_name_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 import lightning_prune.zoo.models  # noqa: F401  registers the CIFAR networks
 from lightning_prune.io import load_pruned, pruned_state_dict, save_pruned
 from lightning_prune.io.format.bitmask import bits
+from lightning_prune.io.format.container import DTYPES
 from lightning_prune.io.format.sparsefile import read_header
 from tests.io.models import same_bits, thin
 
@@ -59,6 +60,18 @@ def test_special_values_survive_in_every_width(tmp_path: Path, dtype: torch.dtyp
     assert read_header(path).tensors["weight"].sparse
     assert same_bits(model.state_dict(), pruned_state_dict(path))
     assert same_bits(model.state_dict(), load_pruned(path, nn.Linear(100, 50)).state_dict())
+
+
+@pytest.mark.parametrize("values", [None, "float16", "int8"])
+def test_every_dtype_comes_back(tmp_path: Path, values: str | None) -> None:
+    """What is no wide float is not narrowed."""
+    model = nn.Module()
+    kept = torch.rand(40, 40, generator=torch.Generator().manual_seed(0)) < 0.3
+    for name, dtype in DTYPES.items():
+        if values is None or not dtype.is_floating_point or dtype.itemsize == 1:
+            model.register_buffer(f"sparse {name}", kept.to(dtype))
+            model.register_buffer(f"dense {name}", torch.ones(3, dtype=dtype))
+    assert same_bits(model.state_dict(), pruned_state_dict(save_pruned(model, tmp_path / "m", values=values)))
 
 
 @pytest.mark.parametrize("sparse", [True, False])

@@ -11,6 +11,7 @@ REFUSED = {
     '{"a": {"b": 1, "b": 2}}': "twice",
     "[NaN]": "NaN is not JSON",
     "[-Infinity]": "-Infinity is not JSON",
+    "[1e999]": "1e999 is not JSON",
     "[" * 100_000: "nested too deeply",
     b"\xff": "decode",
     "{": "Expecting",

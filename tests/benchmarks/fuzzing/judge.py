@@ -29,9 +29,9 @@ from lightning_prune.io.format.bitmask import bits
 from tests.benchmarks.fuzzing.mutate import Case, mutated
 from tests.benchmarks.fuzzing.seeds import FILE, Seed, seeds
 
-SECONDS = 20
+SECONDS = 120  # by the clock, so that waiting for ever is found too; machines are busy
 ROOM, FACTOR = 32 * 2**20, 64  # bytes that a case may take: so many, and so many times its own
-SHARES = {"compact, rewritten graph": 0.02, "format 2": 0.1}  # a trace, and a network of 20 layers
+SHARES = {"compact, rewritten graph": 0.005, "format 2": 0.1}  # a trace, and a network of 20 layers
 ADDRESS_SPACE = 2 * 2**30  # beyond what the child has when it begins
 FORBIDDEN = (
     "pickle.find_class", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty",
