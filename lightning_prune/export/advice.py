@@ -62,7 +62,7 @@ def _of_int8(candidates: Sequence[Candidate], network: nn.Module) -> list[str]:
             if c.runtime == full.runtime and c.precision in ("int8", "mixed") and full.seconds < _LITTLE * c.seconds
         ]
         if slow:
-            found.append(f"{' and '.join(slow)} does not help in {full.runtime}: fp32 takes {ms(full.seconds)}.")
+            found.append(f"No gain by {' and '.join(slow)} in {full.runtime}: fp32 takes {ms(full.seconds)}.")
     if found and grouped:
         found.append(f"{grouped} of {convs} convolutions are grouped or depthwise, and those gain little by int8.")
     return found

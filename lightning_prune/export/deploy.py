@@ -15,12 +15,21 @@ from torch import nn
 from lightning_prune.errors import CalibrationError, ExportError
 from lightning_prune.export.advice import advice, grouped_convolutions
 from lightning_prune.export.measure import Metric, accuracy_of, run_candidate, timed, top1, write_files
-from lightning_prune.export.network import clocked, dense_form, resized, runner, strange_values, take_network
+from lightning_prune.export.network import (
+    clocked,
+    dense_form,
+    resized,
+    runner,
+    strange_values,
+    take_network,
+    tensors_of,
+)
 from lightning_prune.export.onnx_file import as_arrays, outputs_of, write_onnx
 from lightning_prune.export.quantize import saturates
 from lightning_prune.export.result import Candidate, Deployed, choose
 from lightning_prune.export.runtimes import PRECISIONS, RUNTIMES, find_runtimes, need
 from lightning_prune.io.describe import sparsity, versions
+from lightning_prune.support.modes import Arguments
 
 
 def deploy(
@@ -55,7 +64,7 @@ def deploy(
             ``precisions`` names another: nobody knows then what it loses.
         max_drop: what the written form may lose of the network's own accuracy, as an absolute share.
         baseline: the dense network to compare with; by default the one that the network's pruning plan leads back to,
-            with zeros for what was removed. It is timed in every form that the pruned one is.
+            with random numbers for what was removed. It is timed in every form that the pruned one is.
         batch: samples in a call that is timed.
         threads: threads of the runtimes.
         runtimes: out of "onnxruntime" and "openvino"; None takes those that are installed.
@@ -87,7 +96,7 @@ def deploy(
         accuracy = measure(lambda given: outputs_of(runner(network)(given)))
     with TemporaryDirectory() as folder, clocked(threads):
         files = write_files(networks, example_input, Path(folder), calibration, wanted)
-        found = timed(files, used, as_arrays(arguments), threads, rounds)
+        found, failed = timed(files, used, as_arrays(arguments), threads, rounds)
         if accuracy is not None:
             scored = [c for c in found if c.network == "pruned" or baseline is not None]  # a dense form has no accuracy
             scores = {c: measure(run_candidate(files, c, threads)) for c in scored}
@@ -99,11 +108,12 @@ def deploy(
         zeros = float(sparsity(network, plans)["sparsity"] or 0.0)
         notes = [
             *advice(candidates, others, network, zeros, accuracy, max_drop),
+            *failed,
             *_of_choices(precisions, wanted, runtimes, dense is not None),
             *strange_values(network, arguments),
         ]
         result = Deployed(path, chosen, candidates, others, accuracy, max_drop, batch, threads, tuple(notes))
-        write_onnx(files["pruned", chosen.precision], path, _description(result, network))
+        write_onnx(files["pruned", chosen.precision], path, _description(result, network, arguments))
     return result
 
 
@@ -160,7 +170,7 @@ def _of_choices(
     return found
 
 
-def _description(result: Deployed, network: nn.Module) -> dict[str, Any]:
+def _description(result: Deployed, network: nn.Module, arguments: Arguments) -> dict[str, Any]:
     """What the file says of itself."""
     import onnxruntime
 
@@ -172,6 +182,7 @@ def _description(result: Deployed, network: nn.Module) -> dict[str, Any]:
         "network": str(config.get("architecture") or type(network).__name__),
         "runtime": c.runtime,
         "precision": c.precision,
+        "inputs": [{"shape": [None, *t.shape[1:]], "dtype": str(t.dtype)[6:]} for t in tensors_of(arguments)],
         "settings": RUNTIMES[c.runtime].settings(c.precision),
         "timm_images": images,
         "accuracy": {"written": c.accuracy, "network": result.accuracy},

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.errors import CalibrationError
+from lightning_prune.errors import CalibrationError, ExportError
 from lightning_prune.export.network import inputs_of
 from lightning_prune.export.onnx_file import as_arrays, export_onnx
 from lightning_prune.export.quantize import quantize
 from lightning_prune.export.result import Candidate
 from lightning_prune.export.runtimes import RUNTIMES, Runtime, Session
+from lightning_prune.support.faults import explain
 from lightning_prune.support.latency import interleaved
 
 Metric = Callable[[Tensor, Any], float]
@@ -59,37 +60,47 @@ def _files(
 
 def timed(
     files: Files, runtimes: Sequence[Runtime], arrays: Sequence[Any], threads: int, rounds: int
-) -> list[Candidate]:
-    """Every network in every runtime and precision, timed in turn."""
+) -> tuple[list[Candidate], list[str]]:
+    """Every network in every runtime and precision, timed in turn; and what does not run, with the reason."""
     found: list[Candidate] = []
     sessions: list[Session] = []
+    failed: list[str] = []
     for (name, precision), file in files.items():
         for runtime in runtimes:
             if precision in runtime.precisions:
-                sessions.append(runtime.load(file, precision, threads, len(arrays[0])))
-                found.append(Candidate(name, runtime.name, precision, file.stat().st_size, math.nan))
+                c = Candidate(name, runtime.name, precision, file.stat().st_size, math.nan)
+                try:
+                    session = runtime.load(file, precision, threads, len(arrays[0]))
+                    session(arrays)
+                except Exception as error:  # runtimes have kinds of their own
+                    failed.append(f"{c} does not run: {explain(error)}.")
+                    continue
+                sessions.append(session)
+                found.append(c)
     if not any(c.network == "pruned" for c in found):
         names = [runtime.name for runtime in runtimes]
-        raise ValueError(f"precisions={[p for _, p in files]!r}: none of them runs in {names} on this CPU.")
+        wanted = list(dict.fromkeys(precision for _, precision in files))
+        raise ExportError(" ".join([f"precisions={wanted!r}: none of them runs in {names} on this CPU.", *failed]))
     times = interleaved([partial(session, arrays) for session in sessions], rounds, warmup=3)
-    return [replace(c, seconds=statistics.median(t)) for c, t in zip(found, times, strict=True)]
+    return [replace(c, seconds=statistics.median(t)) for c, t in zip(found, times, strict=True)], failed
 
 
 def run_candidate(files: Files, c: Candidate, threads: int) -> Callable[[Any], Sequence[Tensor]]:
+    """A candidate as a function of `Arguments`, at any batch size."""
     session = RUNTIMES[c.runtime].load(files[c.network, c.precision], c.precision, threads)
     return lambda arguments: [torch.from_numpy(array) for array in session(as_arrays(arguments))]
 
 
 def top1(output: Tensor, labels: Any) -> float:
     """Share of samples whose largest output [N, classes] is their label [N]."""
-    return float((output.argmax(1) == torch.as_tensor(labels)).double().mean())
+    return float((output.argmax(1) == torch.as_tensor(labels).cpu()).double().mean())
 
 
 def accuracy_of(run: Callable[[Any], Sequence[Tensor]], batches: Iterable[Any], metric: Metric) -> float:
     """The mean of a metric over the samples of (input, labels) batches.
 
     Raises:
-        CalibrationError: there is no batch, or one without labels.
+        CalibrationError: there is no batch, one without labels, or the metric is NaN or infinite.
     """
     total, count = 0.0, 0
     for each in batches:
@@ -99,4 +110,6 @@ def accuracy_of(run: Callable[[Any], Sequence[Tensor]], batches: Iterable[Any], 
         total, count = total + metric(outputs[0], each[1]) * len(outputs[0]), count + len(outputs[0])
     if not count:
         raise CalibrationError("validation= has no batch: give a loader or a list of (input, labels)")
+    if not math.isfinite(total):
+        raise CalibrationError(f"the metric on validation= is {total}; expected a finite mean for every batch")
     return total / count

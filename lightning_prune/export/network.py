@@ -66,8 +66,19 @@ def _fill_zeros(weight: Tensor, generator: torch.Generator) -> None:
 
 
 def inputs_of(batch: Any) -> Arguments:
-    """The arguments in a batch as a loader gives it: of (input, labels) the input, which may be a tuple or a dict."""
-    return split_input(batch[0] if isinstance(batch, (tuple, list)) else batch)
+    """The arguments in a batch as a loader gives it: of (input, labels) the input, which may be a tuple or a dict.
+
+    On the CPU, floats in float32.
+    """
+    given = split_input(batch[0] if isinstance(batch, (tuple, list)) else batch)
+    return Arguments(*pytree.tree_map(_plain, tuple(given)))
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach().cpu()
+    return value.float() if value.is_floating_point() else value
 
 
 def tensors_of(arguments: Arguments) -> list[Tensor]:
@@ -81,10 +92,9 @@ def resized(example_input: Any, batch: int) -> Arguments:
     def resize(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.ndim:
             return value
-        out = value.detach().cpu()[torch.arange(batch) % len(value)]
-        if not out.is_floating_point():
-            return out
-        return out.float() * torch.linspace(1, 0.5, batch).reshape(-1, *[1] * (out.ndim - 1))
+        out: Tensor = _plain(value)[torch.arange(batch) % len(value)]
+        weaker = torch.linspace(1, 0.5, batch).reshape(-1, *[1] * (out.ndim - 1))
+        return out * weaker if out.is_floating_point() else out
 
     return Arguments(*pytree.tree_map(resize, tuple(split_input(example_input))))
 
@@ -153,11 +163,11 @@ def _denormal_shares(network: nn.Module, arguments: Arguments) -> Iterable[float
             small = output.abs() < torch.finfo(output.dtype).tiny
             shares.append(float((small & (output != 0)).double().mean()))
 
-    hooks = [m.register_forward_hook(look) for m in network.modules() if not any(True for _ in m.children())]
-    try:
-        with torch.inference_mode(), denormals(flushed=False):
+    with without_hooks(network), torch.inference_mode(), denormals(flushed=False):
+        hooks = [m.register_forward_hook(look) for m in network.modules() if not any(True for _ in m.children())]
+        try:
             network(*arguments.args, **arguments.kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+        finally:
+            for hook in hooks:
+                hook.remove()
     return shares

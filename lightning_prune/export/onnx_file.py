@@ -93,8 +93,8 @@ def outputs_of(output: Any) -> list[Tensor]:
 
 
 def as_arrays(arguments: Arguments) -> list[Any]:
-    """The tensors among arguments as numpy arrays, floats as float32."""
-    return [(t.float() if t.is_floating_point() else t).detach().cpu().numpy() for t in tensors_of(arguments)]
+    """The tensors among arguments of `inputs_of` or `resized` as numpy arrays."""
+    return [tensor.numpy() for tensor in tensors_of(arguments)]
 
 
 def write_onnx(source: Path, path: Path, info: Mapping[str, Any]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
+
+from lightning_prune.errors import ExportError
+from lightning_prune.export.openvino_session import core, open_request, problem
 
 Session = Callable[[Sequence[Any]], list[Any]]
 """Numpy arrays, in the order of the inputs, to numpy arrays."""
@@ -32,7 +34,10 @@ class Runtime(Protocol):
     def precisions(self) -> tuple[str, ...]: ...
 
     def load(self, path: Path, precision: str, threads: int, batch: int | None = None) -> Session:
-        """A session of so many threads that flushes denormals; with ``batch``, for that batch size alone."""
+        """A session of so many threads that flushes denormals; with ``batch``, for that batch size alone.
+
+        Raises whatever the runtime raises of a file that it cannot run, or `ExportError`.
+        """
         ...
 
     def settings(self, precision: str) -> dict[str, Any]:
@@ -74,7 +79,7 @@ class OpenVino:
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        able = "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        able = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return PRECISIONS if able else tuple(p for p in PRECISIONS if p != "bf16")
 
     def settings(self, precision: str) -> dict[str, Any]:
@@ -83,20 +88,15 @@ class OpenVino:
 
     def load(self, path: Path, precision: str, threads: int, batch: int | None = None) -> Session:
         need("openvino")
-        model = _core().read_model(str(path))
-        if batch is not None:
-            shapes = {each: each.partial_shape for each in model.inputs}
-            for shape in shapes.values():
-                if len(shape) and shape[0].is_dynamic:
-                    shape[0] = batch
-            model.reshape(shapes)
-        settings = {
+        told = {
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
             "CPU_DENORMALS_OPTIMIZATION": True,
             **self.settings(precision),
         }
-        request = _core().compile_model(model, "CPU", settings).create_infer_request()
+        if precision in ("int8", "mixed") and (why := problem(path, batch, told)):
+            raise ExportError(why)
+        request = open_request(str(path), batch, told)
         return lambda arrays: list(request.infer(list(arrays)).values())
 
 
@@ -123,10 +123,3 @@ def need(*modules: str) -> None:
     for module in modules:
         if find_spec(module) is None:
             raise ModuleNotFoundError(f'{module} is not installed: pip install "lightning-prune[{_EXTRAS[module]}]"')
-
-
-@cache
-def _core() -> Any:
-    import openvino
-
-    return openvino.Core()

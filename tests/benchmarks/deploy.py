@@ -48,7 +48,7 @@ def by_work(network: nn.Module) -> dict[str, Tensor]:
     """Scores by convolution: a channel's rank in its layer by the l1 norm, times (weights of a channel)^0.8.
 
     A channel of few weights costs about as much memory traffic as one of many, and does less with it: at equal MACs a
-    network is faster if such channels go first, which are the wide early ones. What that costs in accuracy is not asked.
+    network is faster if such channels go first, which are the wide early ones. What accuracy that costs is not asked.
     """
     scores = {}
     for name, layer in network.named_modules():
@@ -138,8 +138,8 @@ def page(records: list[dict[str, Any]]) -> str:
         "Latency in ms of the dense network and of the pruned one, in every form: fp32, bf16 (the same file, computed",
         "in bfloat16), int8, and mixed (int8 in all convolutions but the depthwise and squeeze-excite ones). Weights",
         "are random: this is about speed alone. Channels are selected by the l1 norm, ranked among layers of like",
-        "structure (isomorphic), or by work: first go those that do least for each value that they write, which are the",
-        "wide early ones of depthwise networks.\n",
+        "structure (isomorphic), or by work: first go those that do least for each value that they write, which are",
+        "the wide early ones of depthwise networks.\n",
         "Ratios are times of dense / pruned. *own*: dense fp32 to the fastest pruned form, in that runtime.",
         "*fastest fp32*: the fastest dense fp32 to the fastest pruned form. *fastest*: the fastest dense form, of any",
         "precision, to the fastest pruned form.\n",
@@ -185,9 +185,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--macs", type=float, default=0.5)
     parser.add_argument("--divisor", type=int, default=16)
-    parser.add_argument(
-        "--selection", choices=list(SELECTIONS), help="of channels: a scope of the l1 score, or by work"
-    )
+    parser.add_argument("--selection", choices=list(SELECTIONS), help="a scope of the l1 score, or work")
     parser.add_argument("--out", type=Path, default=HERE / "deploy.jsonl")
     parser.add_argument("--table", action="store_true", help="measure nothing, write the page")
     parser.add_argument("--smoke", action="store_true", help="a tiny network, a few calls")

@@ -83,6 +83,7 @@ def test_the_file_runs_without_pytorch(result: Deployed, tmp_path: Path) -> None
     assert said["info"]["precision"] == result.chosen.precision
     assert said["info"]["runtime"] == result.chosen.runtime
     assert said["info"]["accuracy"] == {"written": result.chosen.accuracy, "network": result.accuracy}
+    assert said["info"]["inputs"] == [{"shape": [None, 1, 8, 8], "dtype": "float32"}]
     assert said["info"]["versions"]["lightning_prune"] == lightning_prune.__version__
     assert [file.name for file in result.path.parent.iterdir()] == ["net.onnx"]
 
@@ -157,6 +158,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "threads": ({"threads": 0}, ValueError, r"threads=0 must be"),
     "int8 without data": ({"precisions": ["int8"]}, CalibrationError, r"needs calibration= batches"),
     "no validation batch": ({"validation": []}, CalibrationError, "validation= has no batch"),
+    "NaN": ({"validation": batches(16), "metric": lambda *_: float("nan")}, CalibrationError, "validation= is nan"),
     "no labels": ({"validation": [X]}, CalibrationError, "Tensor without labels"),
 }
 
@@ -165,10 +167,10 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 def test_wrong_arguments_are_named(name: str, tmp_path: Path) -> None:
     options, kind, message = WRONG[name]
     with pytest.raises(kind, match=message):
-        deploy(nn.Linear(4, 2), torch.randn(1, 4), tmp_path / "a.onnx", **{"rounds": 1, **options})
+        deploy(trained(), X, tmp_path / "a.onnx", **{"rounds": 1, **options})
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="is a folder"):
-        deploy(nn.Linear(4, 2), torch.randn(1, 4), tmp_path)
+        deploy(trained(), X, tmp_path)
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from lightning_prune.errors import ExportError
 from lightning_prune.export.network import clocked, denormals, inputs_of, resized, strange_values, take_network
 from lightning_prune.export.onnx_file import as_arrays, check_same, export_onnx
+from lightning_prune.export.openvino_session import problem
 from lightning_prune.export.runtimes import RUNTIMES, find_runtimes
 from lightning_prune.masks import HardGate, attach, find_targets
 from tests.export.networks import FixedBatch, Noisy, TwoInputs, X, compact, trained
@@ -33,6 +34,20 @@ def test_every_runtime_computes_what_the_network_does(file: Path, runtime: str, 
         arguments = resized(X, size)
         (found,) = session(as_arrays(arguments))
         torch.testing.assert_close(torch.from_numpy(found), compact()(*arguments.args), atol=1e-4, rtol=1e-4)
+
+
+def test_a_session_that_does_not_work_is_found_out_in_a_process_of_its_own(file: Path, tmp_path: Path) -> None:
+    assert problem(file, 2, {}) == ""
+    (tmp_path / "broken.onnx").write_bytes(file.read_bytes()[:100])
+    assert problem(tmp_path / "broken.onnx", 2, {})
+    with pytest.raises(ExportError):
+        RUNTIMES["openvino"].load(tmp_path / "broken.onnx", "int8", 1)
+
+
+def test_a_crash_is_told(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crash = "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n"
+    monkeypatch.setattr(Path, "read_text", lambda self: crash)
+    assert problem(file, 2, {}) == "OpenVINO crashes (signal 11)"
 
 
 def test_another_network_is_told_apart(file: Path) -> None:
@@ -71,8 +86,9 @@ def test_samples_of_another_batch_size_differ() -> None:
     assert found.shape == (5, 1, 8, 8)
     assert len(torch.unique(found.flatten(1), dim=0)) == 5
     torch.testing.assert_close(found[0], X[0])
-    assert inputs_of((X, torch.zeros(2))).args == (X,)
-    assert inputs_of({"x": X}).kwargs == {"x": X}
+    (given,), _ = inputs_of((X.double(), torch.zeros(2)))
+    assert torch.equal(given, X)
+    assert torch.equal(inputs_of({"x": X}).kwargs["x"], X)
 
 
 def test_what_makes_timings_untrustworthy_is_said() -> None:
