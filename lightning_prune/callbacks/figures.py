@@ -26,7 +26,8 @@ class PruningFigures(Callback):
 
     Drawn are, as far as they apply: ``over_time`` (what is logged under ``prune/``), ``layers`` (each layer's sparsity
     and threshold), ``weights`` (before against after the hard prune) and ``scales`` (scale factors with thresholds, as
-    of the last selection). `lightning_prune.plots` has the calls. TensorBoard shows them under Images.
+    of the last selection). `lightning_prune.plots` has the calls. TensorBoard shows them under Images. Of several
+    callbacks that prune, the first is drawn; after a resume, what came since.
 
     Args:
         every: epochs between figures; 0: at the end of the fit alone.

@@ -15,6 +15,7 @@ from lightning_prune.cli.mistakes import UserError, one_line
 from lightning_prune.support.near import did_you_mean
 
 PROGRAM = "lightning-prune"
+_CLASSES = ("trainer", "model")  # whose options the parser knows, each by its name
 
 
 class Parser(LightningArgumentParser):
@@ -106,7 +107,7 @@ def check_names(args: Sequence[str], known: Sequence[str], bases: Mapping[str, t
             if option not in (*options, "class_path", "init_args", "dict_kwargs"):
                 hint = did_you_mean(option, options) or f"There are: {', '.join(sorted(options))}."
                 raise UserError(f"{cls.__name__} has no option --{group}.{option}. {hint}")
-        elif group not in bases and not any(f"--{part}" in known and "." in part for part in _above(name)):
+        elif group not in bases and not any(f"--{part}" in known and part not in _CLASSES for part in _above(name)):
             hint = did_you_mean(f"--{name}", known) or "See --help.all for all options."
             raise UserError(f"there is no option --{name}. {hint}")
     return {key: cls for key, cls in chosen.items() if cls is not None}
@@ -130,14 +131,14 @@ def _options_in(file: Path, bases: Mapping[str, Any]) -> Iterator[tuple[str, str
         if key in bases and isinstance(value, dict) and "class_path" in value:
             yield key, str(value["class_path"])
             yield from ((f"{key}.{option}", str(each)) for option, each in (value.get("init_args") or {}).items())
-        elif key in ("trainer", "model") and isinstance(value, dict):
+        elif key in _CLASSES and isinstance(value, dict):
             yield from ((f"{key}.{option}", str(each)) for option, each in value.items())
         else:
             yield key, str(value)
 
 
 def _above(name: str) -> Iterator[str]:
-    """a.b.c -> a.b, a: an option may be the inside of another one, such as --trainer.callbacks.at."""
+    """a.b.c -> a.b, a: an option may be the inside of another one, such as --trainer.callbacks.at, --optimizer.lr."""
     while "." in name:
         name = name.rpartition(".")[0]
         yield name

@@ -90,7 +90,7 @@ class BeforeAfter(Callback):
         }
         for pruning in self.prunings:
             if isinstance(pruning, ChannelPruning):
-                numbers |= pruning.numbers
+                numbers |= {share: pruning.numbers[share] for share in ("macs", "params", "channels")}
         return numbers
 
     def table(self, model: LightningModule, pruned_bytes: int) -> str:

@@ -28,12 +28,22 @@ BASES = {
 
 
 class PruneCLI(LightningCLI):
-    """LightningCLI of one command, with a pruning callback under ``--prune`` and a second one under ``--then``."""
+    """LightningCLI of one command, with a pruning callback under ``--prune`` and a second one under ``--then``.
+
+    Args:
+        args: the options, after the command.
+        run: whether to run the command; else Trainer, model, data and callbacks are made, as attributes.
+        options: others of LightningCLI.
+
+    Attributes:
+        prunings: the callbacks that prune, in their order.
+    """
 
     command: ClassVar[str]
     prunings: list[PruningCallback]
 
-    def __init__(self, args: Sequence[str], **options: Any) -> None:
+    def __init__(self, args: Sequence[str], run: bool = True, **options: Any) -> None:
+        self._given = list(args)
         super().__init__(
             TimmClassifier,
             ImageDataModule,
@@ -41,7 +51,8 @@ class PruneCLI(LightningCLI):
             seed_everything_default=0,
             parser_class=Parser,
             parser_kwargs={"prog": PROGRAM},
-            args=[self.command, *args],
+            args=[self.command, *args] if run else list(args),
+            run=run,
             **options,
         )
 
@@ -61,7 +72,7 @@ class PruneCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Checks what can be checked, sets the defaults of the chosen methods, and parses."""
-        given = list(args)[1:]  # after the command
+        given = self._given
         assert isinstance(self.options, Parser)
         chosen = check_names(given, self.options.names(), BASES)
         _check_then(chosen, given)

@@ -88,6 +88,15 @@ def test_a_fault_of_ours_keeps_its_traceback(fault: Exception, monkeypatch: pyte
         main(["fit", "--model.model_name=test_resnet"])
 
 
+def test_options_inside_of_an_option_are_left_to_the_parser(capsys: pytest.CaptureFixture[str]) -> None:
+    inside = ["--optimizer=Adam", "--optimizer.lr=0.1", "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=x"]
+    callback = ["--trainer.callbacks+=tests.cli.job.Interrupt", "--trainer.callbacks.at=3"]
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", *inside, *callback, "--print_config"])
+    assert not caught.value.code
+    assert "at: 3" in capsys.readouterr().out
+
+
 def caught(function: object, *args: object) -> Exception:
     with pytest.raises(Exception) as info:  # noqa: PT011  any, to ask whose fault it is
         function(*args)  # type: ignore[operator]

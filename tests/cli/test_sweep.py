@@ -75,6 +75,7 @@ def test_runs_of_other_options_want_a_folder_of_their_own(
     [
         (["--prune.target_sparsity=0.5,much"], "--prune.target_sparsity 0.5,much: expected numbers"),
         (["--prune.target_macs=0.5,0.3", "--then.target_sparsity=0.5,0.8"], "there are: --prune.target_macs, --then.t"),
+        (["--prune.target_macs=0.5,0.3", "--trainer.devices=2"], "on one device: give --trainer.devices to fit alone"),
         (["--data.image_size=8,16"], "with several values there are: none."),
     ],
 )

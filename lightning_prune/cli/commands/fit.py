@@ -9,7 +9,6 @@ from pathlib import Path
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerStatus
-from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_prune.cli.models import PRUNED_FILE, RESULTS_FILE
 from lightning_prune.cli.parser import value_of, without
@@ -97,11 +96,13 @@ class FitCLI(PruneCLI):
             self._validate()
         self._report()
 
-    @rank_zero_only
     def _report(self) -> None:
-        saved = save_pruned(self.model, self._folder() / PRUNED_FILE)
+        folder = self._folder()  # of every process: Lightning asks the first one for it
+        if not self.trainer.is_global_zero:
+            return
+        saved = save_pruned(self.model, folder / PRUNED_FILE)
         size = saved.stat().st_size
-        (self._folder() / RESULTS_FILE).write_text(json.dumps(self.summary.results(self.model, size), indent=1))
+        (folder / RESULTS_FILE).write_text(json.dumps(self.summary.results(self.model, size), indent=1))
         print(f"\n{self.summary.table(self.model, size)}\n\nsaved {saved}")
 
     def _folder(self) -> Path:

@@ -27,7 +27,7 @@ extra "plots" is installed. A target that is finished is not trained again: afte
 
   --prune.target_sparsity V,V,V   or another target of the method, or of --then: the values
   --out FOLDER              where the runs, sweep.csv and sweep.png go; default sweep
-  all other options         those of fit, the same for each run
+  all other options         those of fit, the same for each run; trained on one device
 
   lightning-prune sweep --prune.target_sparsity 0.8,0.9,0.95 --trainer.max_epochs 20
   lightning-prune sweep --prune MRTSCallback --prune.target_macs 0.7,0.5,0.3 --out macs
@@ -39,6 +39,8 @@ _TARGET = re.compile(r"(prune|then)\.(init_args\.)?target_\w+")
 def run(args: Sequence[str]) -> None:
     """Trains what is not finished, and shows the table."""
     option, values = _targets(args)
+    if value_of(args, "trainer.devices") not in (None, "1"):
+        raise UserError("sweep trains one target after the other on one device: give --trainer.devices to fit alone.")
     out, common = Path(value_of(args, "out") or "sweep"), without(args, "out", option)
     _check_same(out, [*common, f"--{option}"])
     name, found = option.rpartition(".")[2], {}
@@ -46,7 +48,8 @@ def run(args: Sequence[str]) -> None:
         folder = out / f"{name}={value:g}"
         if not list(folder.rglob(RESULTS_FILE)):
             print(f"\n{name} {value:g}")
-            fit.run([*common, f"--{option}={value:g}", f"--trainer.default_root_dir={folder}"])
+            own = [f"--{option}={value:g}", f"--trainer.default_root_dir={folder}", "--trainer.devices=1"]
+            fit.run([*common, *own])
         found[value] = json.loads(next(iter(folder.rglob(RESULTS_FILE))).read_text())
     _write(out / TABLE_FILE, name, found)
     print(f"\n{table(name, found)}\n\nsaved {out / TABLE_FILE}")
@@ -109,17 +112,12 @@ def _write(path: Path, name: str, found: Mapping[float, Mapping[str, Any]]) -> N
 
 
 def _plot(path: Path, found: Mapping[float, Mapping[str, Any]]) -> Path:
-    """Accuracy of each pruned network against its compression, or the MACs that are left; the dense one as a line."""
-    from matplotlib.figure import Figure
+    """Accuracy of each pruned network against the MACs left, or its compression, and the mean of the dense ones."""
+    from lightning_prune.plots import accuracy_against_compression
 
-    rows = sorted((_numbers(results) for results in found.values()), key=lambda row: row["compression"])
-    cost = "macs" if "macs" in rows[0] else "compression"
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([row[cost] for row in rows], [row["pruned"] for row in rows], marker="o", label="pruned")
-    axes.axhline(sum(row["dense"] for row in rows) / len(rows), color="gray", linestyle="--", label="dense, mean")
-    axes.set_xlabel("share of MACs left" if cost == "macs" else "compression")
-    axes.set_ylabel(METRIC)
-    axes.legend()
-    figure.savefig(path, dpi=150)
+    rows = [_numbers(results) for results in found.values()]
+    cost, said = ("macs", "share of MACs left") if "macs" in rows[0] else ("compression", "compression")
+    dense = sum(row["dense"] for row in rows) / len(rows)
+    points = [(row[cost], row["pruned"]) for row in rows]
+    accuracy_against_compression({"pruned": points}, dense, said).savefig(path, dpi=150)
     return path

@@ -108,7 +108,11 @@ def test_image_folder_augments_training_images_only(tmp_path: Path) -> None:
     module = ImageFolderDataModule(str(tmp_path), image_size=16, val_split=0.2)
     module.setup()
     assert "RandomResizedCrop" in repr(module.train_set.dataset.transform)  # type: ignore[attr-defined]
+    assert "ColorJitter" in repr(module.train_set.dataset.transform)  # type: ignore[attr-defined]
     assert "Random" not in repr(module.val_set.dataset.transform)  # type: ignore[union-attr]
+    plain = ImageFolderDataModule(str(tmp_path), image_size=16, color_jitter=0.0)
+    plain.setup()
+    assert "ColorJitter" not in repr(plain.train_set.dataset.transform)  # type: ignore[attr-defined]
 
 
 def test_a_missing_image_folder_is_named(tmp_path: Path) -> None:
