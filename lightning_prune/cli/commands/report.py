@@ -18,7 +18,8 @@ Zeros and sizes of each layer, and in all; for a compact model how much of the d
 input is known, also MACs, file sizes and latency on this CPU, of the model and of the dense one beside it. Files of a
 run know it; others are told:
 
-  PATH                      a pruned file (.safetensors), a checkpoint (.ckpt), or the folder of a run or of a trail
+  PATH                      a pruned file (.safetensors), a checkpoint (.ckpt), the folder of a run or of a trail, one
+                            that save_pretrained wrote, or hf-hub:owner/name
   --input CxHxW             size of one image, such as 3x224x224
   --batch N                 images in a call that is timed; default 1
   --threads N               threads while it is timed; default 1
