@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 def test_the_version_is_that_of_the_metadata_and_the_changelog() -> None:
     assert lightning_prune.__version__ == version("lightning-prune")
     assert f"\n## {lightning_prune.__version__} " in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\nversion: {lightning_prune.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_every_exported_name_is_there() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+from io import BytesIO
 from typing import Any
 
 FROZEN = "0.75"  # the grey of what may not be pruned
@@ -17,7 +19,20 @@ def new_figure(width: float, height: float) -> Any:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError('plots need matplotlib: pip install "lightning-prune[plots]"') from error
-    return Figure(figsize=(min(width, 60.0), min(height, 60.0)), layout="constrained")
+    return _picture(Figure)(figsize=(min(width, 60.0), min(height, 60.0)), layout="constrained")
+
+
+@cache
+def _picture(figure_class: Any) -> Any:
+    """The class of figures that notebooks show by themselves, though pyplot does not know of them."""
+
+    class Picture(figure_class):
+        def _repr_png_(self) -> bytes:
+            file = BytesIO()
+            self.savefig(file, format="png")
+            return file.getvalue()
+
+    return Picture
 
 
 def label_layers(ax: Any, names: list[str]) -> None:

@@ -139,6 +139,10 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
         plots.layer_sparsity({"a": 0.5})
 
 
+def test_a_notebook_shows_a_plot_without_pyplot() -> None:
+    assert plots.layer_sparsity({"a": 0.5})._repr_png_().startswith(b"\x89PNG")
+
+
 def test_no_plot_uses_pyplot() -> None:
     for path in Path(plots.__file__).parent.glob("*.py"):
         assert "matplotlib.pyplot" not in path.read_text()
