@@ -79,5 +79,5 @@ def test_a_name_that_there_is_not() -> None:
     assert recipe_path("digits_ltp").is_file()
     with pytest.raises(ValueError, match=r"no recipe 'digits_lpt'. Did you mean digits_ltp"):
         recipe_path("digits_lpt")
-    with pytest.raises(ValueError, match="There are: cop_vgg16_cifar100, "):
+    with pytest.raises(ValueError, match="There are: anp_vs_vgg16_cifar10, "):
         recipe_path("zzz")

@@ -28,6 +28,7 @@ SHALLOW = {
     "resnet56_cifar": ["--model.model_name=resnet20_cifar", "--model.model_kwargs={width: 8}"],
     "resnet20_cifar": ["--model.model_kwargs={width: 8}"],
     "vgg16_bn_cifar": ["--model.model_kwargs={width: 8}"],
+    "deit_tiny_patch16_224": ["--model.model_kwargs={img_size: 64, depth: 1}"],
 }
 
 
