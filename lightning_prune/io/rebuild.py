@@ -18,6 +18,7 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
+from torch.overrides import TorchFunctionMode
 
 from lightning_prune.errors import RecipeError
 from lightning_prune.io.compact import Specs, check_dense_size, cut_shapes
@@ -47,6 +48,23 @@ def _limit(registrations: int) -> Iterator[None]:
         yield
 
 
+class _NoRandomStart(TorchFunctionMode):
+    """Parameters get no random values while a model is built: they are about to be filled, and that takes longest."""
+
+    _DRAWS = (
+        Tensor.normal_, Tensor.uniform_, Tensor.erfinv_,  # the last is a step of truncated normals
+        nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_,  # those that a mode sees in place of their steps
+    )  # fmt: skip
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self._DRAWS:
+            filled = args[0] if args else kwargs.get("tensor")
+            if isinstance(filled, nn.Parameter):
+                return filled
+        return func(*args, **kwargs)
+
+
 def _create(name: str, kwargs: dict[str, Any]) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, **kwargs)
@@ -67,12 +85,12 @@ def build_meta(name: str, kwargs: dict[str, Any], tensors: int) -> nn.Module:
         RecipeError: if timm cannot build it, or it grows too large.
     """
     # real models register at most 6 things per tensor; small ones need some room
-    with _limit(20 * tensors + 5_000), torch.device("meta"):
+    with _limit(20 * tensors + 5_000), torch.device("meta"), _NoRandomStart():
         return _create(name, kwargs)
 
 
 def build(meta: nn.Module, name: str, kwargs: dict[str, Any]) -> nn.Module:
-    """Builds the model for real. Only after its meta twin was found to have the tensors expected.
+    """Builds the model for real, its parameters to be filled. Only after its meta twin had the tensors expected.
 
     The twin cannot simply be given memory: that would leave tensors outside the state_dict uninitialised.
 
@@ -85,7 +103,8 @@ def build(meta: nn.Module, name: str, kwargs: dict[str, Any]) -> nn.Module:
     outside = sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor) and id(t) not in saved)
     if outside > 4 * inside + 64 * 2**20:
         raise RecipeError(f"the arguments ask for {outside} bytes of tensors that are not in the file")
-    return _create(name, kwargs)
+    with _NoRandomStart():
+        return _create(name, kwargs)
 
 
 def first_difference(

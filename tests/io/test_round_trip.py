@@ -127,3 +127,16 @@ def test_the_model_goes_to_the_device(tmp_path: Path) -> None:
     path = save_pruned(timm.create_model("resnet20_cifar", width=4), tmp_path / "m.safetensors")
     assert load_pruned(path, device="meta").conv1.weight.is_meta  # the only other device on every machine
     assert load_pruned(path, device=torch.device("cpu")).training
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit"])
+def test_loading_draws_no_random_numbers(name: str, tmp_path: Path) -> None:
+    """Parameters that are about to be filled are not initialised first, which takes longer than reading them."""
+    model = timm.create_model(name, num_classes=10)
+    save_pruned(model, tmp_path / "model.safetensors")
+    before = torch.get_rng_state()
+    loaded = load_pruned(tmp_path / "model.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
