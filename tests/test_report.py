@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
-import lightning_prune.metrics
+import lightning_prune.metrics.sparsity
 from lightning_prune import CompressionRatio, Sparsity, prune_channels, sparsity_report
 from lightning_prune.masks import HardGate, attach, detach, find_targets
 from tests.toy import network
@@ -133,6 +133,6 @@ def test_metric_states_are_summed_over_ranks():
 
 
 def test_docstring_examples():
-    result = doctest.testmod(lightning_prune.metrics)
+    result = doctest.testmod(lightning_prune.metrics.sparsity)
     assert result.attempted >= 4
     assert result.failed == 0

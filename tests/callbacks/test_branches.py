@@ -59,7 +59,7 @@ def test_a_branch_is_removed_in_mid_fit_and_resumes_bit_for_bit(
     method: type, optimizer: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr("lightning_prune.callbacks.families.channels.rank_zero_info", said.append)
+    monkeypatch.setattr("lightning_prune.callbacks.logs.rank_zero_info", said.append)
     options = {"target_macs": 0.4, "min_keep": 0.25}
     whole, callback, run = fit(
         tmp_path / "whole", method, module(optimizer), [Dies(), keep_all(tmp_path / "whole")], options=options
