@@ -41,9 +41,12 @@ def least_squares(
         change = _solve(gram, flat.T @ (rest - mean_rest) / len(flat), ridge).T.reshape(weight.shape)
         new = weight + change
     else:
-        parts = torch.einsum("pck,ock->cpo", x - mean_x, weight).flatten(1)
-        gram = parts @ parts.T / parts.shape[1]
-        factor = _solve(gram, parts @ (rest - mean_rest).flatten()[:, None] / parts.shape[1], ridge)
+        # What each channel adds at each place to each output is [C, P, out] numbers, too many to hold: the products of
+        # two channels are those of their inputs times those of their weights.
+        flat, side = (x - mean_x).flatten(1), weight.flatten(1)
+        blocks = ((flat.T @ flat) * (side.T @ side)).view(*x.shape[1:], *x.shape[1:])
+        right = ((rest - mean_rest).T @ flat * side).view_as(weight).sum((0, 2))
+        factor = _solve(blocks.sum((1, 3)) / rest.numel(), right[:, None] / rest.numel(), ridge)
         new = weight * (1 + factor[:, 0])[None, :, None]
     return new, errors(x, y, new, None).mean(0) if center else None
 
