@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune.errors import ExportError, PrunedFileError
 from lightning_prune.export.network import clocked, dense_form, resized, runner, strange_values, take_network
@@ -22,6 +21,7 @@ from lightning_prune.export.onnx_file import as_arrays, export_onnx
 from lightning_prune.export.runtimes import OnnxRuntime
 from lightning_prune.io import save_pruned
 from lightning_prune.support.latency import interleaved
+from lightning_prune.support.macs import count_macs
 from lightning_prune.support.table import Shown, Table, mib, ms
 
 
@@ -31,7 +31,7 @@ class NetworkCost:
 
     Attributes:
         parameters, nonzeros: elements of all parameters, and those that are not zero.
-        macs: multiply-accumulates for one sample at the example's size, as `torch.utils.flop_counter` counts them.
+        macs: multiply-accumulates for one sample at the example's size, as `support.macs` counts them.
         dense_bytes: the tensors of its state dict, as they are.
         zip_bytes: the same, deflated.
         file_bytes: the file that `save_pruned` writes; None if the network cannot be saved so.
@@ -140,13 +140,6 @@ def cost_report(
     return CostReport(first, rest[0] if rest else None, batch, threads, tuple(notes))
 
 
-def macs_of(network: nn.Module, example_input: Any) -> int:
-    """Multiply-accumulates of one sample, as PyTorch counts them: half of its operations."""
-    with FlopCounterMode(display=False) as counter:
-        runner(network)(resized(example_input, 1))
-    return int(counter.get_total_flops()) // 2
-
-
 def _static(network: nn.Module, source: Any, example_input: Any) -> dict[str, Any]:
     """The costs that take no clock. source: what knows best how the network was built, for its file."""
     parameters = list(network.parameters())
@@ -155,7 +148,7 @@ def _static(network: nn.Module, source: Any, example_input: Any) -> dict[str, An
     return {
         "parameters": sum(p.numel() for p in parameters),
         "nonzeros": sum(int(torch.count_nonzero(p)) for p in parameters),
-        "macs": macs_of(network, example_input),
+        "macs": count_macs(network, resized(example_input, 1)),
         "dense_bytes": sum(map(len, plain)),
         "zip_bytes": sum(len(squeeze.compress(part)) for part in plain) + len(squeeze.flush()),
         "file_bytes": _file_bytes(source),

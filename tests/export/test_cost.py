@@ -6,17 +6,22 @@ import zlib
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 from lightning_prune import cost_report, save_pruned
-from lightning_prune.export.cost import macs_of
 from tests.export.networks import X, compact, trained
 
 
 def test_macs_are_those_of_one_sample_worked_out_by_hand() -> None:
-    assert macs_of(trained(), X) == 8 * 9 * 64 + 16 * 8 * 9 * 9 + 16 * 4  # 8x8, then 3x3 pixels
-    assert macs_of(nn.Linear(3, 5), torch.randn(7, 3)) == 15
+    def macs(network: nn.Module, example: torch.Tensor) -> int:
+        return cost_report(network, example, rounds=0).model.macs
+
+    assert macs(trained(), X) == 8 * 9 * 64 + 16 * 8 * 9 * 9 + 16 * 4  # 8x8, then 3x3 pixels
+    assert macs(nn.Linear(3, 5), torch.randn(7, 3)) == 15
+    attention = timm.layers.Attention(8, num_heads=2)  # fused on the CPU: 5 tokens, products of queries and keys too
+    assert macs(attention, torch.randn(2, 5, 8)) == 5 * 8 * 32 + 2 * 5 * 5 * 8
 
 
 def test_counts_and_files(tmp_path: Path) -> None:
@@ -43,7 +48,7 @@ def test_a_compact_network_is_compared_with_its_dense_form() -> None:
     report = cost_report(compact(), X, rounds=1)
     assert report.baseline is not None
     assert report.baseline.parameters == sum(p.numel() for p in trained().parameters())
-    assert report.baseline.macs == macs_of(trained(), X) > report.model.macs
+    assert report.baseline.macs == cost_report(trained(), X, rounds=0).model.macs > report.model.macs
     for cost in (report.model, report.baseline):
         assert cost.eager_seconds is not None
         assert cost.onnxruntime_seconds is not None
