@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
@@ -12,6 +11,7 @@ from torch import Tensor
 from lightning_prune.channels.select.taps import Tap
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.scoring.loss import task_loss
+from lightning_prune.support.near import did_you_mean
 
 Loss = Callable[[Any, "Tensor | None"], Tensor]
 Needs = Literal["weights", "activations", "gradients", "weight gradients"]
@@ -127,9 +127,7 @@ def find_score(given: ScoreLike) -> Score:
     """
     if isinstance(given, str):
         if given not in _SCORES:
-            near = difflib.get_close_matches(given, _SCORES, n=2)
-            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise ValueError(f"score={given!r} is none of {score_names()}.{hint}")
+            raise ValueError(f"score={given!r} is none of {score_names()}. {did_you_mean(given, _SCORES)}".rstrip())
         return _SCORES[given]()
     if isinstance(given, Score):
         return given

@@ -114,7 +114,7 @@ WRONG: list[tuple[type, dict[str, Any], str]] = [
     (MRTSCallback, {"information": "kl"}, "information='kl'"),
     (MRTSCallback, {"mode": "paper"}, "needs lam"),
     (MRTSCallback, {"travel": -1.0}, "travel=-1.0"),
-    (ScorePruningCallback, {"score": "tylor"}, r"score='tylor' is none of \[.*'taylor'.*Did you mean 'taylor'"),
+    (ScorePruningCallback, {"score": "tylor"}, r"score='tylor' is none of \[.*'taylor'.*Did you mean taylor\?"),
     (ScorePruningCallback, {"scope": "local"}, r"scope='local' must be one of \('global', 'layer', 'isomorphic'\)"),
     (ScorePruningCallback, {"score_batches": 0}, "score_batches=0 must be a positive number"),
     *(

@@ -46,7 +46,7 @@ def test_a_teacher_that_cannot_teach_is_refused(tmp_path: Path) -> None:
     fails(DistillationCallback("no_such_net"), "neither a file nor a timm model")
     wide = nn.Sequential(*network()[:8], nn.Linear(16, 5))
     fails(DistillationCallback(wide), r"\(8, 4\) and the teacher's \(8, 5\).*same classes")
-    fails(DistillationCallback(features=["33"]), "Sequential has no layer '33'; near are 3")
+    fails(DistillationCallback(features=["33"]), "Sequential has no layer '33'. Did you mean 3")
     fails(DistillationCallback(network(), features={"2": "nowhere"}), "has no layer 'nowhere'")
     fails(DistillationCallback(features=["7"]), r"\(8, 16\) have no positions")
 

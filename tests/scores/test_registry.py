@@ -58,7 +58,7 @@ def test_a_score_of_ones_own_is_a_function_with_a_name(monkeypatch: pytest.Monke
 
 
 def test_wrong_scores_are_answered() -> None:
-    with pytest.raises(ValueError, match=r"score='tailor' is none of \['bn_scale', .*\]. Did you mean 'taylor"):
+    with pytest.raises(ValueError, match=r"score='tailor' is none of \['bn_scale', .*\]. Did you mean taylor"):
         find_score("tailor")
     with pytest.raises(TypeError, match=r"score=3: expected a name \(bn_scale, .*\), a Score or a function"):
         find_score(3)  # type: ignore[arg-type]

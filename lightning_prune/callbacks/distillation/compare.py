@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from lightning_prune.callbacks.distillation.calls import Call, recording
 from lightning_prune.functional.distillation import Matching, feature_loss, soft_target_loss
 from lightning_prune.support.modes import mode
+from lightning_prune.support.near import did_you_mean
 
 
 @dataclass
@@ -83,6 +83,6 @@ def _layers(network: nn.Module, paths: Iterable[str]) -> dict[str, nn.Module]:
     modules = dict(network.named_modules())
     for path in paths:
         if path not in modules:
-            near = difflib.get_close_matches(path, modules, n=3) or list(modules)[1:6]
-            raise ValueError(f"features: {type(network).__name__} has no layer {path!r}; near are {', '.join(near)}.")
+            hint = did_you_mean(path, modules) or f"It has {', '.join(list(modules)[1:6])}, ..."
+            raise ValueError(f"features: {type(network).__name__} has no layer {path!r}. {hint}")
     return {path: modules[path] for path in paths}
