@@ -1,4 +1,4 @@
-"""Layers that become two: in place, saved, loaded, exported, cut further, undone; and what cannot be."""
+"""Layers that become two, in place: what they compute, how they train, what they cost, and undo."""
 
 from __future__ import annotations
 
@@ -9,62 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_prune import (
     ChannelCost,
     ChannelGraph,
-    CompactCheckpoint,
-    PlanError,
-    PruningPlan,
     factorize,
-    load_pruned,
-    plan_factors,
     plan_of,
-    prune_channels,
-    save_pruned,
-    sparsity_report,
-    take_shapes,
 )
 from lightning_prune.channels.surgery.factored import FactoredLayer
-from lightning_prune.errors import BudgetError, PrunedFileError, TargetError
-from tests.toy import Toy
-
-SMALL = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 5}
-
-
-def vit() -> nn.Module:
-    """A ViT of one block."""
-    torch.manual_seed(0)
-    return timm.create_model("vit_tiny_patch16_224", **SMALL).eval()
-
-
-def network() -> nn.Sequential:
-    """Convolutions with kernel, stride, padding and none of them, one used twice, and a linear layer."""
-    torch.manual_seed(0)
-    shared = nn.Conv2d(12, 12, 1)
-    return nn.Sequential(
-        nn.Conv2d(3, 12, 3, stride=2, padding=1, padding_mode="reflect"), nn.BatchNorm2d(12), nn.ReLU(),
-        shared, nn.ReLU(), shared, nn.Conv2d(12, 16, 1, stride=2, bias=False), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
-    ).eval()  # fmt: skip
-
-
-RANKS = {"0": 4, "3": 3, "6": 5, "10": 4}
-X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))
-
-
-def truncated(model: nn.Module, ranks: dict[str, int]) -> nn.Module:
-    """The dense model with the truncated decompositions of its weights, by PyTorch's own."""
-    model = copy.deepcopy(model)
-    with torch.no_grad():
-        for path, rank in ranks.items():
-            w = model.get_submodule(path).weight
-            u, s, v = torch.linalg.svd(w.flatten(1), full_matrices=False)
-            w.copy_(((u[:, :rank] * s[:rank]) @ v[:rank]).view_as(w))
-    return model
+from tests.factors.networks import RANKS, X, factorized, network, truncated
 
 
 def test_two_layers_compute_what_the_truncated_one_does_and_undo_gives_it_back() -> None:
@@ -152,73 +107,6 @@ def test_copies_pickles_and_compiled_models_run_the_two_layers() -> None:
         torch.testing.assert_close(twin(X), after, rtol=1e-4, atol=1e-5)
 
 
-def test_files_bring_the_two_layers_back(tmp_path: Path) -> None:
-    model, x = vit(), torch.randn(2, 3, 16, 16)
-    factorize(model, energy=0.6)
-    output = model(x)
-    loaded = load_pruned(save_pruned(model, tmp_path / "vit.safetensors")).eval()
-    assert torch.equal(loaded(x), output)
-    assert plan_of(loaded) == plan_of(model)
-    assert torch.equal(load_pruned(tmp_path / "vit.safetensors", vit()).eval()(x), output)
-    twin = load_pruned(save_pruned(factorized(network()), tmp_path / "own.safetensors"), network()).eval()
-    assert torch.equal(twin(X), factorized(network())(X))
-    other = vit()
-    factorize(other, energy=0.4)
-    with pytest.raises(PrunedFileError, match="compact by another pruning plan"):
-        load_pruned(tmp_path / "vit.safetensors", other)
-
-
-def factorized(model: nn.Module, ranks: Any = RANKS) -> nn.Module:
-    factorize(model, ranks=ranks)
-    return model
-
-
-def test_checkpoints_bring_the_two_layers_back() -> None:
-    class Module(CompactCheckpoint, Toy):
-        pass
-
-    module, checkpoint = Module(), dict[str, Any]()
-    factorize(module.net, target_params=0.5)
-    module.on_save_checkpoint(checkpoint)
-    checkpoint["state_dict"] = module.state_dict()
-    x = torch.randn(2, 1, 8, 8)
-    for other in (Module(), factorized(Module(), 1)):  # a dense one, and one of another plan
-        other.on_load_checkpoint(checkpoint)
-        other.load_state_dict(checkpoint["state_dict"])
-        assert torch.equal(other.eval()(x), module.eval()(x))
-    take_shapes(other, {})
-    other.load_state_dict(Toy().state_dict())  # dense again
-
-
-@pytest.mark.parametrize("first", ["factors", "channels"])
-def test_with_channels_removed_before_or_after(first: str, tmp_path: Path) -> None:
-    model, x = vit(), torch.randn(2, 3, 16, 16)
-
-    def cut() -> None:
-        prune_channels(model, x, channels=0.5, score="l2")
-
-    if first == "channels":
-        cut()
-    factorize(model, ranks={"blocks.0.mlp.fc1": 5, "blocks.0.attn.qkv": 4})
-    if first == "factors":
-        cut()
-        ranks = [model.get_submodule(f"blocks.0.{path}").rank for path in ("mlp.fc1", "attn.qkv")]
-        assert ranks < [5, 4]  # channels between the two can go as well
-    output, plan = model(x), plan_of(model)
-    loaded = load_pruned(save_pruned(model, tmp_path / "both.safetensors")).eval()
-    assert torch.equal(loaded(x), output)
-    assert PruningPlan.from_json(plan.to_json()) == plan
-    again = vit()
-    plan.apply(again)
-    assert {n: t.shape for n, t in again.state_dict().items()} == {n: t.shape for n, t in model.state_dict().items()}
-    report = sparsity_report(model)
-    dense = sparsity_report(vit())
-    assert report.prunable + report.removed == dense.prunable
-    plan.undo(model)
-    assert {n: t.shape for n, t in model.state_dict().items()} == {n: t.shape for n, t in vit().state_dict().items()}
-    torch.testing.assert_close(model(x), output, rtol=1e-3, atol=1e-4)
-
-
 def test_costs_are_those_of_the_two_layers() -> None:
     dense, model = network(), factorized(network())
     x = X[:1]
@@ -240,78 +128,3 @@ def test_an_exported_program_computes_the_same(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(buffer.getvalue())
     (found,) = session.run(None, {session.get_inputs()[0].name: X.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), model(X).detach(), rtol=1e-3, atol=1e-4)
-
-
-def test_how_ranks_are_asked_for() -> None:
-    model = network()
-    assert {p: f.rank for p, f in plan_factors(model, ranks=3).factors.items()} == {"0": 3, "3": 3, "6": 3, "10": 3}
-    assert {p: f.rank for p, f in plan_factors(model, ranks=6, exclude=["10"]).factors.items()} == {"0": 6, "6": 6}
-    for energy in (0.5, 0.7):
-        for path, factor in plan_factors(model, energy=energy).factors.items():
-            s = torch.linalg.svdvals(model.get_submodule(path).weight.flatten(1)).square()
-            assert s[: factor.rank].sum() >= energy * s.sum() > s[: factor.rank - 1].sum()
-    dense = sum(p.numel() for p in model.parameters())
-    plan = factorize(model, target_params=0.6)
-    assert 0.6 * dense - 39 < sum(p.numel() for p in model.parameters()) <= 0.6 * dense
-    assert str(plan_of(model)) == str(plan)
-
-
-class Own(nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * super().forward(x)
-
-
-def test_what_cannot_become_two_is_named() -> None:
-    tied = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-    tied[1].weight = tied[0].weight
-    attention = nn.MultiheadAttention(8, 2)
-    for model, reason in (
-        (tied, "shared with another layer"),
-        (nn.Sequential(Own(8, 8)), "Own has a forward of its own"),
-        (attention, "no linear layer or convolution with a weight of its own"),
-        (nn.Sequential(nn.Conv2d(8, 8, 3, groups=2)), "a grouped convolution"),
-        (factorized(nn.Sequential(nn.Linear(8, 8)), 2), "a part of a factorised layer"),
-        (nn.Sequential(nn.Linear(1, 8)), "two layers of rank 1 are no smaller"),
-    ):
-        with pytest.raises(ValueError, match=f"can be factorised .*{reason}"):
-            factorize(model, ranks=1)
-    model = network()
-    state = copy.deepcopy(model.state_dict())
-    for options, error, message in (
-        ({"ranks": 2, "energy": 0.5}, ValueError, "give one of them"),
-        ({}, ValueError, "give one of them"),
-        ({"energy": 1.5}, ValueError, r"energy=1.5 .* in \(0, 1\)"),
-        ({"ranks": {}}, ValueError, r"ranks={}: a rank is .* at least 1"),
-        ({"ranks": {"0": 0}}, ValueError, r"ranks={'0': 0}: a rank is .* at least 1"),
-        ({"ranks": 0}, ValueError, "ranks=0: a rank is .* at least 1"),
-        ({"ranks": {"0": 2, "1": 2}}, PlanError, r"ranks names \['1'\], no layer .* those are 0, 3, 6, 10"),
-        ({"exclude": ["nothing"]} | {"ranks": 2}, ValueError, "matches no"),
-        ({"ranks": 12}, TargetError, r"ranks=12 factorises nothing.*0.weight below 8.3. Ask for less"),
-        ({"target_params": 0.01}, BudgetError, "fewest components alone take"),
-        ({"target_params": 2}, ValueError, "target_params=2"),
-    ):
-        with pytest.raises(error, match=message):
-            factorize(model, **options)  # type: ignore[arg-type]
-    assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
-
-
-def test_plans_that_do_not_fit_change_nothing() -> None:
-    model = factorized(network())
-    plan = plan_of(model)
-    state = copy.deepcopy(model.state_dict())
-    for wrong, message in (
-        (plan, "factorised already"),
-        (PruningPlan({}, factors={"0.0": plan.factors["0"]}), "factorised already"),
-        (PruningPlan({}, factors={"2": plan.factors["0"]}), "no linear layer or convolution"),
-        (PruningPlan({}, factors={"x": plan.factors["0"]}), "does not have"),
-    ):
-        with pytest.raises(PlanError, match=message):
-            wrong.apply(model)
-    with pytest.raises(PlanError, match=r"of shape \(12, 27, 3, 3\), its weight has"):
-        PruningPlan({}, factors={"0": type(plan.factors["0"])((12, 27, 3, 3), 2)}).apply(network())
-    vars(model).pop("_lightning_prune_compact")
-    with pytest.raises(PlanError, match="factorised at rank 2, found rank 4"):
-        PruningPlan({}, factors={"0": type(plan.factors["0"])((12, 3, 3, 3), 2)}).undo(model)
-    assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
-    plan.undo(model)
-    assert type(model[0]) is nn.Conv2d
