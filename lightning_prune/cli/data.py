@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 import yaml
-from torch import nn
 
 from lightning_prune.cli.parser import Parser, value_of
 from lightning_prune.cli.training import DATA
-from lightning_prune.support.modes import mode
 from lightning_prune.zoo.data.module import ImageDataModule
 
 
@@ -34,14 +30,3 @@ def add_data(parser: Parser, args: Sequence[str], file: Path) -> dict[str, tuple
     parser.add_subclass_arguments(ImageDataModule, "data", fail_untyped=False)
     parser.set_defaults({"data": default})
     return {"data": (ImageDataModule, str(default["class_path"]))}
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, loader: Any) -> float:
-    """Top-1 accuracy of a classifier in eval mode, on a loader of (images, labels) batches."""
-    right = total = 0
-    with mode(model, False):
-        for images, labels in loader:
-            right += int((model(images).argmax(1) == labels).sum())
-            total += len(labels)
-    return right / max(total, 1)

@@ -14,17 +14,24 @@ from torch import nn
 
 from lightning_prune.errors import CalibrationError, ExportError
 from lightning_prune.export.advice import advice, grouped_convolutions
-from lightning_prune.export.measure import Metric, accuracy_of, run_candidate, timed, top1, write_files
+from lightning_prune.export.measure import (
+    Metric,
+    accuracy_of,
+    network_accuracy,
+    run_candidate,
+    timed,
+    top1,
+    write_files,
+)
 from lightning_prune.export.network import (
     clocked,
     dense_form,
     resized,
-    runner,
     strange_values,
     take_network,
     tensors_of,
 )
-from lightning_prune.export.onnx_file import as_arrays, outputs_of, write_onnx
+from lightning_prune.export.onnx_file import as_arrays, write_onnx
 from lightning_prune.export.quantize import saturates
 from lightning_prune.export.result import Candidate, Deployed, choose
 from lightning_prune.export.runtimes import PRECISIONS, RUNTIMES, find_runtimes, need
@@ -93,7 +100,7 @@ def deploy(
     arguments, accuracy = resized(example_input, batch), None
     if validation is not None:
         measure = partial(accuracy_of, batches=validation, metric=metric or top1)
-        accuracy = measure(lambda given: outputs_of(runner(network)(given)))
+        accuracy = network_accuracy(network, validation, metric)
     with TemporaryDirectory() as folder, clocked(threads):
         files = write_files(networks, example_input, Path(folder), calibration, wanted)
         found, failed = timed(files, used, as_arrays(arguments), threads, rounds)

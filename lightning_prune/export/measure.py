@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.errors import CalibrationError, ExportError
-from lightning_prune.export.network import inputs_of
-from lightning_prune.export.onnx_file import as_arrays, export_onnx
+from lightning_prune.export.network import inputs_of, runner
+from lightning_prune.export.onnx_file import as_arrays, export_onnx, outputs_of
 from lightning_prune.export.quantize import quantize
 from lightning_prune.export.result import Candidate
 from lightning_prune.export.runtimes import RUNTIMES, Runtime, Session
 from lightning_prune.support.faults import explain
 from lightning_prune.support.latency import interleaved
+from lightning_prune.support.modes import mode
 
 Metric = Callable[[Tensor, Any], float]
 Files = Mapping[tuple[str, str], Path]
@@ -94,6 +95,12 @@ def run_candidate(files: Files, c: Candidate, threads: int) -> Callable[[Any], S
 def top1(output: Tensor, labels: Any) -> float:
     """Share of samples whose largest output [N, classes] is their label [N]."""
     return float((output.argmax(1) == torch.as_tensor(labels).cpu()).double().mean())
+
+
+def network_accuracy(network: nn.Module, batches: Iterable[Any], metric: Metric | None = None) -> float:
+    """`accuracy_of` a network in PyTorch, in eval mode; metric None: top-1 accuracy."""
+    with mode(network, False):
+        return accuracy_of(lambda given: outputs_of(runner(network)(given)), batches, metric or top1)
 
 
 def accuracy_of(run: Callable[[Any], Sequence[Tensor]], batches: Iterable[Any], metric: Metric) -> float:

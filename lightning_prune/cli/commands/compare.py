@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lightning_prune.cli.data import accuracy, add_data
+from lightning_prune.cli.data import add_data
 from lightning_prune.cli.mistakes import UserError
 from lightning_prune.cli.models import Opened, open_model
 from lightning_prune.cli.parser import PROGRAM, Parser, check_names, pairs
 from lightning_prune.export.cost import cost_report
+from lightning_prune.export.measure import network_accuracy
 from lightning_prune.support.table import percent
 
 PAGE = """\
@@ -52,7 +53,7 @@ def run(args: Sequence[str]) -> None:
     if any(name.partition(".")[0] == "data" for name, _ in pairs(args)):
         data = parser.instantiate_classes(given).data
         data.setup("validate")
-        a, b = (accuracy(opened.network, data.val_dataloader()) for opened in (first, second))
+        a, b = (network_accuracy(opened.network, data.val_dataloader()) for opened in (first, second))
         table = replace(table, rows=[("accuracy", percent(a), percent(b), f"{b - a:+.2%}"), *table.rows])
     print(table)
 
