@@ -28,17 +28,20 @@ class Shards:
         return iter([(x[i : i + 4], y[i : i + 4]) for i in range(32 * rank, 32 * rank + 32, 4)])
 
 
-TAUGHT = ", taught"
+TAUGHT, REFITTED = ", taught", ", refitted"
 CASES = [("mrts", "labels"), ("slimming", ""), ("taylor", ""), ("toy channel gates", ""), ("flop", "")]
-CASES += [("from scratch", ""), ("slimming" + TAUGHT, "")]
+CASES += [("from scratch", ""), ("slimming" + TAUGHT, ""), ("taylor" + REFITTED, "")]
 CASES += [(method, "") for method in STEPS]
 
 
 def train(path: Path, method: str, information: str) -> None:
     """Run in each of two processes; writes what this rank ended with."""
     torch.manual_seed(0)
-    options = {"information": information} if information else {}
-    callback = METHODS[method.removesuffix(TAUGHT)](warmup=1, sparsify=2, recalibrate_batches=2, **options)
+    options: dict[str, Any] = {"information": information} if information else {}
+    options |= {"reconstruct": "weights"} if method.endswith(REFITTED) else {}
+    callback = METHODS[method.removesuffix(TAUGHT).removesuffix(REFITTED)](
+        warmup=1, sparsify=2, recalibrate_batches=2, **options
+    )
     teachers = [DistillationCallback(features=["2"])] if method.endswith(TAUGHT) else []
     run = trainer(
         path, [*teachers, callback], max_epochs=4, devices=2, strategy="ddp", limit_val_batches=0,
