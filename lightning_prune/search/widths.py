@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.graph.graph import ChannelGraph
-from lightning_prune.channels.prune import prune_channels
+from lightning_prune.channels.remove import remove_channels
 from lightning_prune.channels.select.selector import Selector
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.errors import PlanError
@@ -56,20 +56,19 @@ class WidthSearch:
 
     Attributes:
         plan: of the best candidate; ``plan.apply(model)`` removes the channels.
-        score: the same as a score, for `prune_channels` and `ScorePruningCallback` at the search's budget.
+        score: the same as a score, for `prune_channels` and `ScorePruningCallback` at the search's target and floor;
+            its ``shifts`` have the layers' names.
         trail: all candidates in the order in which they were tried; the first has the same share of every layer.
-        layers: names of the layers that shifts are of.
     """
 
     plan: PruningPlan
     score: ShiftedScore
     trail: tuple[Tried, ...]
-    layers: tuple[str, ...]
 
     @property
     def best(self) -> Tried:
         """The candidate of highest value; of several, the first."""
-        return max(self.trail, key=lambda tried: tried.value)
+        return best_of(self.trail)
 
 
 def search_widths(
@@ -125,20 +124,25 @@ def search_widths(
     if not units.layers:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(units.frozen.items())[:3])
         raise PlanError(f"no channel of {type(model).__name__} may be removed: {why}")
-    quantile = importance(rating, units, collect(rating, units, batches, run_network(model)), "layer")
+    values = collect(rating, units, batches, run_network(model))
     selector = Selector(
         units, rule=None, budget=None, delta=0.0, min_channels=min_channels, divisor=divisor, remove_branches=False
     )
+    quantile = importance(rating, units, values, "layer")
     proxy = Proxy(units, quantile, selector, ("macs", macs), evaluate, list(recalibrate_on))
     trail = search(proxy, method, budget, seed)
-    best = max(trail, key=lambda tried: tried.value)
-    names = tuple(tensors[0] for tensors in units.layers)
-    found = ShiftedScore(rating, dict(zip(names, best.shifts, strict=True)))
-    pruned = prune_channels(
-        deepcopy(model), example_input, score=found, batches=batches, macs=macs, min_channels=min_channels,
-        divisor=divisor,
+    best = best_of(trail)
+    pruned = remove_channels(
+        deepcopy(model), example_input, selector, proxy.select(torch.tensor(best.shifts, dtype=torch.float64)),
+        constants="drop", remove_branches=False, on_miss="raise", means=rating.means(values),
     )  # fmt: skip
-    return WidthSearch(pruned.plan, found, trail, names)
+    names = [tensors[0] for tensors in units.layers]
+    return WidthSearch(pruned.plan, ShiftedScore(rating, dict(zip(names, best.shifts, strict=True))), trail)
+
+
+def best_of(trail: Sequence[Tried]) -> Tried:
+    """The candidate of highest value; of several, the first."""
+    return max(trail, key=lambda tried: tried.value)
 
 
 def search(proxy: Proxy, method: Method, budget: int, seed: int) -> tuple[Tried, ...]:

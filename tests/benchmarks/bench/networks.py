@@ -80,7 +80,7 @@ NETWORKS = {
     "resnet20-narrow": Network("resnet20_cifar", 10, kwargs={"width": 8}),
     "resnet20-small": Network("resnet20_cifar", 14, kwargs={"width": 8}, epochs=(10, 2, 2)),
     "vgg16-small": Network("vgg16_bn_cifar", 16, kwargs={"width": 8}, epochs=(10, 2, 2)),
-    "mobilenetv2-small": Network("mobilenetv2_035", 16, epochs=(10, 2, 2)),
+    "mobilenetv2-small": Network("mobilenetv2_035", 16, lr=0.03, prune_lr=0.015, epochs=(20, 2, 2)),
     "resnet56-small": Network("resnet56_cifar", 10, kwargs={"width": 8}, epochs=(10, 2, 2)),
     "mobilenetv2": Network("mobilenetv2_100", 64),
     "efficientnet_b0": Network("efficientnet_b0", 64),
