@@ -29,39 +29,53 @@ from lightning_prune import (
 )
 from lightning_prune.scores import score_names
 from lightning_prune.scores.random import Random
+from lightning_prune.search.widths import Method
 from tests.benchmarks.bench.command import RESULTS
 from tests.benchmarks.bench.networks import NETWORKS
 from tests.benchmarks.bench.pipelines import quiet_trainer, remembered
 from tests.benchmarks.bench.runs import Run, dense_start
+from tests.benchmarks.bench.searched import Searched
 from tests.benchmarks.bench.table import interval
 from tests.benchmarks.bench.watch import Watch
 
 REFERENCE, DENSE = "uniform L1", "dense"
 SMALL = ["resnet20-small", "vgg16-small", "mobilenetv2-small", "resnet56-small"]
 
-Make = Callable[..., ChannelPruning]  # of the share of MACs, the seed and the epochs up to the removal
+Make = Callable[
+    [float, int, int, Any], ChannelPruning
+]  # of the share of MACs, the seed, epochs up to the removal, data
 
 
 def _scored(name: str) -> Make:
-    def make(macs: float, seed: int, sparsify: int) -> ChannelPruning:
+    def make(macs: float, seed: int, sparsify: int, data: Any) -> ChannelPruning:
         score: Any = Random(seed) if name == "random" else name
         return ScorePruningCallback(score, target_macs=macs, warmup=0, sparsify=sparsify)
 
     return make
 
 
+def _searched(method: Method) -> Make:
+    def make(macs: float, seed: int, sparsify: int, data: Any) -> ChannelPruning:
+        # All epochs are the warm-up: there is one selection, and so one search.
+        return ScorePruningCallback(Searched(method, macs, seed, data), target_macs=macs, warmup=sparsify, sparsify=0)
+
+    return make
+
+
 def methods() -> dict[str, Make]:
     """What is compared, by the name that stands in the table; scores rank over all layers unless they say otherwise."""
+    kinds = {"MRTS": MRTSCallback, "Network Slimming": NetworkSlimmingCallback, "SFP": SoftFilterPruningCallback}
     return {
-        REFERENCE: lambda macs, seed, sparsify: ScorePruningCallback(
+        REFERENCE: lambda macs, seed, sparsify, data: ScorePruningCallback(
             "l1", scope="layer", target_macs=macs, warmup=0, sparsify=sparsify
         ),
-        "MRTS": lambda macs, seed, sparsify: MRTSCallback(target_macs=macs, warmup=0, sparsify=sparsify),
-        "Network Slimming": lambda macs, seed, sparsify: NetworkSlimmingCallback(
-            target_macs=macs, warmup=0, sparsify=sparsify
-        ),
-        "SFP": lambda macs, seed, sparsify: SoftFilterPruningCallback(target_macs=macs, warmup=0, sparsify=sparsify),
+        **{
+            name: lambda macs, seed, sparsify, data, kind=kind: kind(target_macs=macs, warmup=0, sparsify=sparsify)
+            for name, kind in kinds.items()
+        },
         **{name: _scored(name) for name in score_names()},
+        "evolution": _searched("evolution"),
+        "AMC": _searched("amc"),
     }
 
 
@@ -76,7 +90,7 @@ def train(key: Mapping[str, Any], root: str, folder: Path) -> dict[str, float]:
     found = {}
     callbacks: list[Any] = []
     if key["method"] != DENSE:
-        made = methods()[key["method"]](key["macs"], seed, sparsify)
+        made = methods()[key["method"]](key["macs"], seed, sparsify, data)
         callbacks = [made, Watch(made, data)]
     trainer = quiet_trainer(sparsify + key["finetune"], callbacks)
     trainer.fit(module, datamodule=data)
@@ -157,8 +171,9 @@ def page(found: Found, args: argparse.Namespace) -> str:
         f"{args.subset} training images, mean over seeds. Every run starts from the dense network of its seed, trains "
         "up to the removal (methods that sparsify do so meanwhile), and finetunes; all have the same epochs, batches "
         f"and learning rates. Above uniform: how far above {REFERENCE}, which removes the same share of every layer, "
-        "paired, with the 95 % interval; a minus is a loss. Scores by name rank over all layers. With three seeds only "
-        "large differences are told apart from chance, and among this many methods some are so by chance alone.",
+        "paired, with the 95 % interval; a minus is a loss. Scores by name rank over all layers; evolution and AMC try "
+        "40 candidates on held-out batches. With three seeds only large differences are told apart from chance, and "
+        "among this many methods some are so by chance alone.",
         "",
         "## Over all networks",
         "",

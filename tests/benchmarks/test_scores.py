@@ -47,4 +47,6 @@ def test_differences_are_paired_and_losses_are_shown_as_losses() -> None:
 
 
 def test_every_score_is_on_the_page() -> None:
-    assert {"uniform L1", "MRTS", "Network Slimming", "SFP", *scores.score_names()} <= set(scores.methods())
+    assert {"uniform L1", "MRTS", "Network Slimming", "SFP", "evolution", "AMC", *scores.score_names()} <= set(
+        scores.methods()
+    )
