@@ -32,10 +32,10 @@ from lightning_prune.scores.random import Random
 from lightning_prune.search.widths import Method
 from tests.benchmarks.bench.command import RESULTS
 from tests.benchmarks.bench.networks import NETWORKS
-from tests.benchmarks.bench.pipelines import quiet_trainer, remembered
+from tests.benchmarks.bench.pipelines import publish, quiet_trainer, remembered, shared_arguments, stamps
 from tests.benchmarks.bench.runs import Run, dense_start
 from tests.benchmarks.bench.searched import Searched
-from tests.benchmarks.bench.table import interval
+from tests.benchmarks.bench.table import signed
 from tests.benchmarks.bench.watch import Watch
 
 REFERENCE, DENSE = "uniform L1", "dense"
@@ -109,13 +109,6 @@ def above(found: Found, method: str, groups: Iterable[tuple[str, float]], column
     return [value - other[column] for value, other in pairs if other is not None]
 
 
-def _signed(differences: Sequence[float]) -> str:
-    if not differences:
-        return "–"
-    mean, half = interval(differences)
-    return f"{mean:+.2f} ± {half:.2f}" if len(differences) > 1 else f"{mean:+.2f}"
-
-
 def table(found: Found, network: str, macs: float) -> list[str]:
     """Markdown: a method a row, the best after finetune first."""
     groups = [(network, macs)]
@@ -130,7 +123,7 @@ def table(found: Found, network: str, macs: float) -> list[str]:
             name if name != REFERENCE else f"**{name}**",
             str(len(lines)),
             *itertools.chain.from_iterable(
-                (f"{means[k]:.2f}", "" if name == REFERENCE else _signed(above(found, name, groups, k)))
+                (f"{means[k]:.2f}", "" if name == REFERENCE else signed(above(found, name, groups, k)))
                 for k in ("removed", "accuracy")
             ),
             f"{means['macs']:.3f}",
@@ -155,7 +148,7 @@ def summary(found: Found, networks: Sequence[str], shares: Sequence[float]) -> l
         if name != REFERENCE and any(by_column):
             pairs = "/".join(str(n) for n in dict.fromkeys(len(d) for d in by_column))
             last = statistics.mean(by_column[-1]) if by_column[-1] else -math.inf
-            rows.append((last, f"| {name} | {pairs} | " + " | ".join(map(_signed, by_column)) + " |"))
+            rows.append((last, f"| {name} | {pairs} | " + " | ".join(map(signed, by_column)) + " |"))
     head = ["| method | pairs | " + " | ".join(titles) + " |", "|" + "---|" * (len(columns) + 2)]
     return [*head, *(row for _, row in sorted(rows, key=lambda r: -r[0]))]
 
@@ -163,7 +156,6 @@ def summary(found: Found, networks: Sequence[str], shares: Sequence[float]) -> l
 def page(found: Found, args: argparse.Namespace) -> str:
     """All tables, and what was measured with."""
     networks = [n for n in args.networks if any(key[0] == n for key in found)]
-    stamps = {(line["date"], line["revision"], line["versions"]) for line in found.values()}
     lines = [
         "# All scores and methods that remove channels",
         "",
@@ -189,8 +181,7 @@ def page(found: Found, args: argparse.Namespace) -> str:
         lines += [f"{epochs} epochs (dense, up to the removal, finetune){told}."]
         for macs in args.macs:
             lines += ["", f"{macs:g} of the MACs:", "", *table(found, network, macs)]
-    measured = (f"Measured {date}, revision {revision}, {versions}." for date, revision, versions in sorted(stamps))
-    return "\n".join([*lines, "", *measured]) + "\n"
+    return "\n".join([*lines, "", *stamps(found.values())]) + "\n"
 
 
 def grid(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -206,15 +197,10 @@ def grid(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", default="data", help="folder of Fashion-MNIST's files, or the one above it")
+    shared_arguments(parser, RESULTS / "scores.jsonl", subset=3000)
     parser.add_argument("--networks", nargs="+", default=SMALL, choices=list(NETWORKS))
     parser.add_argument("--methods", nargs="+", default=list(methods()), choices=list(methods()))
     parser.add_argument("--macs", type=float, nargs="+", default=[0.5, 0.3])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--subset", type=int, default=3000, help="training images; 0: all")
-    parser.add_argument("--results", type=Path, default=RESULTS / "scores.jsonl")
-    parser.add_argument("--known", action="store_true", help="write the page from the runs that are there; train none")
-    parser.add_argument("--out", type=Path, help="page to write")
     args = parser.parse_args()
     logging.getLogger("lightning_prune").setLevel(logging.ERROR)
     found = {}
@@ -225,10 +211,7 @@ def main() -> None:
             found[key["network"], key["method"], key["macs"], key["seed"]] = line
     if not found:
         raise SystemExit(f"{args.results} holds none of these runs: leave out --known to train them.")
-    text = page(found, args)
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text)
+    publish(page(found, args), args.out)
 
 
 if __name__ == "__main__":

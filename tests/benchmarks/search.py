@@ -27,9 +27,9 @@ from lightning_prune.support.batchnorm import recalibrate
 from lightning_prune.support.modes import mode
 from tests.benchmarks.bench.command import RESULTS
 from tests.benchmarks.bench.networks import NETWORKS
-from tests.benchmarks.bench.pipelines import quiet_trainer, remembered
+from tests.benchmarks.bench.pipelines import publish, quiet_trainer, remembered, shared_arguments, stamps
 from tests.benchmarks.bench.runs import Run, dense_start
-from tests.benchmarks.bench.table import interval
+from tests.benchmarks.bench.table import signed
 
 UNIFORM = "uniform"
 PLAIN = {UNIFORM: ("l1", "layer"), "one order, l1": ("l1", "global"), "one order, taylor": ("taylor", "global")}
@@ -75,8 +75,7 @@ Found = Mapping[tuple[str, int], Mapping[int, Mapping[str, Any]]]  # lines by se
 
 def apart(mine: Mapping[int, Mapping[str, Any]], other: Mapping[int, Mapping[str, Any]], column: str) -> str:
     """How far the first is above the second, paired by seed; a minus is a loss."""
-    mean, half = interval([mine[s][column] - other[s][column] for s in sorted(mine.keys() & other.keys())])
-    return f"{mean:+.2f} ± {half:.2f}"
+    return signed([mine[s][column] - other[s][column] for s in sorted(mine.keys() & other.keys())])
 
 
 def page(found: Found, args: argparse.Namespace) -> str:
@@ -102,7 +101,6 @@ def page(found: Found, args: argparse.Namespace) -> str:
         if (name, n) in found and ("amc", args.candidates) in found
     ]
     network = NETWORKS[args.network]
-    stamps = sorted({(v["date"], v["revision"], v["versions"]) for lines in found.values() for v in lines.values()})
     width = "".join(f", {k} {v}" for k, v in network.kwargs.items())
     text = [
         "# Searched widths: AMC, evolution and chance",
@@ -121,24 +119,19 @@ def page(found: Found, args: argparse.Namespace) -> str:
         "",
         *questions,
         "",
-        *(f"Measured {date}, revision {revision}, {versions}." for date, revision, versions in stamps),
+        *stamps(line for lines in found.values() for line in lines.values()),
     ]
     return "\n".join(text) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", default="data", help="folder of Fashion-MNIST's files, or the one above it")
+    shared_arguments(parser, RESULTS / "search.jsonl", subset=3000)
     parser.add_argument("--network", default="resnet20-small", choices=list(NETWORKS))
     parser.add_argument("--macs", type=float, default=0.5)
     parser.add_argument("--candidates", type=int, default=160)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--subset", type=int, default=3000)
     parser.add_argument("--dense", type=int, default=10, help="epochs of the dense training")
     parser.add_argument("--finetune", type=int, default=4, help="epochs after the removal")
-    parser.add_argument("--results", type=Path, default=RESULTS / "search.jsonl")
-    parser.add_argument("--known", action="store_true", help="write the page from the runs that are there; train none")
-    parser.add_argument("--out", type=Path, help="page to write")
     args = parser.parse_args()
     logging.getLogger("lightning_prune").setLevel(logging.ERROR)
     settings = {name: getattr(args, name) for name in ("network", "macs", "subset", "dense", "finetune")}
@@ -157,10 +150,7 @@ def main() -> None:
                 found.setdefault((method, candidates), {})[seed] = line
     if (UNIFORM, 1) not in found:
         raise SystemExit(f"{args.results} holds none of these runs: leave out --known to train them.")
-    text = page(found, args)
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text)
+    publish(page(found, args), args.out)
 
 
 if __name__ == "__main__":

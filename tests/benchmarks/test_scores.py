@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import scores
+from tests.benchmarks import scores, search
 from tests.benchmarks.bench.pipelines import remembered
 
 
@@ -44,6 +44,22 @@ def test_differences_are_paired_and_losses_are_shown_as_losses() -> None:
         "| l2 | 2 | 31.50 | +1.00 ± 0.00 | 78.50 | -2.00 ± 0.00 | 0.500 | 0.400 |",
         "| taylor | 1 | 31.50 | – | 70.00 | – | 0.500 | 0.400 |",
     ]
+
+
+def test_a_search_is_compared_with_uniform_widths_and_with_the_agent() -> None:
+    args = argparse.Namespace(network="smoke", macs=0.5, subset=256, dense=1, finetune=1, candidates=20)
+    stamp = {"date": "today", "revision": "abc", "versions": "none", "seconds": 2.0}
+    values = {("uniform", 1): 50.0, ("evolution", 2): 49.0, ("evolution", 20): 52.0, ("amc", 20): 51.0}
+    found = {
+        key: {seed: {**stamp, **dict.fromkeys(search.COLUMNS, value + seed)} for seed in (0, 1)}
+        for key, value in values.items()
+    }
+    del found["amc", 20][1]
+    lines = search.page(found, args).splitlines()
+    assert "| evolution | 2 | 2 | 2 |" + 3 * " 49.50 (-1.00 ± 0.00) |" in lines
+    assert "| uniform | 1 | 2 | 2 |" + 3 * " 50.50 |" in lines
+    (tenth,) = (line for line in lines if line.startswith("- evolution with 2 candidates above AMC with 20: "))
+    assert "-2.00 held out, -2.00 right after the removal, -2.00 after finetune" in tenth
 
 
 def test_every_score_is_on_the_page() -> None:
