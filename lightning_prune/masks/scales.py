@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_prune.channels.select.scales import ScaleFactors
+from lightning_prune.channels.select.taps import Tap
 from lightning_prune.masks.gates import Gate
 
 
@@ -29,3 +31,21 @@ class ScaleGate(Gate):
 
     def parameters(self) -> Sequence[Tensor]:
         return self.factors
+
+
+def scale_gates(factors: ScaleFactors, taps: Mapping[str, Tap]) -> dict[str, ScaleGate]:
+    """{name of a place: its gate}, where channels of groups pass whose factor is no norm's.
+
+    Args:
+        factors: with index tensors on the CPU.
+        taps: the places.
+    """
+    found, gated = {}, list(zip(factors.gates, factors.gated(), strict=True))
+    for name, tap in taps.items():
+        here = [(gate, ids) for gate, ids in gated if bool(torch.isin(ids, tap.groups).any())]
+        if here:
+            ids = torch.cat([ids for _, ids in here])
+            at = ids == tap.groups[:, None]
+            index = torch.where(at.any(1), at.int().argmax(1), -1)
+            found[name] = ScaleGate([gate for gate, _ in here], index.to(here[0][0].device), tap.dim)
+    return found

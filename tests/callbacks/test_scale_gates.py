@@ -141,22 +141,22 @@ def test_a_mixed_network_has_both(method: Any, tmp_path: Path, monkeypatch: pyte
 
 
 def test_heads_and_widths_of_a_transformer(tmp_path: Path) -> None:
-    """What was trained with gates is what is left, but for what goes."""
-    size = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 4, "in_chans": 1}
+    size = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 4}
     module = TimmClassifier("vit_tiny_patch16_224", num_classes=4, model_kwargs=size, lr=1e-3)
     dense = macs(copy.deepcopy(module.model))
-    callback = MRTSCallback(
-        target_macs=0.6, warmup=0, sparsify=1, recalibrate_batches=2, surgery={"attention": "heads"}
-    )
-    x, seen = torch.randn(4, 1, 8, 8), []
-
-    class Gone(lightning.Callback):
-        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-            if callback.stage == "soft":
-                seen.extend([copy.deepcopy(pl_module.model), pl_module(x).detach(), callback.units])
-
-    trainer(tmp_path, [callback, Gone()], max_epochs=2, limit_val_batches=0).fit(module, **loaders())
+    options = {"warmup": 0, "sparsify": 1, "recalibrate_batches": 0, "surgery": {"attention": "heads"}}
+    callback = MRTSCallback(target_macs=0.6, **options)
+    trainer(tmp_path, [callback], max_epochs=2, limit_val_batches=0).fit(module, **loaders())
     assert 0.55 * dense <= macs(module.model) <= 0.6 * dense
     assert {name for names in callback.units.layers for name in names} == {
         f"blocks.{i}.{name}" for i in range(2) for name in ("attn.qkv", "mlp.fc1")
     }
+
+
+def test_wrong_values_are_named() -> None:
+    with pytest.raises(ValueError, match=r"scales='gate' must be one of \('auto', 'batchnorm', 'gates'\)"):
+        MRTSCallback(scales="gate")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"gate_lr=0 must be positive"):
+        NetworkSlimmingCallback(gate_lr=0)
+    with pytest.raises(ValueError, match=r"information='labels' looks at what enters a BatchNorm"):
+        MRTSCallback(scales="gates", information="labels")

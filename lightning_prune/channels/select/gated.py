@@ -34,38 +34,38 @@ def scaled_units(
 
     Args:
         network, graph, trains: see `ChannelUnits.of`.
-        exclude: patterns on names of any layers; of norms where there are no gates.
+        exclude: patterns on names of layers; with "batchnorm" of norms alone.
         scales: which factors count.
 
     Raises:
         ChannelError: a pattern matches nothing, or no group has a factor or can have a gate.
     """
-    if scales != "batchnorm":
-        units = ChannelUnits.of(network, graph, exclude=exclude, trains=trains)
-        norms = units.scales if scales == "auto" else None
-        refused = _refused(network, graph, units.taps, trains)
-        places = {name: tap.groups[tap.groups >= 0] for name, tap in units.taps.items()}
-        wanted, gated = units.free.clone(), torch.zeros_like(units.free)
-        wanted[norms.groups if norms is not None else []] = False
-        for groups in places.values():
-            gated[groups] = wanted[groups]
-        frozen = {name: why for name, why in refused.items() if bool(wanted[places[name]].any())}
-        for name in frozen:
-            gated[places[name]] = False
-        mine = [(gated & (units.layer == i)).nonzero().flatten() for i in range(len(units.layers))]
-        layers = {names: ids for names, ids in zip(units.layers, mine, strict=True) if len(ids)}
-        if layers:
-            factors = ScaleFactors.with_gates(norms, layers, next(network.parameters()).device)
-            layer = torch.full_like(units.layer, -1)
-            layer[factors.groups] = factors.layer
-            return replace(units, scales=factors, layer=layer, layers=factors.layers, frozen=units.frozen | frozen)
-        if norms is None:
-            why = "; ".join(f"{name}: {reason}" for name, reason in list((units.frozen | frozen).items())[:3])
-            raise ChannelError(
-                f"{type(network).__name__} has no channel that may be removed and has a BatchNorm scale factor, or "
-                f"could have a gate: {why}"
-            )
-    return ChannelUnits.of(network, graph, exclude=exclude, trains=trains, scales_only=True)
+    if scales == "batchnorm":
+        return ChannelUnits.of(network, graph, exclude=exclude, trains=trains, scales_only=True)
+    units = ChannelUnits.of(network, graph, exclude=exclude, trains=trains)
+    norms = units.scales if scales == "auto" else None
+    places = {name: tap.groups[tap.groups >= 0] for name, tap in units.taps.items()}
+    wanted, gated = units.free.clone(), torch.zeros_like(units.free)
+    wanted[norms.groups if norms is not None else []] = False
+    for groups in places.values():
+        gated[groups] = wanted[groups]
+    refused = _refused(network, graph, units.taps, trains)
+    frozen = {name: why for name, why in refused.items() if bool(wanted[places[name]].any())}
+    for name in frozen:
+        gated[places[name]] = False
+    mine = [(gated & (units.layer == i)).nonzero().flatten() for i in range(len(units.layers))]
+    layers = {names: ids for names, ids in zip(units.layers, mine, strict=True) if len(ids)}
+    factors = ScaleFactors.with_gates(norms, layers, next(network.parameters()).device) if layers else norms
+    if factors is None:
+        why = "; ".join(f"{name}: {reason}" for name, reason in list((units.frozen | frozen).items())[:3])
+        raise ChannelError(
+            f"{type(network).__name__} has no channel that may be removed and has a BatchNorm scale factor, or could "
+            f"have a gate: {why}"
+        )
+    layer = torch.full_like(units.layer, -1)
+    layer[factors.groups] = factors.layer
+    told = units.frozen | frozen if layers else factors.frozen
+    return replace(units, scales=factors, layer=layer, layers=factors.layers, frozen=told)
 
 
 def _refused(
@@ -75,7 +75,7 @@ def _refused(
     as_it_is = {
         module_path(node)[0]
         for node in graph.program.graph_module.graph.nodes
-        if node.op == "call_function" and any(getattr(arg, "op", "") == "placeholder" for arg in node.args[1:2])
+        if str(node.target).startswith(("aten.conv", "aten.linear")) and node.args[1].op == "placeholder"
     }
     holders: dict[Tensor, list[str]] = {}
     for path, module in network.named_modules():

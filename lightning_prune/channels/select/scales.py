@@ -122,6 +122,13 @@ class ScaleFactors:
         sizes = [len(gate) for gate in self.gates]
         return list(self.groups[len(self.groups) - sum(sizes) :].split(sizes)) if sizes else []
 
+    def gate_values(self, size: int) -> Tensor:
+        """What gates multiply each of the graph's groups by, 1 where there is none: float32 [size], on the CPU."""
+        values = torch.ones(size)
+        for gate, ids in zip(self.gates, self.gated(), strict=True):
+            values[ids.cpu()] = gate.detach().cpu()
+        return values
+
     def to(self, device: torch.device) -> ScaleFactors:
         """The same with index tensors on a device."""
         moved = {name: getattr(self, name).to(device) for name in ("groups", "slot", "members", "layer")}

@@ -26,7 +26,7 @@ from lightning_prune.functional.budget import one_share
 from lightning_prune.functional.mrts import Information, proximal_step
 from lightning_prune.functional.thresholds import RULES, Rule, check_delta
 from lightning_prune.masks import Gate
-from lightning_prune.masks.scales import ScaleGate
+from lightning_prune.masks.scales import scale_gates
 
 _START = 0.5  # where the paper's relatives initialise scale factors; what a layer's mean is measured as
 _EQUAL = 1e-4  # a layer whose factors differ by less than this share has no order yet
@@ -130,7 +130,7 @@ class ScalePruning(ChannelPruning):
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().prepare(trainer, pl_module)
         if self.scale_kind == "batchnorm":
-            check_norms(self.root, type(self).__name__)
+            check_norms(self.root, type(self).__name__, "With scales='auto' gates do. ")
 
     def find_units(self, network: nn.Module, graph: ChannelGraph, trains: Callable[[Tensor], bool]) -> ChannelUnits:
         units = scaled_units(network, graph, exclude=self.exclude, trains=trains, scales=self.scale_kind)
@@ -155,33 +155,20 @@ class ScalePruning(ChannelPruning):
         self._scale = self._mean / _START if self.mode == "adaptive" else torch.ones_like(self._mean)
         self._ordered = torch.ones_like(self._mean)
         self._lost, self._lost_betas = torch.zeros_like(gamma), torch.zeros_like(gamma)
-        taps = units.taps.values()
-        self._gated = [
-            (gate, ids, [tap.module.weight for tap in taps if bool(torch.isin(ids, tap.groups).any())])
-            for gate, ids in zip(factors.gates, units.scales.gated(), strict=True)
+        self._read_by = [
+            [tap.module.weight for tap in units.taps.values() if bool(torch.isin(ids, tap.groups).any())]
+            for ids in units.scales.gated()
         ]
 
     def gates(self, units: ChannelUnits) -> Mapping[str, Gate]:
-        found: dict[str, Gate] = {}
-        for name, tap in units.taps.items():
-            here = [(gate, ids) for gate, ids, _ in self._gated if bool(torch.isin(ids, tap.groups).any())]
-            if here:
-                place = torch.full((units.size + 1,), -1)  # the one at the end is for channels that stay
-                ids = torch.cat([ids for _, ids in here])
-                place[ids] = torch.arange(len(ids))
-                found[name] = ScaleGate([gate for gate, _ in here], place[tap.groups].to(here[0][0].device), tap.dim)
-        return found
+        assert units.scales is not None
+        return scale_gates(units.scales, units.taps)
 
     def gate_optimizer(self, parameters: list[Tensor]) -> Optimizer:
         return torch.optim.Adam(parameters, lr=self.gate_lr)
 
     def folds(self) -> Tensor | None:
-        if not self._gated:
-            return None
-        factors = torch.ones(self.units.size)
-        for gate, ids, _ in self._gated:
-            factors[ids] = gate.detach().cpu()
-        return factors
+        return self.factors.gate_values(self.units.size) if self.factors.gates else None
 
     def tensors(self) -> dict[str, Tensor]:
         return {
@@ -195,9 +182,9 @@ class ScalePruning(ChannelPruning):
             self._ordered[i] = float(part.max() - part.min() > _EQUAL * part.max())
 
     def after_step(self, units: ChannelUnits, step: Step) -> None:
-        norms = self.factors.params[: len(self.factors.params) - len(self._gated)]
+        norms = self.factors.params[: len(self.factors.params) - len(self.factors.gates)]
         rates = [step.rate(p) for p in norms]
-        rates += [self.gate_lr * any(step.holds(w) for w in weights) for _, _, weights in self._gated]
+        rates += [self.gate_lr * any(step.holds(w) for w in weights) for weights in self._read_by]
         if any(rates):
             self.regularize(self.factors, self.factors.per_param(rates))
 
