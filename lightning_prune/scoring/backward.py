@@ -36,7 +36,7 @@ def carried_back(units: ChannelUnits, last: Mapping[str, Callable[[], Tensor]]) 
     """Importance of groups, from those that the network's last layers read back to the first: float64 [groups].
 
     A group that several layers read has the sum of what it is worth to each: a shortcut hands its importance on. An
-    output that stays (in front of a norm over channels, say) is worth 1, as nothing is known of it. +inf for groups that
+    output that stays (before a norm over channels, say) is worth 1, as nothing is known of it. +inf for groups that
     stay, and for those that no layer reads one by one.
 
     Args:
