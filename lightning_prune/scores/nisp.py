@@ -34,9 +34,9 @@ def infinite_selection(moments: Tensor, alpha: float = 0.5) -> Tensor:
     alike = torch.where(scale > 0, (covariance / scale).abs().clamp_max(1), 1.0)  # what never varies tells nothing
     share = spread / spread.amax().clamp_min(torch.finfo(mean.dtype).tiny)
     paths = alpha * torch.maximum(share[:, None], share) + (1 - alpha) * (1 - alike)
-    eye = torch.eye(len(mean), dtype=mean.dtype)
-    energy = torch.linalg.inv(eye - 0.9 / torch.linalg.eigvalsh(paths).abs().amax().clamp_min(1e-12) * paths) - eye
-    return energy.sum(1)
+    rate = 0.9 / torch.linalg.eigvalsh(paths).abs().amax().clamp_min(1e-12)
+    energy: Tensor = torch.linalg.inv(torch.eye(len(mean), dtype=mean.dtype) - rate * paths).sum(1) - 1
+    return energy
 
 
 @register("nisp")

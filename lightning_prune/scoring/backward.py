@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_prune.channels.graph.modes import OUTPUT
 from lightning_prune.channels.select.taps import Tap, module_of
@@ -59,7 +59,7 @@ def carried_back(units: ChannelUnits, last: Mapping[str, Callable[[], Tensor]]) 
 
 
 def _width(layer: Reader) -> int:
-    return layer.out_features if hasattr(layer, "out_features") else layer.out_channels
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
 def _ends(units: ChannelUnits, tap: Tap, path: str) -> bool:

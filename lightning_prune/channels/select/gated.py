@@ -75,7 +75,8 @@ def _refused(
     as_it_is = {
         module_path(node)[0]
         for node in graph.program.graph_module.graph.nodes
-        if str(node.target).startswith(("aten.conv", "aten.linear")) and node.args[1].op == "placeholder"
+        if str(node.target).startswith(("aten.conv", "aten.linear"))
+        and any(getattr(weight, "op", "") == "placeholder" for weight in node.args[1:2])
     }
     holders: dict[Tensor, list[str]] = {}
     for path, module in network.named_modules():

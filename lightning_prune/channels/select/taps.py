@@ -98,6 +98,8 @@ def scale_readers_(network: nn.Module, taps: Mapping[str, Tap], factors: Tensor)
         module: Any = modules[module_of(name)]
         factor = torch.where(tap.groups >= 0, factors.cpu()[tap.groups.clamp_min(0)], 1.0)
         weight = module._parameters.get("weight")
+        if weight is None and bool((factor == 1).all()):
+            continue
         if weight is None or not torch.equal(done.setdefault((weight, tap.side), factor), factor):
             left.append(name)
         elif done[weight, tap.side] is factor:
