@@ -2,8 +2,8 @@ r"""Does mutual regularization pay on networks without BatchNorm, where it acts 
 
 MRTS by gates beside the Taylor score, whose channels go after the same epochs, from the same dense starts.
 
-    python -m tests.benchmarks.scale_gates --root /usr/share/datasets/fashion-mnist --subset 2000 \
-        --networks convnext_atto-16px vit-16px --out tests/benchmarks/scale_gates.md
+    python -m tests.benchmarks.scale_gates --root /usr/share/datasets/fashion-mnist --subset 1000 \
+        --networks convnext-16px vit-16px --out tests/benchmarks/scale_gates.md
 """
 
 from __future__ import annotations

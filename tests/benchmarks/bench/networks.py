@@ -93,9 +93,9 @@ NETWORKS = {
         weights=_lite0_weights,
     ),
     # Without BatchNorm.
-    "convnext_atto-16px": Network(
+    "convnext-16px": Network(
         "convnext_atto", 16, lr=1e-3, prune_lr=1e-3, weight_decay=0.05, optimizer="adamw", epochs=(6, 6, 3),
-        kwargs={"patch_size": 2},
+        kwargs={"patch_size": 1, "depths": (1, 1, 2, 1), "dims": (20, 40, 80, 160)},
     ),
     "vit-16px": Network(
         "vit_tiny_patch16_224", 16, lr=1e-3, prune_lr=1e-3, weight_decay=0.05, optimizer="adamw", epochs=(12, 8, 4),
