@@ -12,7 +12,7 @@ from tests.benchmarks.bench.command import answer, arguments, grid
 
 
 def main() -> None:
-    args = arguments(__doc__, "scale_gates", ("MRTS, gates", "Taylor score", "dense"), (2,))
+    args = arguments(__doc__, "scale_gates", ("MRTS, gates", "Taylor score"), (2,))
     answer(
         args, grid(args), lambda r: f"{r.network}, {r.compression:g}x fewer MACs", "network",
         "# Channels without BatchNorm", reference="MRTS, gates",
