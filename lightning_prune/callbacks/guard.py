@@ -38,13 +38,13 @@ def check_launcher(trainer: Trainer, callback: str) -> None:
         )
 
 
-def check_norms(network: nn.Module, callback: str) -> None:
-    """Raise if a network has no BatchNorm with scale factors, which some methods decide by."""
+def check_norms(network: nn.Module, callback: str, way_out: str = "") -> None:
+    """Raise if a network has no BatchNorm with scale factors, which some methods decide by; ``way_out``: what helps."""
     if not any(isinstance(m, _BatchNorm) and m.affine for m in network.modules()):
         raise ValueError(
             f"{callback} decides by BatchNorm scale factors, and {type(network).__name__} has none "
-            "(it uses LayerNorm, GroupNorm or no norm). Use a method that scores weights, such as FPGMCallback, "
-            "LTPCallback, which prunes weights of any model, or a backbone with BatchNorm."
+            f"(it uses LayerNorm, GroupNorm or no norm). {way_out}Use a method that scores weights, such as "
+            "FPGMCallback, LTPCallback, which prunes weights of any model, or a backbone with BatchNorm."
         )
 
 

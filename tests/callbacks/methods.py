@@ -71,8 +71,9 @@ STEPS: dict[str, Make] = {  # methods with training steps of their own: `test_ow
     "sanp": partial(SANPCallback, spm_lr=0.05),
     "tas": TASCallback,
 }
+GATED: dict[str, Make] = {"mrts gates": partial(MRTSCallback, scales="gates")}  # `test_scale_gates` runs them so
 METHODS: dict[str, Make] = (
-    WEIGHTS | CHANNELS | GRADIENTS | FACTORS | TOY_WEIGHTS | TOY_CHANNELS | RIVALS | FRESH | STEPS
+    WEIGHTS | CHANNELS | GRADIENTS | FACTORS | TOY_WEIGHTS | TOY_CHANNELS | RIVALS | FRESH | STEPS | GATED
 )
 
 # 8 batches an epoch: the sparsify phase begins at 8 and ends at 32
@@ -84,7 +85,7 @@ N = 8 * 9 + 16 * 8 * 9 + 16 * 4  # prunable weights of the toy network
 
 def removes_channels(name: str) -> bool:
     """Whether a method's outcome is smaller shapes; else it is zeros."""
-    return name in CHANNELS | GRADIENTS | TOY_CHANNELS | FACTORS | FRESH | STEPS
+    return name in CHANNELS | GRADIENTS | TOY_CHANNELS | FACTORS | FRESH | STEPS | GATED
 
 
 def target(name: str) -> dict[str, float]:

@@ -48,6 +48,7 @@ TAUGHT, REFITTED = ", taught", ", refitted"
 CASES = [("mrts", "labels"), ("slimming", ""), ("taylor", ""), ("toy channel gates", ""), ("flop", "")]
 CASES += [("from scratch", ""), ("slimming" + TAUGHT, ""), ("taylor" + REFITTED, "")]
 CASES += [(method, "") for method in STEPS]
+CASES += [("mrts gates", "")]
 
 
 def fit(path: Path, method: str, information: str) -> None:

@@ -123,5 +123,5 @@ def test_processes_that_only_return_weights(tmp_path: Path) -> None:
 def test_no_batchnorm_points_to_other_methods(name: str, tmp_path: Path) -> None:
     module = Toy()
     module.net[1] = module.net[4] = nn.Identity()
-    with pytest.raises(ValueError, match=r"has none.*FPGMCallback, LTPCallback"):
-        fit(tmp_path, SCALES[name], module)
+    with pytest.raises(ValueError, match=r"has none.*scales='auto'.*FPGMCallback, LTPCallback"):
+        fit(tmp_path, SCALES[name], module, options={"scales": "batchnorm"})

@@ -23,8 +23,8 @@ from tests.channels.branching import EXAMPLE, residual
 from tests.scores.networks import units_of
 
 NAMES = (
-    "bn_scale", "cop", "cpot", "fpgm", "hrank", "l1", "l2", "lasso", "random", "taylor", "taylor_activation",
-    "taylor_weight", "thinet", "variance",
+    "bn_scale", "cop", "cpot", "fpgm", "hrank", "l1", "l2", "lasso", "nisp", "random", "taylor",
+    "taylor_activation", "taylor_weight", "thinet", "variance",
 )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -135,6 +135,10 @@ class ChannelPruning(PruningCallback):
     def selected(self, units: ChannelUnits, selection: Selection) -> None:
         """Take note of a fresh selection; called several times in the sparsify phase."""
 
+    def find_units(self, network: nn.Module, graph: ChannelGraph, trains: Callable[[Tensor], bool]) -> ChannelUnits:
+        """The channel groups to choose among."""
+        return ChannelUnits.of(network, graph, exclude=self.exclude, scales_only=self.scales_only, trains=trains)
+
     def means(self) -> Mapping[str, Tensor]:
         """{name of one of the units' taps: means of its channels} that biases take over from what is removed."""
         return {}
@@ -179,9 +183,7 @@ class ChannelPruning(PruningCallback):
                 self.left[name] = p
         self._begun = {"network": next(n for n, m in pl_module.named_modules() if m is network), "left": [*self.left]}
         held = {id(p) for p in self.left.values()}
-        self.units = ChannelUnits.of(
-            network, graph, exclude=self.exclude, scales_only=self.scales_only, trains=lambda p: id(p) not in held
-        )
+        self.units = self.find_units(network, graph, lambda p: id(p) not in held)
         for line in by_reason((n, why) for n, why in self.units.frozen.items() if why != "the network's output"):
             self.monitor.warn_once(line, f"{type(self).__name__} leaves whole {line}.")
         self.selector = Selector(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -40,7 +40,8 @@ class GateTrainer:
             name: [tensors[name]] if name in tensors else list(network.get_submodule(module_of(name)).parameters())
             for name in self._gates
         }
-        self.parameters = [p for gate in self._gates.values() for p in gate.parameters()]
+        # A tensor that several gates share is one parameter, and moves with the layers of any of them.
+        self.parameters = _parameters(self._gates.values())
         self._optimizer = optimizer(self.parameters) if self.parameters else None
 
     def step(self, trainer: Trainer, step: Step) -> None:
@@ -48,7 +49,7 @@ class GateTrainer:
         if self._optimizer is None:
             return
         mine = [g for name, g in self._gates.items() if any(step.holds(p) for p in self._holders[name])]
-        moving = [p for gate in mine for p in gate.parameters()]
+        moving = _parameters(mine)
         ours = {id(p) for p in moving}
         waiting = {p: p.grad for p in self.parameters if id(p) not in ours}
         scale = loss_scale(trainer)
@@ -87,3 +88,8 @@ class GateTrainer:
             for p, saved in zip(self.parameters, state["parameters"], strict=True):
                 p.copy_(saved)
             self._optimizer.load_state_dict(state["optimizer"])
+
+
+def _parameters(gates: Iterable[Gate]) -> list[Tensor]:
+    """What gates learn, each tensor once."""
+    return list(dict.fromkeys(p for gate in gates for p in gate.parameters()))

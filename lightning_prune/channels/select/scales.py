@@ -1,15 +1,16 @@
-"""The BatchNorm scale factors of a model as one vector, and the channel groups that they decide about.
+"""The scale factors of a model as one vector, and the channel groups that they decide about.
 
 A channel group may hold several scale factors: those of all norms on a residual stream, or of a conv, the depthwise
 conv behind it and so on. They decide together: the *importance* of a group is the root mean square of its factors, and
 what changes it scales its factors alike. The importance of a group with one factor is that factor.
 
-Groups that hold factors of the same norms form a *layer*: the unit that gets one threshold.
+Groups that hold factors of the same norms form a *layer*: the unit that gets one threshold. A group without a norm may
+have a factor that is no parameter of the model, a gate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,10 +35,11 @@ class ScaleFactors:
         layer: layer of each group, int64 [groups].
         layers: the norms that each layer stands on.
         frozen: norms without a removable channel, with the reason.
+        gates: those of ``params``, at their end, that are no norm's: see `with_gates`.
     """
 
-    params: tuple[nn.Parameter, ...]
-    betas: tuple[nn.Parameter, ...]
+    params: tuple[Tensor, ...]
+    betas: tuple[Tensor, ...]
     names: tuple[str, ...]
     groups: Tensor
     slot: Tensor
@@ -45,6 +47,7 @@ class ScaleFactors:
     layer: Tensor
     layers: tuple[tuple[str, ...], ...]
     frozen: dict[str, str]
+    gates: tuple[Tensor, ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module, graph: ChannelGraph, stay: Sequence[tuple[Tensor, str]] = ()) -> ScaleFactors:
@@ -80,6 +83,51 @@ class ScaleFactors:
         layer, layers = layers_of(names, slot.split([len(v) for v in ids]), len(groups))
         betas = tuple(model.get_parameter(f"{name}.bias") for name in names)
         return cls(tuple(params), betas, tuple(names), groups, slot, members, layer, layers, frozen)
+
+    @classmethod
+    def with_gates(
+        cls, norms: ScaleFactors | None, layers: Mapping[tuple[str, ...], Tensor], device: torch.device
+    ) -> ScaleFactors:
+        """The factors of norms, and for each group of further layers a trainable factor of its own, which starts at 1.
+
+        Such factors have no bias: zeros stand for it.
+
+        Args:
+            norms: index tensors on the CPU; None: there are none.
+            layers: {names of what a layer stands on: its groups, int64, none of them in ``norms``}.
+            device: of the new factors.
+        """
+        if norms is None:
+            nothing = torch.empty(0, dtype=torch.int64)
+            norms = cls((), (), (), nothing, nothing, nothing, nothing, (), {})
+        groups = torch.cat([norms.groups, *layers.values()])
+        gates = tuple(torch.ones(len(ids), device=device, requires_grad=True) for ids in layers.values())
+        own = torch.arange(len(norms.groups), len(groups))
+        number = torch.cat([torch.full_like(ids, len(norms.layers) + i) for i, ids in enumerate(layers.values())])
+        return cls(
+            params=(*norms.params, *gates),
+            betas=(*norms.betas, *(torch.zeros_like(gate, requires_grad=False) for gate in gates)),
+            names=(*norms.names, *(names[0] for names in layers)),
+            groups=groups,
+            slot=torch.cat([torch.where(norms.slot < len(norms.groups), norms.slot, len(groups)), own]),
+            members=torch.cat([norms.members, torch.ones_like(own)]),
+            layer=torch.cat([norms.layer, number]),
+            layers=(*norms.layers, *layers),
+            frozen=norms.frozen,
+            gates=gates,
+        )
+
+    def gated(self) -> list[Tensor]:
+        """The graph's number of the group of each factor of each gate, int64."""
+        sizes = [len(gate) for gate in self.gates]
+        return list(self.groups[len(self.groups) - sum(sizes) :].split(sizes)) if sizes else []
+
+    def gate_values(self, size: int) -> Tensor:
+        """What gates multiply each of the graph's groups by, 1 where there is none: float32 [size], on the CPU."""
+        values = torch.ones(size)
+        for gate, ids in zip(self.gates, self.gated(), strict=True):
+            values[ids.cpu()] = gate.detach().cpu()
+        return values
 
     def to(self, device: torch.device) -> ScaleFactors:
         """The same with index tensors on a device."""

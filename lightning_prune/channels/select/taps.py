@@ -93,14 +93,16 @@ def scale_readers_(network: nn.Module, taps: Mapping[str, Tap], factors: Tensor)
         Names of places that stay as they were: their weight is no parameter of the layer, or shared by layers that read
         other channels.
     """
-    modules, left, done = dict(network.named_modules()), [], dict[Tensor, Tensor]()
+    modules, left, done = dict(network.named_modules()), [], dict[tuple[Tensor, str], Tensor]()
     for name, tap in taps.items():
         module: Any = modules[module_of(name)]
         factor = torch.where(tap.groups >= 0, factors.cpu()[tap.groups.clamp_min(0)], 1.0)
         weight = module._parameters.get("weight")
-        if weight is None or not torch.equal(done.setdefault(weight, factor), factor):
+        if weight is None and bool((factor == 1).all()):
+            continue
+        if weight is None or not torch.equal(done.setdefault((weight, tap.side), factor), factor):
             left.append(name)
-        elif done[weight] is factor:
+        elif done[weight, tap.side] is factor:
             scale = factor.to(weight)
             if tap.side == "output":
                 weight.mul_(scale.view(-1, *[1] * (weight.ndim - 1)))

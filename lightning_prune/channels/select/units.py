@@ -31,7 +31,7 @@ class ChannelUnits:
     Attributes:
         network: what the graph was traced from.
         graph: its channel graph.
-        scales: its BatchNorm scale factors on channels that may go; None if there are none.
+        scales: its scale factors on channels that may go, those of BatchNorms and of gates; None if there are none.
         layer: layer of each group, int64 [groups]; -1 for groups that stay.
         layers: names of what each layer stands on: norms, or layers with a weight.
         frozen: {norm or layer: why all of its channels stay}.
@@ -179,11 +179,13 @@ class ChannelUnits:
         """Groups that do nothing now: bool [groups].
 
         All of their BatchNorm scale factors are exactly zero, and trained to be: a group that is held has proven
-        nothing. Only this empties a layer; a score of zero is an estimate.
+        nothing. Only this empties a layer; a score of zero is an estimate, and so is a gate of zero: what stands
+        between the layers that it silences and the network's output is not looked at.
         """
         out = torch.zeros(self.size, dtype=torch.bool)
         if self.scales is not None:
             out[self.scales.groups] = self.scales.importance(self.scales.read().cpu()) == 0
+            out[torch.cat([torch.empty(0, dtype=torch.int64), *self.scales.gated()])] = False
         return out
 
 

@@ -85,8 +85,9 @@ def without_zeros(model: nn.Module, plan: PruningPlan) -> Step:
     """Nothing is zero throughout.
 
     A scale factor of zero (a zero-initialised last norm, a pruned channel) hides every mistake behind it, so there are
-    ones there, and small random numbers in rows of weights (and in vectors) that are zero throughout. Channels that are
-    to go have a scale and a shift of one: a trained network may have closed its ReLU on them.
+    ones there, and small random numbers in rows of weights (and in vectors) that are zero throughout, and where weights
+    that read a channel that goes are. Channels that are to go have a scale and a shift of one: a trained network may
+    have closed its ReLU on them.
     """
     paths = [name for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     norms = {f"{path}.weight" for path in paths}
@@ -109,16 +110,26 @@ def without_zeros(model: nn.Module, plan: PruningPlan) -> Step:
         if name not in parameters or not tensor.ndim:
             return tensor
         low, high = (tensor.flatten(1) if tensor.ndim > 1 else tensor[None]).aminmax(dim=1)
-        off = ((low == 0) & (high == 0)).expand(len(tensor))
-        if not bool(off.any()):
-            return tensor
-        generator = torch.Generator().manual_seed(1)  # the same numbers each time, under each name
-        noise = 0.1 * torch.randn(tensor[off].shape, generator=generator, dtype=torch.float64)
-        value = tensor.clone()
-        value[off] = noise.to(value)
+        value = _filled(tensor, 0, ((low == 0) & (high == 0)).expand(len(tensor)))
+        for dim, kept in plan.cuts[name].kept.items() if name in plan.cuts else ():
+            if dim:  # what reads a channel that goes may have been trained, or folded, to zero
+                silent = (value == 0).movedim(dim, 0).flatten(1).all(1)
+                silent[list(kept)] = False
+                value = _filled(value, dim, silent)
         return value
 
     return step
+
+
+def _filled(tensor: Tensor, dim: int, off: Tensor) -> Tensor:
+    """Small random numbers at the indices of a dim where ``off``, bool, says so: the same each time, for any name."""
+    if not bool(off.any()):
+        return tensor
+    where = off.nonzero().flatten()
+    generator = torch.Generator().manual_seed(1)
+    shape = tensor.index_select(dim, where).shape
+    noise = 0.1 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    return tensor.index_copy(dim, where, noise.to(tensor))
 
 
 def rounded(name: str, tensor: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from lightning_prune import (
     MagnitudeCallback,
     MRTSCallback,
     NetworkSlimmingCallback,
+    ScorePruningCallback,
     ST3Callback,
     STRCallback,
     TaylorWeightCallback,
@@ -27,9 +28,12 @@ METHODS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "Taylor, feedback": (TaylorWeightCallback, {"feedback": 1.0}),
     "one-shot": (MagnitudeCallback, {"schedule": "oneshot"}),
 }
+HEADS = {"attention": "heads"}  # whole heads of transformers
 CHANNELS: dict[str, tuple[type[Any], dict[str, Any]]] = {  # compression is of the MACs here
     "MRTS": (MRTSCallback, {}),
     "Network Slimming": (NetworkSlimmingCallback, {}),
+    "MRTS, gates": (MRTSCallback, {"surgery": HEADS}),
+    "Taylor score": (ScorePruningCallback, {"surgery": HEADS}),
 }
 KD = " + KD"
 """After a method's name, "dense" too: taught by a copy of the dense start."""

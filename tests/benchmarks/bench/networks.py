@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -24,6 +24,7 @@ class Network:
         image_size: pixels; None: the data's own.
         lr, prune_lr: peak learning rates of the dense training, and of what follows it.
         weight_decay: of conv and linear weights.
+        optimizer: "sgd" or "adamw".
         epochs: of dense training, of the phase that prunes, and of finetuning.
         kwargs: of ``timm.create_model``.
         bundled: train on the digits that come with scikit-learn, in place of Fashion-MNIST.
@@ -35,16 +36,17 @@ class Network:
     lr: float = 0.1
     prune_lr: float = 0.05
     weight_decay: float = 5e-4
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     epochs: tuple[int, int, int] = (10, 8, 4)
     kwargs: dict[str, Any] = field(default_factory=dict)
     bundled: bool = False
     weights: Callable[[torch.nn.Module], None] | None = None
 
     def build(self, lr: float) -> TimmClassifier:
-        """The network as a LightningModule, with SGD and a cosine schedule."""
+        """The network as a LightningModule, with a cosine schedule."""
         return TimmClassifier(
-            self.model, in_chans=1, num_classes=10, model_kwargs=dict(self.kwargs), optimizer="sgd", lr=lr,
-            weight_decay=self.weight_decay,
+            self.model, in_chans=1, num_classes=10, model_kwargs=dict(self.kwargs), lr=lr,
+            optimizer=self.optimizer, weight_decay=self.weight_decay,
         )  # fmt: skip
 
     def data(self, root: str, subset: int, seed: int) -> ImageDataModule:
@@ -94,4 +96,13 @@ NETWORKS = {
         epochs=(4, 4, 2),
         weights=_lite0_weights,
     ),
-}
+    # Without BatchNorm.
+    "convnext-16px": Network(
+        "convnext_atto", 16, lr=1e-3, prune_lr=1e-3, weight_decay=0.05, optimizer="adamw", epochs=(6, 6, 3),
+        kwargs={"patch_size": 1, "depths": (1, 1, 2, 1), "dims": (20, 40, 80, 160)},
+    ),
+    "vit-16px": Network(
+        "vit_tiny_patch16_224", 16, lr=1e-3, prune_lr=1e-3, weight_decay=0.05, optimizer="adamw", epochs=(12, 8, 4),
+        kwargs={"img_size": 16, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3},
+    ),
+}  # fmt: skip

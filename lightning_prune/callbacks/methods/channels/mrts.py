@@ -14,6 +14,7 @@ from lightning_prune.callbacks.methods.channels.class_information import LabelSt
 from lightning_prune.callbacks.methods.channels.scales import ScalePruning
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
+from lightning_prune.channels.select.gated import Scales
 from lightning_prune.channels.select.selection import Selection
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.functional.mrts import (
@@ -29,7 +30,7 @@ Estimator = Literal["gaussian", "binned", "labels"]
 
 
 class MRTSCallback(ScalePruning):
-    """Mutual regularization and threshold selection (Chen & Yang 2023) on any LightningModule with BatchNorm.
+    """Mutual regularization and threshold selection (Chen & Yang 2023) on any LightningModule.
 
     While sparsifying, a proximal step after each optimizer step moves the scale factors γ along
     ``φ(γ) = Σ τ|γ| − I(γ; z)``: to zero below a repelling point, away from it above. A rule orders each layer's
@@ -58,6 +59,10 @@ class MRTSCallback(ScalePruning):
         travel: length of the phase's steps in all, in units in which ``tau`` is 1 and a layer's mean is 0.5.
         lam: λ of mode "paper", required there.
         ceiling: the largest γ of mode "paper", ε.
+        scales: what is scaled. "batchnorm": γ alone, other channels stay; "gates": a factor of its own for each channel
+            group where it is read, which starts at 1; "auto": γ where there is one, else a gate (γ alone with
+            information="labels", which looks at what enters a BatchNorm).
+        gate_lr: learning rate of the gates' Adam; it has no weight decay.
         warmup: training before the sparsify phase. An int counts epochs, a float is a share, "300 steps" steps.
         sparsify: training up to the removal at the start of the next batch; as ``warmup``.
         finetune: training after the removal; None takes what is left.
@@ -95,6 +100,8 @@ class MRTSCallback(ScalePruning):
         travel: float = 2.5,
         lam: float | None = None,
         ceiling: float = 1.0,
+        scales: Scales = "auto",
+        gate_lr: float = 0.01,
         warmup: Duration = 0.1,
         sparsify: Duration = 0.5,
         finetune: Duration | None = None,
@@ -114,6 +121,13 @@ class MRTSCallback(ScalePruning):
             raise ValueError(f"noise={noise} must be positive.")
         if information not in ("gaussian", "binned", "labels"):
             raise ValueError(f"information={information!r} must be 'gaussian', 'binned' or 'labels'.")
+        if information == "labels":
+            if scales == "gates":
+                raise ValueError(
+                    "information='labels' looks at what enters a BatchNorm, and scales='gates' has none. Use "
+                    "'gaussian' or 'binned', or scales='batchnorm'."
+                )
+            scales = "batchnorm"
         super().__init__(**options_of(ScalePruning, locals()))
         self.noise, self.estimator = noise, information
         self._closed_form: Information = GaussianChannel(noise)

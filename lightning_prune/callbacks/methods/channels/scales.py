@@ -1,25 +1,32 @@
-"""Channel pruning by BatchNorm scale factors: a proximal step after each optimizer step regularizes them."""
+"""Channel pruning by scale factors: a proximal step after each optimizer step regularizes them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lightning_prune.callbacks.families.channels import ChannelPruning
 from lightning_prune.callbacks.guard import check_norms
+from lightning_prune.callbacks.logs import by_reason
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.callbacks.step import Step
+from lightning_prune.channels.graph.graph import ChannelGraph
+from lightning_prune.channels.select.gated import Scales, scaled_units
 from lightning_prune.channels.select.scales import ScaleFactors
 from lightning_prune.channels.select.selection import Selection
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.functional.budget import one_share
 from lightning_prune.functional.mrts import Information, proximal_step
 from lightning_prune.functional.thresholds import RULES, Rule, check_delta
+from lightning_prune.masks import Gate
+from lightning_prune.masks.scales import scale_gates
 
 _START = 0.5  # where the paper's relatives initialise scale factors; what a layer's mean is measured as
 _EQUAL = 1e-4  # a layer whose factors differ by less than this share has no order yet
@@ -41,6 +48,8 @@ class ScalePruning(ChannelPruning):
         travel: length of the phase's steps in all, in units in which ``tau`` is 1 and a layer's mean is 0.5.
         lam: λ of mode "paper", required there.
         ceiling: the largest γ of mode "paper".
+        scales: "batchnorm", "gates", or "auto": gates for groups without a BatchNorm factor.
+        gate_lr: learning rate of gates.
         target_macs, target_params, target_channels, target_latency, warmup, sparsify, finetune, network, exclude,
             prune_frozen, min_keep, divisor, after, recalibrate_batches, max_gap, latency_batch, histogram_every,
             surgery: see `ChannelPruning`.
@@ -62,6 +71,8 @@ class ScalePruning(ChannelPruning):
         travel: float = 0.4,
         lam: float | None = None,
         ceiling: float = 1.0,
+        scales: Scales = "auto",
+        gate_lr: float = 0.01,
         warmup: Duration = 0.1,
         sparsify: Duration = 0.5,
         finetune: Duration | None = None,
@@ -89,6 +100,10 @@ class ScalePruning(ChannelPruning):
                 "3e-4 over 200 CIFAR epochs; scale it with 1/(epochs·lr) for shorter ones); mode 'adaptive' has travel "
                 "instead."
             )
+        if scales not in get_args(Scales):
+            raise ValueError(f"scales={scales!r} must be one of {get_args(Scales)}.")
+        if gate_lr <= 0:
+            raise ValueError(f"gate_lr={gate_lr} must be positive: it is the learning rate of gates.")
         if travel < 0:
             raise ValueError(f"travel={travel} must not be negative: it is how far scale factors are moved.")
         super().__init__(**options_of(ChannelPruning, locals()))
@@ -100,6 +115,7 @@ class ScalePruning(ChannelPruning):
             self.budget = None
         self.delta, self.rule = (1e-3 if delta is None else delta), rule
         self.tau, self.mode, self.travel, self.lam, self.ceiling = tau, mode, travel, lam, ceiling
+        self.scale_kind, self.gate_lr = scales, gate_lr
 
     # ---- what a method says -----------------------------------------------------------------------------------------
 
@@ -113,7 +129,18 @@ class ScalePruning(ChannelPruning):
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().prepare(trainer, pl_module)
-        check_norms(self.root, type(self).__name__)
+        if self.scale_kind == "batchnorm":
+            check_norms(self.root, type(self).__name__, "With scales='auto' gates do. ")
+
+    def find_units(self, network: nn.Module, graph: ChannelGraph, trains: Callable[[Tensor], bool]) -> ChannelUnits:
+        units = scaled_units(network, graph, exclude=self.exclude, trains=trains, scales=self.scale_kind)
+        assert units.scales is not None
+        if gates := sum(len(gate) for gate in units.scales.gates):
+            of = by_reason((names[0], "") for names in units.layers[-len(units.scales.gates) :])[0].rstrip(": ")
+            norms = len(units.scales.groups) - gates
+            beside = f", and by BatchNorm scale factors on {norms}" if norms else ""
+            rank_zero_info(f"{type(self).__name__} decides by gates on {gates} channel groups ({of}){beside}.")
+        return units
 
     def score(self, units: ChannelUnits) -> Tensor:
         return units.from_scales(self.factors.importance(self.factors.read()))
@@ -128,6 +155,20 @@ class ScalePruning(ChannelPruning):
         self._scale = self._mean / _START if self.mode == "adaptive" else torch.ones_like(self._mean)
         self._ordered = torch.ones_like(self._mean)
         self._lost, self._lost_betas = torch.zeros_like(gamma), torch.zeros_like(gamma)
+        self._read_by = [
+            [tap.module.weight for tap in units.taps.values() if bool(torch.isin(ids, tap.groups).any())]
+            for ids in units.scales.gated()
+        ]
+
+    def gates(self, units: ChannelUnits) -> Mapping[str, Gate]:
+        assert units.scales is not None
+        return scale_gates(units.scales, units.taps)
+
+    def gate_optimizer(self, parameters: list[Tensor]) -> Optimizer:
+        return torch.optim.Adam(parameters, lr=self.gate_lr)
+
+    def folds(self) -> Tensor | None:
+        return self.factors.gate_values(self.units.size) if self.factors.gates else None
 
     def tensors(self) -> dict[str, Tensor]:
         return {
@@ -141,7 +182,9 @@ class ScalePruning(ChannelPruning):
             self._ordered[i] = float(part.max() - part.min() > _EQUAL * part.max())
 
     def after_step(self, units: ChannelUnits, step: Step) -> None:
-        rates = [step.rate(p) for p in self.factors.params]
+        norms = self.factors.params[: len(self.factors.params) - len(self.factors.gates)]
+        rates = [step.rate(p) for p in norms]
+        rates += [self.gate_lr * any(step.holds(w) for w in weights) for weights in self._read_by]
         if any(rates):
             self.regularize(self.factors, self.factors.per_param(rates))
 

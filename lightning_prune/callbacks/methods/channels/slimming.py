@@ -8,11 +8,12 @@ from typing import Any, Literal
 from lightning_prune.callbacks.methods.channels.scales import ScalePruning
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
+from lightning_prune.channels.select.gated import Scales
 from lightning_prune.functional.thresholds import Rule
 
 
 class NetworkSlimmingCallback(ScalePruning):
-    """Network Slimming (Liu et al., arXiv 1708.06519) on any LightningModule with BatchNorm.
+    """Network Slimming (Liu et al., arXiv 1708.06519) on any LightningModule.
 
     While sparsifying, every scale factor shrinks by the same amount after each optimizer step, as L1 asks; the smallest
     of the whole network are removed, and the rest is finetuned.
@@ -31,6 +32,9 @@ class NetworkSlimmingCallback(ScalePruning):
         travel: length of the phase's steps in all, in units in which ``tau`` is 1 and a layer's mean is 0.5.
         lam: λ of mode "paper", required there.
         ceiling: the largest γ of mode "paper".
+        scales: what is scaled. "batchnorm": γ alone, other channels stay; "gates": a factor of its own for each channel
+            group where it is read, which starts at 1; "auto": γ where there is one, else a gate.
+        gate_lr: learning rate of the gates' Adam; it has no weight decay.
         warmup: training before the sparsify phase. An int counts epochs, a float is a share, "300 steps" steps.
         sparsify: training up to the removal at the start of the next batch; as ``warmup``.
         finetune: training after the removal; None takes what is left.
@@ -63,6 +67,8 @@ class NetworkSlimmingCallback(ScalePruning):
         travel: float = 0.4,
         lam: float | None = None,
         ceiling: float = 1.0,
+        scales: Scales = "auto",
+        gate_lr: float = 0.01,
         warmup: Duration = 0.1,
         sparsify: Duration = 0.5,
         finetune: Duration | None = None,
