@@ -27,7 +27,7 @@ from lightning_prune.callbacks.trainer import writes_logs_now
 from lightning_prune.callbacks.training_step import check_automatic, hold_step
 from lightning_prune.callbacks.turns import check_alone, phases_in_turn
 from lightning_prune.errors import CalibrationError
-from lightning_prune.masks import attach
+from lightning_prune.masks import attach, in_shards
 from lightning_prune.support.swap.training_step import unwrap_training_step
 
 
@@ -52,7 +52,7 @@ class PruningCallback(PruningMethod, Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called before the model is complete: refuses what can be refused, resets an earlier fit."""
         if stage == "fit":
-            check_strategy(trainer, type(self).__name__)
+            check_strategy(trainer, type(self).__name__, self.in_shards)
             if self.prunes:
                 check_alone(trainer, self)
             self.check(trainer)
@@ -74,12 +74,13 @@ class PruningCallback(PruningMethod, Callback):
             return
         self.averages.note(pl_module, trained_by(trainer.optimizers))
         self.prepare(trainer, pl_module)
-        self._resumed = self._loaded is not None
+        self._resumed = False
         self._restore(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when the length of the training is known: resolves the phases, watches the optimizers."""
         self.accumulate = trainer.accumulate_grad_batches
+        self._restore(trainer, pl_module)  # of weights in shards, which are loaded after `on_fit_start`
         if self._goes_on:
             assert self.phases is not None
             self.phases = Phases(min(self.phases.begin, self.seen), min(self.phases.prune, self.seen), self.seen)
@@ -132,6 +133,7 @@ class PruningCallback(PruningMethod, Callback):
     ) -> None:
         """Called after each batch: counts it, removes when the sparsify phase is over, logs."""
         self.seen += 1
+        self._expire()
         if self.removes_at == "batch end":
             self._remove_if_due(trainer, pl_module)
         if writes_logs_now(trainer):
@@ -215,7 +217,7 @@ class PruningCallback(PruningMethod, Callback):
     def _begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         self.begin(trainer, pl_module, batch)
         self.start(self.units)
-        self._gates = dict(self.gates(self.units))
+        self._gates = in_shards(self.root, self.gates(self.units))
         self._gate_trainer = GateTrainer(self._gates, self.root, self.gate_optimizer)
         attach(self.root, self._gates)
         self._guard.watch(trainer.optimizers, self.watched())  # there may be other units than before
@@ -234,6 +236,7 @@ class PruningCallback(PruningMethod, Callback):
         self._expire()
         batches = calibrate.calibration_batches(trainer, self.recalibrate_batches)
         soft = self._calibrated(trainer, pl_module, batches, calibrate.recalibrate, calibrate.accuracy)
+        self._expire()
         removed = self.remove(trainer, pl_module, early)
         self.stage, self._gates, self._gate_trainer = "pruned", {}, None
         hold_step(self, pl_module)
@@ -272,7 +275,7 @@ class PruningCallback(PruningMethod, Callback):
         state, self._loaded = self._loaded, None
         if state is None:
             return
-        self.seen = state["seen"]
+        self._resumed, self.seen = True, state["seen"]
         self.averages.load(state["averages"])
         self.restore(pl_module, state)
         if state["stage"] == "soft":
