@@ -100,8 +100,8 @@ def page(rows: dict[str, Numbers]) -> str:
     for name, n in rows.items():
         cells = [
             name, f"{n['steps']:,.0f}", f"{n['first']:.1f}", f"{n['last']:.1f}", f"{n['slope']:+.0f}",
-            f"{n['rows']:.0f}", f"{n['trail']:.0f}", f"{n['least state'] / 1024:.1f} to {n['largest state'] / 1024:.1f}",
-            f"{n['seconds']:.0f}",
+            f"{n['rows']:.0f}", f"{n['trail']:.0f}",
+            f"{n['least state'] / 1024:.1f} to {n['largest state'] / 1024:.1f}", f"{n['seconds']:.0f}",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([

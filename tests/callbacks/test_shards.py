@@ -1,0 +1,154 @@
+"""Weights that `fully_shard` has split over two processes (FSDP2): the thresholds and masks of one, exact budgets."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.utils.data import DataLoader
+
+from lightning_prune import FPGMCallback, LTPCallback
+from lightning_prune.masks.shards import local
+from tests.callbacks.processes import leave_group, run_in_two
+from tests.callbacks.test_ddp import MAKERS, Halves, N, Plain
+from tests.toy import Toy, samples, trainer
+
+PHASES: dict[str, Any] = {"target_sparsity": 0.8, "sparsify": 2}
+
+
+class Sharded(Plain):
+    """Each layer's rows on both processes."""
+
+    def configure_model(self) -> None:
+        for layer in self.net:
+            if isinstance(layer, nn.Conv2d):
+                fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])  # the head is gathered with the whole
+
+
+class Same(Halves):
+    """The same batch over and over: a run that is resumed within an epoch sees what it would have seen."""
+
+    def __iter__(self) -> Any:
+        return iter([next(super().__iter__())] * 8)
+
+
+def strategy(whole_files: bool = False) -> ModelParallelStrategy:
+    return ModelParallelStrategy(2, 1, save_distributed_checkpoint=not whole_files)
+
+
+def fit(path: Path, callback: Any, module: Toy, data: Any = None, **options: Any) -> Any:
+    """Three epochs; halves of the batches where there are two processes."""
+    two = isinstance(module, Sharded)
+    ckpt_path, extra = options.pop("ckpt_path", None), options.pop("callbacks", [])
+    if two:
+        options = {"devices": 2, "strategy": strategy()} | options
+    defaults = {"max_epochs": 3, "limit_val_batches": 1, "use_distributed_sampler": False}
+    run = trainer(path, [callback, *extra], **(defaults | options))
+    run.fit(
+        module,
+        data or (Halves() if two else DataLoader(samples(), batch_size=8)),
+        DataLoader(samples(32, seed=1), 16),
+        ckpt_path=ckpt_path,
+    )
+    return run
+
+
+def whole(module: nn.Module) -> dict[str, torch.Tensor]:
+    """All of the weights, on each process."""
+    return {n: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach() for n, p in module.named_parameters()}
+
+
+class Watch(LTPCallback):
+    """Notes what the shards hold while the network runs, and after the step."""
+
+    def before_step(self, units: Any, step: Any) -> None:
+        seen = [local(t.param).clone() for t in units.targets]
+        own = [self._gates[t.name]._aside for t in units.targets]
+        masked = [self._gates[t.name].gate.mask(w, None) for t, w in zip(units.targets, own, strict=True)]
+        self.right = all(torch.equal(a, b) for a, b in zip(seen, masked, strict=True))
+        super().before_step(units, step)
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    """What two processes do, one after the other in one pair of them."""
+    told: dict[str, Any] = {}
+    for name in ("ltp", "magnitude"):
+        callback, module = MAKERS[name](**PHASES), Sharded()
+        run = fit(folder, callback, module)
+        told[name] = {"learned": callback.final_thresholds.tolist(), "zeros": callback.zeros_at_prune}
+        torch.save(whole(module), folder / f"{name} {run.global_rank}.pt")
+    watch = Watch(target_sparsity=0.8)
+    fit(folder, watch, Sharded(), max_epochs=1)
+    told["masked in the forward"] = watch.right
+    for kind, whole_files in (("shards", False), ("whole", True)):
+        saved = ModelCheckpoint(folder / kind, filename="{step}", every_n_train_steps=3, save_top_k=-1)
+        first, second = Sharded(), Sharded()
+        options: dict[str, Any] = {"data": Same(), "strategy": strategy(whole_files)}
+        fit(folder, LTPCallback(**PHASES), first, enable_checkpointing=True, callbacks=[saved], **options)
+        fit(folder, LTPCallback(**PHASES), second, ckpt_path=str(folder / kind / "step=9.ckpt"), **options)
+        pairs = zip(whole(first).values(), whole(second).values(), strict=True)
+        told[f"resumed from {kind}"] = [float((a - b).abs().max()) for a, b in pairs]
+    torch.save(whole(second), folder / f"resumed {torch.distributed.get_rank()}.pt")
+    try:
+        fit(folder, FPGMCallback(target_macs=0.5), Sharded())
+    except NotImplementedError as error:
+        told["channels"] = str(error)
+    return told
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where both ranks wrote what they ended with."""
+    folder = tmp_path_factory.mktemp("shards")
+    run_in_two(__name__, folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["ltp", "magnitude"])
+def test_sharded_weights_are_pruned_as_whole_ones(method: str, results: Path, tmp_path: Path) -> None:
+    callback, module = MAKERS[method](**PHASES), Plain()
+    fit(tmp_path, callback, module)
+    first, second = (json.loads((results / f"rank{n}.json").read_text())[method] for n in (0, 1))
+    assert first == second
+    assert first["learned"] == pytest.approx(callback.final_thresholds.tolist(), rel=1e-3)
+    assert first["zeros"] == callback.zeros_at_prune
+    assert abs(sum(first["zeros"]) - 0.8 * N) <= 1
+    sharded = torch.load(results / f"{method} 0.pt", weights_only=True)
+    for name, param in module.named_parameters():
+        assert torch.equal(sharded[name] == 0, param == 0), name
+        torch.testing.assert_close(sharded[name], param.detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_what_stands_in_the_shards_and_what_is_refused(results: Path) -> None:
+    told = json.loads((results / "rank1.json").read_text())
+    assert told["masked in the forward"]
+    assert max(told["resumed from shards"]) == 0
+    assert max(told["resumed from whole"]) == 0
+    assert "remove channels before" in told["channels"]
+
+
+def test_a_checkpoint_of_shards_goes_on_in_one_process(results: Path, tmp_path: Path) -> None:
+    module = Plain()
+    data = [tuple(t[:8] for t in samples().tensors)] * 8
+    fit(tmp_path, LTPCallback(**PHASES), module, data, ckpt_path=str(results / "whole" / "step=9.ckpt"))
+    uninterrupted = torch.load(results / "resumed 0.pt", weights_only=True)
+    for name, param in module.named_parameters():
+        assert torch.equal(uninterrupted[name] == 0, param == 0), name
+        torch.testing.assert_close(uninterrupted[name], param.detach(), rtol=1e-3, atol=1e-4)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    out = Path(sys.argv[1])
+    found = everything(out)
+    (out / f"rank{torch.distributed.get_rank()}.json").write_text(json.dumps(found))
+    leave_group()
