@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader
 from lightning_prune import FPGMCallback, LTPCallback, MagnitudeCallback, MRTSCallback, ScorePruningCallback
 from tests.toy import Toy, samples
 
-LAYERS, CHANNELS, GROUPS = 3, 24, 24  # of the toy network: weights, BatchNorm channels, channels that may go
+LAYERS, CHANNELS, STEPS = 3, 24, 16  # of the toy network and fit: weights, channels, steps that sparsify
 COLLECTIVES = (
     "all_reduce", "broadcast", "reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor",
     "reduce_scatter", "gather", "scatter", "all_to_all",
@@ -109,33 +109,25 @@ def measure(name: str, processes: int, sharded: bool, folder: Path) -> Sent:
     """Bytes of one process in a fit of three epochs of eight batches, two of them sparsifying."""
     torch.manual_seed(0)
     callback, meter = METHODS[name](), Meter()
-    steps = 0
-
-    class Steps(lightning.Callback):
-        def on_train_batch_end(self, *_: Any) -> None:
-            nonlocal steps
-            steps += callback.stage == "soft"
-
     for hook in ("on_before_optimizer_step", "_after_step", "on_train_batch_start", "on_train_batch_end"):
         meter.watch(callback, hook, "steps")
     if hasattr(callback, "select"):
         meter.watch(callback, "select", "selections")
-    if hasattr(callback, "_refresh"):
-        meter.watch(callback, "_refresh", "refreshes")
+    if name in SHARDED:
+        meter.watch(callback, "start", "thresholds")
+        meter.watch(callback, "_refresh" if name == "LTP" else "learn", "thresholds")
     meter.watch(callback, "remove", "removal")
     meter.watch(callback, "_calibrated", "BatchNorm statistics")
     strategy: Any = ModelParallelStrategy(processes, 1) if sharded else "ddp" if processes > 1 else "auto"
     trainer = lightning.Trainer(
-        max_epochs=3, accelerator="cpu", devices=processes, strategy=strategy, callbacks=[callback, Steps()],
+        max_epochs=3, accelerator="cpu", devices=processes, strategy=strategy, callbacks=[callback],
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         num_sanity_val_steps=0, limit_val_batches=0, limit_train_batches=8, default_root_dir=folder,
     )  # fmt: skip
     with meter.installed():
         trainer.fit(Sharded() if sharded else Toy(), DataLoader(samples(192), batch_size=8))
     assert callback.stage == "pruned"
-    return {"soft steps": steps} | {what: meter.bytes[what] for what in meter.bytes} | {
-        f"{what}, calls": meter.calls[what] for what in meter.calls
-    }  # fmt: skip
+    return {**meter.bytes, **{f"{what}, calls": n for what, n in meter.calls.items()}}
 
 
 def run_group(processes: int, folder: Path) -> list[dict[str, Any]]:
@@ -165,17 +157,17 @@ def inside(processes: int, folder: Path) -> None:
 
 def page(rows: list[dict[str, Any]]) -> str:
     """A row a method and number of processes."""
-    parts = ("steps", "refreshes", "selections", "removal", "BatchNorm statistics")
-    head = ["method", "processes", "sparsify steps", *(f"{p}, bytes (calls)" for p in parts)]
+    parts = ("steps", "thresholds", "selections", "removal", "BatchNorm statistics")
+    head = ["method", "processes", *(f"{p}, bytes (calls)" for p in parts)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
         name = row["method"] + (", weights in shards" if row["sharded"] else "")
         cells = [f"{row[p]:,} ({row[f'{p}, calls']})" if row.get(p) else "0" for p in parts]
-        lines.append("| " + " | ".join([name, str(row["processes"]), str(row["soft steps"]), *cells]) + " |")
+        lines.append("| " + " | ".join([name, str(row["processes"]), *cells]) + " |")
     return "\n".join([
-        f"What one process hands to collectives for pruning, in a whole fit of the toy network ({LAYERS} weights, "
-        f"{CHANNELS} BatchNorm channels, {GROUPS} channels that may go); gradients and gathered weights, which are sent "
-        "with or without pruning, are not in it.",
+        f"What one process hands to collectives for pruning, in a whole fit of the toy network: {LAYERS} layers, "
+        f"{CHANNELS} BatchNorm channels, all of which may go, {STEPS} steps that sparsify. Gradients and gathered "
+        "weights are not in it: they are sent with or without pruning.",
         "", *lines, "",
         f"Measured {datetime.date.today()} on the CPU (gloo), torch {torch.__version__}, "
         f"lightning {lightning.__version__}.",

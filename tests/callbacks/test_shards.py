@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import fully_shard
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from lightning_prune import FPGMCallback, LTPCallback
 from lightning_prune.masks.shards import local
@@ -53,12 +53,8 @@ def fit(path: Path, callback: Any, module: Toy, data: Any = None, **options: Any
         options = {"devices": 2, "strategy": strategy()} | options
     defaults = {"max_epochs": 3, "limit_val_batches": 1, "use_distributed_sampler": False}
     run = trainer(path, [callback, *extra], **(defaults | options))
-    run.fit(
-        module,
-        data or (Halves() if two else DataLoader(samples(), batch_size=8)),
-        DataLoader(samples(32, seed=1), 16),
-        ckpt_path=ckpt_path,
-    )
+    data = data or (Halves() if two else DataLoader(samples(), batch_size=8))
+    run.fit(module, data, DataLoader(samples(32, seed=1), 16), ckpt_path=ckpt_path)
     return run
 
 
@@ -92,9 +88,11 @@ def everything(folder: Path) -> dict[str, Any]:
     for kind, whole_files in (("shards", False), ("whole", True)):
         saved = ModelCheckpoint(folder / kind, filename="{step}", every_n_train_steps=3, save_top_k=-1)
         first, second = Sharded(), Sharded()
-        options: dict[str, Any] = {"data": Same(), "strategy": strategy(whole_files)}
-        fit(folder, LTPCallback(**PHASES), first, enable_checkpointing=True, callbacks=[saved], **options)
-        fit(folder, LTPCallback(**PHASES), second, ckpt_path=str(folder / kind / "step=9.ckpt"), **options)
+        for module, more in (
+            (first, {"enable_checkpointing": True, "callbacks": [saved]}),
+            (second, {"ckpt_path": str(folder / kind / "step=9.ckpt")}),
+        ):
+            fit(folder, LTPCallback(**PHASES), module, Same(), strategy=strategy(whole_files), **more)
         pairs = zip(whole(first).values(), whole(second).values(), strict=True)
         told[f"resumed from {kind}"] = [float((a - b).abs().max()) for a, b in pairs]
     torch.save(whole(second), folder / f"resumed {torch.distributed.get_rank()}.pt")
@@ -138,7 +136,7 @@ def test_what_stands_in_the_shards_and_what_is_refused(results: Path) -> None:
 
 def test_a_checkpoint_of_shards_goes_on_in_one_process(results: Path, tmp_path: Path) -> None:
     module = Plain()
-    data = [tuple(t[:8] for t in samples().tensors)] * 8
+    data = DataLoader(Subset(samples(), [*range(8)] * 8), batch_size=8)  # as `Same`
     fit(tmp_path, LTPCallback(**PHASES), module, data, ckpt_path=str(results / "whole" / "step=9.ckpt"))
     uninterrupted = torch.load(results / "resumed 0.pt", weights_only=True)
     for name, param in module.named_parameters():

@@ -152,7 +152,7 @@ def warn_if_zeros_are_free(trainer: Trainer, network: nn.Module) -> None:
     if any(hasattr(callback, "zeros_at_prune") for callback in callbacks_of(trainer)):
         return
     try:
-        weights = [w.detach() for _, w in prunable_weights(network)]
+        weights = [local(w) for _, w in prunable_weights(network)]
     except ValueError:  # no conv or linear weight
         return
     counts = [(w.numel(), int(torch.count_nonzero(w))) for w in weights]

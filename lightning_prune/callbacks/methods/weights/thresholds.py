@@ -80,6 +80,7 @@ class ThresholdPruning(WeightPruning):
             sums.append(gate.step_(local(target.param), local(target.param.grad), step.logged))
         for i, of_layer in zip(stepped, units.shards.total(torch.stack(sums)) if sums else (), strict=True):
             self.stats[i] = of_layer
+        self._expire()  # what follows looks at weights, not at the masked ones that stand in shards
         # A loss-scaling overflow gives non-finite sums; the scaler skips the weights' step, and so do the thresholds.
         finite = torch.isfinite(self.stats[:, TASK])
         active = torch.tensor(ready, device=self.stats.device) & finite & finite.all()
