@@ -133,7 +133,6 @@ class PruningCallback(PruningMethod, Callback):
     ) -> None:
         """Called after each batch: counts it, removes when the sparsify phase is over, logs."""
         self.seen += 1
-        self._expire()
         if self.removes_at == "batch end":
             self._remove_if_due(trainer, pl_module)
         if writes_logs_now(trainer):
@@ -236,7 +235,6 @@ class PruningCallback(PruningMethod, Callback):
         self._expire()
         batches = calibrate.calibration_batches(trainer, self.recalibrate_batches)
         soft = self._calibrated(trainer, pl_module, batches, calibrate.recalibrate, calibrate.accuracy)
-        self._expire()
         removed = self.remove(trainer, pl_module, early)
         self.stage, self._gates, self._gate_trainer = "pruned", {}, None
         hold_step(self, pl_module)

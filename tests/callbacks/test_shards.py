@@ -15,10 +15,11 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, Subset
 
-from lightning_prune import FPGMCallback, LTPCallback
+from lightning_prune import FPGMCallback, LTPCallback, TimmClassifier, sparsity_report
 from lightning_prune.masks.shards import local
 from tests.callbacks.processes import leave_group, run_in_two
 from tests.callbacks.test_ddp import MAKERS, Halves, N, Plain
+from tests.callbacks.toys import WeightGates
 from tests.toy import Toy, samples, trainer
 
 PHASES: dict[str, Any] = {"target_sparsity": 0.8, "sparsify": 2}
@@ -32,6 +33,17 @@ class Sharded(Plain):
             if isinstance(layer, nn.Conv2d):
                 fully_shard(layer, mesh=self.device_mesh["data_parallel"])
         fully_shard(self.net, mesh=self.device_mesh["data_parallel"])  # the head is gathered with the whole
+
+
+class Classifier(TimmClassifier):
+    """As the page on many machines shows it."""
+
+    def configure_model(self) -> None:
+        mesh = self.device_mesh["data_parallel"]
+        for block in self.model.children():
+            if any(True for _ in block.parameters()):
+                fully_shard(block, mesh=mesh)
+        fully_shard(self.model, mesh=mesh)
 
 
 class Same(Halves):
@@ -81,7 +93,11 @@ def everything(folder: Path) -> dict[str, Any]:
         callback, module = MAKERS[name](**PHASES), Sharded()
         run = fit(folder, callback, module)
         told[name] = {"learned": callback.final_thresholds.tolist(), "zeros": callback.zeros_at_prune}
+        told.setdefault("report", sparsity_report(module).zeros)
         torch.save(whole(module), folder / f"{name} {run.global_rank}.pt")
+    ltp, classifier = LTPCallback(target_sparsity=0.9), Classifier("resnet20_cifar", 4, model_kwargs={"width": 4})
+    fit(folder, ltp, classifier, Halves(), max_epochs=1, devices=2, strategy=strategy())
+    told["timm"] = [sum(ltp.zeros_at_prune), ltp.units.numel, len(ltp.units.targets)]
     watch = Watch(target_sparsity=0.8)
     fit(folder, watch, Sharded(), max_epochs=1)
     told["masked in the forward"] = watch.right
@@ -96,10 +112,11 @@ def everything(folder: Path) -> dict[str, Any]:
         pairs = zip(whole(first).values(), whole(second).values(), strict=True)
         told[f"resumed from {kind}"] = [float((a - b).abs().max()) for a, b in pairs]
     torch.save(whole(second), folder / f"resumed {torch.distributed.get_rank()}.pt")
-    try:
-        fit(folder, FPGMCallback(target_macs=0.5), Sharded())
-    except NotImplementedError as error:
-        told["channels"] = str(error)
+    for what, callback in (("channels", FPGMCallback(target_macs=0.5)), ("gates", WeightGates(**PHASES))):
+        try:
+            fit(folder, callback, Sharded())
+        except NotImplementedError as error:
+            told[what] = str(error)
     return told
 
 
@@ -129,9 +146,13 @@ def test_sharded_weights_are_pruned_as_whole_ones(method: str, results: Path, tm
 def test_what_stands_in_the_shards_and_what_is_refused(results: Path) -> None:
     told = json.loads((results / "rank1.json").read_text())
     assert told["masked in the forward"]
+    zeros, numel, layers = told["timm"]
+    assert (zeros, layers) == (round(0.9 * numel), 22)
     assert max(told["resumed from shards"]) == 0
     assert max(told["resumed from whole"]) == 0
     assert "remove channels before" in told["channels"]
+    assert "WeightGates does not support ModelParallelStrategy" in told["gates"]
+    assert told["report"] == sum(told["ltp"]["zeros"])
 
 
 def test_a_checkpoint_of_shards_goes_on_in_one_process(results: Path, tmp_path: Path) -> None:

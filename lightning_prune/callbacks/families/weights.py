@@ -18,9 +18,8 @@ from lightning_prune.callbacks.method import PruningMethod
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.callbacks.step import Step, trained_by
 from lightning_prune.callbacks.trail import TrailWriter
-from lightning_prune.callbacks.trainer import averaged_copies, log_to_loggers
+from lightning_prune.callbacks.trainer import log_to_loggers
 from lightning_prune.functional import budget
-from lightning_prune.functional.order.kth import WHOLE
 from lightning_prune.masks import Target, detach, find_targets
 from lightning_prune.masks.shards import local, reshard, shards_of
 from lightning_prune.masks.units import WeightUnits
@@ -127,11 +126,6 @@ class WeightPruning(PruningCallback):
             )
         self.root = pl_module
         self.choose(self.trained(trainer))
-        if self.units.shards is not WHOLE and averaged_copies(trainer):
-            raise NotImplementedError(
-                f"{type(self).__name__} does not prune averaged copies of weights that are in shards: leave out "
-                "WeightAveraging and StochasticWeightAveraging, or use strategy='ddp'."
-            )
 
     def trained(self, trainer: Trainer) -> Callable[[Tensor], bool]:
         """Whether a weight trains now; targets are those that do."""
@@ -189,6 +183,7 @@ class WeightPruning(PruningCallback):
         return {t.name: t.module for t in self.units.targets}
 
     def remove(self, trainer: Trainer, pl_module: LightningModule, early: bool) -> bool:
+        self._expire()
         masks = self.final_masks(self.scored(trainer, pl_module), early)
         detach(pl_module)
         copies = self.averages.moved()
