@@ -98,6 +98,9 @@ def test_floors_of_thresholds_hold_on_shards():
     none = [torch.zeros_like(w, dtype=torch.bool) for w in weights]
     whole = budget.at_least([none[0], ~none[1]], weights, [5, 2])
     assert [int(m.sum()) for m in whole] == [5, 12]
+    convolution = torch.ones(4, 3, 2, 2).contiguous(memory_format=torch.channels_last)
+    [kept] = budget.at_least([convolution > 1], [convolution], [7])
+    assert kept.flatten().tolist() == [True] * 7 + [False] * 41
 
     def run(parts: list[Tensor], shards: Shards) -> list[Tensor]:
         empty = [torch.zeros_like(p, dtype=torch.bool) for p in parts]

@@ -104,7 +104,11 @@ def first_ties(ties: Sequence[Tensor], wanted: Tensor, shards: Shards = WHOLE) -
     else:
         order = table.T.reshape(-1)  # tensor after tensor, rank after rank
         before = (order.cumsum(0) - order).view_as(table.T).T[shards.rank]
-    out = [torch.zeros_like(t) for t in ties]
-    for t, taken, room in zip(ties, out, (wanted - before).tolist(), strict=True):
-        taken.view(-1)[t.reshape(-1).nonzero().squeeze(1)[: max(room, 0)]] = True
-    return out
+    rooms = (wanted - before).expand(len(ties)).tolist()
+    return [_first(t, max(room, 0)) for t, room in zip(ties, rooms, strict=True)]
+
+
+def _first(ties: Tensor, count: int) -> Tensor:
+    taken = torch.zeros(ties.numel(), dtype=torch.bool, device=ties.device)
+    taken[ties.reshape(-1).nonzero().squeeze(1)[:count]] = True
+    return taken.view(ties.shape)
