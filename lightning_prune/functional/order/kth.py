@@ -104,7 +104,7 @@ def first_ties(ties: Sequence[Tensor], wanted: Tensor, shards: Shards = WHOLE) -
     else:
         order = table.T.reshape(-1)  # tensor after tensor, rank after rank
         before = (order.cumsum(0) - order).view_as(table.T).T[shards.rank]
-    rooms = (wanted - before).expand(len(ties)).tolist()
+    rooms = (wanted - before).tolist()
     return [_first(t, max(room, 0)) for t, room in zip(ties, rooms, strict=True)]
 
 
