@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.masks.shards import local, shards_of
 from lightning_prune.masks.targets import prunable_weights
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.plan.record import plans_of
@@ -89,7 +90,8 @@ def sparsity_report(
     """Count the zeros of a model's conv and linear weights.
 
     Counted on the weights that the forward reads: masks of a running callback, ``torch.nn.utils.prune`` and
-    parametrizations included. A tied or shared weight counts once. BatchNorm, biases and embeddings never count.
+    parametrizations included. A tied or shared weight counts once. BatchNorm, biases and embeddings never count. Of
+    weights in shards (`fully_shard`), all processes must call this.
 
     Args:
         model: any module.
@@ -120,5 +122,6 @@ def removed_weights(layers: Sequence[LayerSparsity], plans: Mapping[str, Pruning
 
 
 def count_zeros(weight: Tensor) -> int:
-    """Exact zeros in a tensor."""
-    return weight.numel() - int(torch.count_nonzero(weight))
+    """Exact zeros in a tensor; in the whole of one that is in shards, for which all processes must ask."""
+    kept = shards_of([weight], ["the weight"]).total(torch.count_nonzero(local(weight)))
+    return weight.numel() - int(kept)

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_prune import plots
 from lightning_prune.callbacks.families.channels import ChannelPruning
 from lightning_prune.callbacks.families.weights import WeightPruning
+from lightning_prune.callbacks.guard import check_strategy
 from lightning_prune.callbacks.lifecycle import PruningCallback
 from lightning_prune.callbacks.methods.weights.thresholds import ThresholdPruning
 from lightning_prune.callbacks.trainer import callbacks_of, log_figures, writes_logs_now
@@ -57,6 +58,7 @@ class PruningFigures(Callback):
         """Finds the callback that prunes."""
         if stage != "fit":
             return
+        check_strategy(trainer, type(self).__name__)
         found = [c for c in callbacks_of(trainer) if isinstance(c, PruningCallback) and c.prunes]
         if not found:
             raise ValueError(

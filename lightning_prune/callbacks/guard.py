@@ -15,16 +15,23 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune.callbacks.trainer import shards_parameters, trains_in_child_processes
+from lightning_prune.callbacks.trainer import shards_parameters, splits_rows, trains_in_child_processes
 from lightning_prune.errors import DivergenceError, PhaseError
 
 
-def check_strategy(trainer: Trainer, callback: str) -> None:
-    """Raise for strategies that shard parameters: a layer's weight is never whole there."""
-    if shards_parameters(trainer):
+def check_strategy(trainer: Trainer, callback: str, in_shards: bool = False) -> None:
+    """Raise for strategies that shard parameters: a layer's weight is never whole there.
+
+    Args:
+        trainer: of the fit.
+        callback: its name.
+        in_shards: whether it works on rows of weights, as `fully_shard` splits them under ModelParallelStrategy.
+    """
+    if shards_parameters(trainer) and not (in_shards and splits_rows(trainer)):
         raise NotImplementedError(
-            f"{callback} does not support {type(trainer.strategy).__name__}: it shards or restores weights after the "
-            "masks are set. Use strategy='ddp' or a single device."
+            f"{callback} does not support {type(trainer.strategy).__name__}, which shards weights over processes. Use "
+            "strategy='ddp' or a single device. On sharded weights LTPCallback and MagnitudeCallback work, with "
+            "ModelParallelStrategy; remove channels before: with `prune_channels`, or in a fit of its own."
         )
 
 

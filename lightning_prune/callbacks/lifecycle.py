@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks import calibrate
@@ -27,7 +26,7 @@ from lightning_prune.callbacks.trainer import count_epoch, writes_logs_now
 from lightning_prune.callbacks.training_step import check_automatic, hold_step
 from lightning_prune.callbacks.turns import check_alone, phases_in_turn
 from lightning_prune.errors import CalibrationError
-from lightning_prune.masks import attach
+from lightning_prune.masks import attach, in_shards
 from lightning_prune.support.swap.training_step import unwrap_training_step
 
 
@@ -52,7 +51,7 @@ class PruningCallback(PruningMethod, Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called before the model is complete: refuses what can be refused, resets an earlier fit."""
         if stage == "fit":
-            check_strategy(trainer, type(self).__name__)
+            check_strategy(trainer, type(self).__name__, self.in_shards)
             if self.prunes:
                 check_alone(trainer, self)
             self.check(trainer)
@@ -74,13 +73,14 @@ class PruningCallback(PruningMethod, Callback):
             return
         self.averages.note(pl_module, trained_by(trainer.optimizers))
         self.prepare(trainer, pl_module)
-        self._resumed = self._loaded is not None
+        self._resumed = False
         self._restore(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when the length of the training is known: resolves the phases, watches the optimizers."""
         self.accumulate = trainer.accumulate_grad_batches
         self._lockstep.begin(trainer)
+        self._restore(trainer, pl_module)  # of weights in shards, which are loaded after `on_fit_start`
         if self._goes_on:
             assert self.phases is not None
             self.phases = Phases(min(self.phases.begin, self.seen), min(self.phases.prune, self.seen), self.seen)
@@ -222,7 +222,7 @@ class PruningCallback(PruningMethod, Callback):
     def _begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         self.begin(trainer, pl_module, batch)
         self.start(self.units)
-        self._gates = dict(self.gates(self.units))
+        self._gates = in_shards(self.root, self.gates(self.units))
         self._gate_trainer = GateTrainer(self._gates, self.root, self.gate_optimizer)
         attach(self.root, self._gates)
         self._guard.watch(trainer.optimizers, self.watched())  # there may be other units than before
@@ -258,14 +258,6 @@ class PruningCallback(PruningMethod, Callback):
             )
             return None
 
-    def scored(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
-        """The method's scores, after it was shown the calibration batches, if it wants to see them."""
-        self.observed = {
-            name: trainer.strategy.reduce(value, reduce_op="mean")  # type: ignore[misc]
-            for name, value in self.look(trainer, pl_module).items()
-        }
-        return self.finite_score()
-
     def _before_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" and type(self).gates is not PruningMethod.gates:
             if self._loaded is not None:
@@ -279,7 +271,7 @@ class PruningCallback(PruningMethod, Callback):
         state, self._loaded = self._loaded, None
         if state is None:
             return
-        self.seen, self.batches_per_epoch = state["seen"], state.get("batches_per_epoch")
+        self._resumed, self.seen, self.batches_per_epoch = True, state["seen"], state.get("batches_per_epoch")
         self.averages.load(state["averages"])
         self.restore(pl_module, state)
         if state["stage"] == "soft":

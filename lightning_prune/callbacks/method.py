@@ -37,12 +37,14 @@ class PruningMethod:
         prunes: whether units are removed at all, and not just held.
         removes_at: whether a family removes before an epoch's validation, or at the start of the next batch.
         observes: which side of a layer `observe` gets.
+        in_shards: whether the method works on weights whose rows `fully_shard` has split over processes.
         trains_to_the_end: whether `train_on` stands in the finetune phase too.
     """
 
     prunes = True
     removes_at: Literal["batch end", "batch start"] = "batch end"
     observes: Side = "output"
+    in_shards = False
     trains_to_the_end = False
     units: Any
     root: nn.Module  # what the names of gates and observed layers are relative to
@@ -186,7 +188,7 @@ class PruningMethod:
         failure: ValueError | None = None
         try:
             score = self.score(self.units)
-            if not bool(score.isnan().any()):
+            if not self.lost(score):
                 return score
         except ValueError as error:
             failure = error
@@ -195,7 +197,19 @@ class PruningMethod:
             raise failure
         return score
 
+    def scored(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
+        """The method's scores, after it was shown the calibration batches, if it wants to see them."""
+        self.observed = {
+            name: trainer.strategy.reduce(value, reduce_op="mean")  # type: ignore[misc]
+            for name, value in self.look(trainer, pl_module).items()
+        }
+        return self.finite_score()
+
     # ---- what a family says -----------------------------------------------------------------------------------------
+
+    def lost(self, score: Tensor) -> bool:
+        """Whether any score is NaN."""
+        return bool(score.isnan().any())
 
     def check(self, trainer: Trainer) -> None:
         """Refuse what this family cannot do; called when a fit is set up."""

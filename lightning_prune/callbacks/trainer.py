@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
@@ -27,6 +28,11 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
 def shards_parameters(trainer: Trainer) -> bool:
     """Whether the strategy shards weights or restores them after ``on_fit_start`` (FSDP, DeepSpeed, ...)."""
     return bool(getattr(trainer.strategy, "restore_checkpoint_after_setup", False))
+
+
+def splits_rows(trainer: Trainer) -> bool:
+    """Whether the strategy leaves it to the module to shard its weights, by ``fully_shard`` (FSDP2)."""
+    return isinstance(trainer.strategy, ModelParallelStrategy)
 
 
 def trains_in_child_processes(trainer: Trainer) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.errors import BudgetError
+from lightning_prune.functional.order.kth import WHOLE, Shards, first_ties, keys, kth_keys, values_of
 
 
 def one_target(sparsity: float | None, compression: float | None) -> float | None:
@@ -70,56 +71,71 @@ def check_feasible(names: Sequence[str], numels: Sequence[int], least: Sequence[
     )
 
 
-def exact_masks(scores: Sequence[Tensor], least: Sequence[int], keep: int) -> list[Tensor]:
+def exact_masks(
+    scores: Sequence[Tensor], least: Sequence[int], keep: int, shards: Shards = WHOLE, total: int | None = None
+) -> list[Tensor]:
     """Masks that keep exactly ``keep`` weights in all: the highest scores, each layer at least its floor.
 
     With scores ``w²/τ_l`` this is one common factor on all learned thresholds, chosen so that the budget is met to the
     weight; ties go to the lower index.
 
     Args:
-        scores: one tensor a layer, any shapes, higher is kept first.
-        least: fewest weights to keep of each layer.
+        scores: one tensor a layer, any shapes, higher is kept first; of layers in shards, this process's shards.
+        least: fewest weights to keep of each whole layer.
         keep: weights to keep in all, between ``sum(least)`` and the total.
+        shards: how the layers lie over processes; the masks are those of the whole layers.
+        total: weights in all; None: those of ``scores``, which are whole.
 
     Returns:
         One bool tensor a layer, shaped as its scores, True where kept; ``keep`` True values in all.
     """
-    numels = [s.numel() for s in scores]
-    total = sum(numels)
+    total = sum(s.numel() for s in scores) if total is None else total
     if not sum(least) <= keep <= total:
         raise BudgetError(f"Cannot keep {keep} weights: between {sum(least)} (floors) and {total} (all) can be kept.")
-    joined = torch.cat([s.detach().reshape(-1).float() for s in scores]).clamp_max(torch.finfo(torch.float32).max)
-    if joined.isnan().any():
-        bad = [i for i, s in enumerate(scores) if s.isnan().any()]
+    lost = shards.total(torch.stack([s.isnan().any() for s in scores]).long())
+    if bool(lost.any()):
+        bad = lost.nonzero().squeeze(1).tolist()
         raise BudgetError(f"Scores of layers {bad} hold NaN: the weights have diverged; lower the learning rate.")
-    for part, n in zip(joined.split(numels), least, strict=True):
-        part[torch.topk(part, n).indices] = math.inf
-    # kthvalue finds the cut in linear time; a stable order among equals settles who stays.
-    cut = torch.kthvalue(joined, total - keep + 1).values
-    kept = joined > cut
-    ties = (joined == cut).nonzero().squeeze(1)
-    kept[ties[: keep - int(kept.sum())]] = True
-    return [part.view_as(s) for part, s in zip(kept.split(numels), scores, strict=True)]
+    order = [keys(s) for s in scores]
+    kept = _highest(order, least, shards)
+    if keep == sum(least):
+        return kept
+    for key, floor in zip(order, kept, strict=True):
+        key.masked_fill_(floor, torch.iinfo(key.dtype).max)  # above an infinite score: floors are met first
+    return _highest(order, [keep], shards)
 
 
-def at_least(masks: Sequence[Tensor], weights: Sequence[Tensor], least: Sequence[int]) -> list[Tensor]:
+def _highest(order: Sequence[Tensor], ks: Sequence[int], shards: Shards) -> list[Tensor]:
+    """Where each tensor's k highest keys are, or the k highest of all; of equal ones the first."""
+    cuts = kth_keys(order, ks, shards).expand(len(order))
+    above = [key > cut for key, cut in zip(order, cuts, strict=True)]
+    counts = torch.stack([torch.count_nonzero(a) for a in above])
+    counts = shards.total(counts if len(ks) == len(order) else counts.sum(0, keepdim=True))
+    wanted = torch.tensor(ks, device=counts.device) - counts
+    ties = [key == cut for key, cut in zip(order, cuts, strict=True)]
+    return [a | t for a, t in zip(above, first_ties(ties, wanted, shards), strict=True)]
+
+
+def at_least(
+    masks: Sequence[Tensor], weights: Sequence[Tensor], least: Sequence[int], shards: Shards = WHOLE
+) -> list[Tensor]:
     """The masks, with the largest weights of a layer kept where its mask alone keeps fewer than its floor."""
-    out = []
-    for mask, w, n in zip(masks, weights, least, strict=True):
-        if int(mask.sum()) < n:
-            mask = torch.zeros_like(mask).reshape(-1)
-            mask[torch.topk(w.abs().reshape(-1), n).indices] = True
-        out.append(mask.view_as(w))
+    counts = shards.total(torch.stack([torch.count_nonzero(m) for m in masks])).tolist()
+    few = [i for i, (count, n) in enumerate(zip(counts, least, strict=True)) if count < n]
+    out = list(masks)
+    if few:
+        largest = _highest([keys(weights[i].abs()) for i in few], [least[i] for i in few], shards)
+        for i, mask in zip(few, largest, strict=True):
+            out[i] = mask
     return out
 
 
-def largest_threshold(w: Tensor, least: int) -> Tensor:
-    """The highest threshold on ``w²`` that still keeps ``least`` weights (``w² > τ``), a scalar ≥ 0.
+def largest_thresholds(weights: Sequence[Tensor], least: Sequence[int], shards: Shards = WHOLE) -> Tensor:
+    """The highest threshold on ``w²`` that still keeps ``least`` weights (``w² > τ``) of each layer, float32 [layers].
 
-    Just under the ``least``-th largest square, so that this weight itself stays.
+    Just under the ``least``-th largest square, so that this weight itself stays; ≥ 0.
     """
-    w2 = w.detach().reshape(-1).float().square()
-    return torch.kthvalue(w2, w2.numel() - least + 1).values * (1 - 1e-6)
+    return values_of(kth_keys([keys(w.float().square()) for w in weights], least, shards)) * (1 - 1e-6)
 
 
 def steer(log_price: Tensor, kept: Tensor, goal: float, gain: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from lightning_prune.masks.attach import attach, detach, is_attached
 from lightning_prune.masks.gates import FixedGate, Gate, HardGate, MaskGate, ShrinkGate, SoftGate
+from lightning_prune.masks.gathered import in_shards
 from lightning_prune.masks.targets import Target, find_targets, prunable_weights
 from lightning_prune.masks.units import WeightUnits
 
@@ -17,6 +18,7 @@ __all__ = [
     "attach",
     "detach",
     "find_targets",
+    "in_shards",
     "is_attached",
     "prunable_weights",
 ]

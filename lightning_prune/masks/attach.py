@@ -15,6 +15,7 @@ from torch import nn
 
 from lightning_prune.channels.select.taps import INPUT, OUTPUT
 from lightning_prune.masks.gates import Gate
+from lightning_prune.masks.gathered import ShardGate, leave, settle
 from lightning_prune.support.swap.class_swap import data_key, is_swapped, recipe, restore, swap
 
 _RECIPE = "gates"
@@ -58,6 +59,8 @@ def attach(root: nn.Module, gates: Mapping[str, Gate]) -> None:
     Raises:
         ValueError: a name is neither.
     """
+    settle(root, [gate for gate in gates.values() if isinstance(gate, ShardGate)])
+    gates = {name: gate for name, gate in gates.items() if not isinstance(gate, ShardGate)}
     parameters = dict(root.named_parameters(remove_duplicate=False))
     by_param = {parameters[name]: gate for name, gate in gates.items() if name in parameters}
     wanted: dict[nn.Module, dict[str, Gate]] = {}
@@ -84,5 +87,6 @@ def is_attached(root: nn.Module) -> bool:
 
 def detach(root: nn.Module) -> None:
     """Give every gated layer below ``root`` its own class back. Nothing happens where no gate is."""
+    leave(root)
     for module in root.modules():
         restore(module, _RECIPE)

@@ -89,6 +89,14 @@ class MaskGate(Gate):
         """Drop the masked weight: the parameter or the gate has changed."""
         self._version = -1
 
+    def into(self, w: Tensor, place: Tensor) -> None:
+        """Write the masked weight to a place of the caller's, which is the buffer until `forget`."""
+        self._masked, self._version = self.mask(w, place), w._version
+
+    def forget(self) -> None:
+        """Expire, and give the buffer up."""
+        self._masked, self._version = None, -1
+
     def renew(self, param: Tensor) -> None:
         """Compute the masked weight ahead of the forward: layer after layer is faster than one here, one there."""
         if self._masked is not None:  # else nobody has asked for it yet

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_prune.functional.ltp import at_least_float32
+from lightning_prune.functional.order.kth import WHOLE, Shards
+from lightning_prune.masks.shards import local
 from lightning_prune.masks.targets import Target
 
 
@@ -19,10 +21,12 @@ class WeightUnits:
     Attributes:
         targets: the layers' weights, tied ones once.
         floors: fewest weights that each keeps.
+        shards: how the weights lie over processes.
     """
 
     targets: tuple[Target, ...]
     floors: tuple[int, ...]
+    shards: Shards = WHOLE
 
     @property
     def names(self) -> list[str]:
@@ -35,11 +39,11 @@ class WeightUnits:
         return sum(t.numel for t in self.targets)
 
     def weights(self) -> list[Tensor]:
-        """Each layer's weights now, in float32 or wider, detached."""
-        return [at_least_float32(t.param.detach()) for t in self.targets]
+        """Each layer's weights now, in float32 or wider, detached; of layers in shards, this process's shards."""
+        return [at_least_float32(local(t.param)) for t in self.targets]
 
     def values(self) -> Tensor:
-        """All weights now, [weights]."""
+        """All weights now, [weights]; of layers in shards, those of this process."""
         return self.join(self.weights())
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
@@ -48,9 +52,15 @@ class WeightUnits:
 
     def split(self, values: Tensor) -> list[Tensor]:
         """The opposite of `join`."""
-        parts = values.split([t.numel for t in self.targets])
-        return [part.view_as(t.param) for part, t in zip(parts, self.targets, strict=True)]
+        shapes = [local(t.param).shape for t in self.targets]
+        parts = values.split([shape.numel() for shape in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def zeros(self) -> list[int]:
-        """Exact zeros of each layer, counted."""
-        return [t.numel - int(torch.count_nonzero(t.param.detach())) for t in self.targets]
+        """Exact zeros of each whole layer, counted."""
+        return [t.numel - kept for t, kept in zip(self.targets, self.count(self.weights()), strict=True)]
+
+    def count(self, parts: Sequence[Tensor]) -> list[int]:
+        """How many values of each whole layer are not zero, or True."""
+        counts = [torch.count_nonzero(part) for part in parts]
+        return [int(n) for n in self.shards.total(torch.stack(counts))] if counts else []

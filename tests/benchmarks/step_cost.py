@@ -33,9 +33,9 @@ METHODS: dict[str, Any] = {"ltp": LTPCallback, "mrts": MRTSCallback}
 class Stepper:
     """One network, its optimizer and data; ``step`` trains it once, with the callback that ``begin`` was given."""
 
-    def __init__(self, name: str, size: int, batch: int) -> None:
+    def __init__(self, name: str, size: int, batch: int, model_kwargs: dict[str, Any] | None = None) -> None:
         torch.manual_seed(0)
-        self.module = TimmClassifier(name, in_chans=3, num_classes=100)
+        self.module = TimmClassifier(name, in_chans=3, num_classes=100, model_kwargs=model_kwargs)
         self.optimizer = torch.optim.SGD(self.module.parameters(), lr=1e-3, momentum=0.9)
         self.batch = torch.randn(batch, 3, size, size), torch.randint(0, 100, (batch,))
         self.callback: PruningCallback | None = None

@@ -66,8 +66,9 @@ def test_infeasible_budget_names_the_layers_that_hold_it_back():
 def test_largest_threshold_leaves_the_floor():
     w = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     for least in (1, 10, 1000):
-        tau = budget.largest_threshold(w, least)
+        [tau, half] = budget.largest_thresholds([w, w[:500]], [least, 500])
         assert int((w.square() > tau).sum()) == least
+        assert bool((w[:500].square() > half).all())
 
 
 @pytest.mark.parametrize(

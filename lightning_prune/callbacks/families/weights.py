@@ -21,6 +21,7 @@ from lightning_prune.callbacks.trail import TrailWriter
 from lightning_prune.callbacks.trainer import log_to_loggers
 from lightning_prune.functional import budget
 from lightning_prune.masks import Target, detach, find_targets
+from lightning_prune.masks.shards import local, reshard, shards_of
 from lightning_prune.masks.units import WeightUnits
 
 _ASKED_FOR = ("excluded", "not in include", "first or last layer")
@@ -107,7 +108,8 @@ class WeightPruning(PruningCallback):
         """
         assert self.target_sparsity is not None
         keep = budget.keep_count(self.units.numel, 1 - self.target_sparsity)
-        return budget.exact_masks(self.units.split(score), self.units.floors, keep)
+        units = self.units
+        return budget.exact_masks(units.split(score), units.floors, keep, units.shards, units.numel)
 
     def layer_zeros(self) -> list[int]:
         """Zeros of each layer; in the sparsify phase those that the method would leave now."""
@@ -131,6 +133,7 @@ class WeightPruning(PruningCallback):
 
     def choose(self, trains: Callable[[Tensor], bool], last: bool = False) -> None:
         """Take the layers that train now as targets; ``last``: for good, and what is left out is named."""
+        reshard(self.root)
         candidates = self._candidates()
         targets, skipped = find_targets(self.root, **self.layers, trains=trains)  # type: ignore[arg-type]
         self._take(targets, candidates)
@@ -143,7 +146,8 @@ class WeightPruning(PruningCallback):
 
     def _take(self, targets: Sequence[Target], candidates: Sequence[Target]) -> None:
         numels = [t.numel for t in targets]
-        self.units = WeightUnits(tuple(targets), tuple(budget.floors(numels, self.min_keep)))
+        shards = shards_of([t.param for t in targets], [t.name for t in targets])
+        self.units = WeightUnits(tuple(targets), tuple(budget.floors(numels, self.min_keep)), shards)
         chosen = set(self.units.names)
         self.left = {t.name: t.param for t in candidates if t.name not in chosen}
         if self.target_sparsity is not None:
@@ -172,10 +176,14 @@ class WeightPruning(PruningCallback):
     def held(self, step: Step) -> None:
         self._keeper.after(step.optimizer)
 
+    def lost(self, score: Tensor) -> bool:
+        return bool(self.units.shards.total(score.isnan().any().long()))
+
     def sites(self) -> Mapping[str, nn.Module]:
         return {t.name: t.module for t in self.units.targets}
 
     def remove(self, trainer: Trainer, pl_module: LightningModule, early: bool) -> bool:
+        self._expire()
         masks = self.final_masks(self.scored(trainer, pl_module), early)
         detach(pl_module)
         copies = self.averages.moved()
@@ -183,7 +191,7 @@ class WeightPruning(PruningCallback):
         prune_everywhere(trainer, self.units.targets, masks, copies)
         self.zeros_at_prune = self.units.zeros()
         zeros, numel = sum(self.zeros_at_prune), self.units.numel
-        dead = zeros - sum(m.numel() - int(m.sum()) for m in masks)
+        dead = zeros - (numel - sum(self.units.count(masks)))
         if dead:
             rank_zero_warn(
                 f"{dead} kept weights are exactly zero (layers initialised to zero?) and count as pruned from here on: "
@@ -229,7 +237,7 @@ class WeightPruning(PruningCallback):
                     f"{target.name} is about to empty: {target.numel - count} of {target.numel} weights are left, its "
                     f"floor is {floor}. Raise min_keep, exclude it, or lower the target.",
                 )
-        self.monitor.histograms(trainer, {f"prune/weights/{t.name}": t.param for t in targets})
+        self.monitor.histograms(trainer, {f"prune/weights/{t.name}": local(t.param) for t in targets})
         if self.prunes:
             self.monitor.late(self.left, self.trained(trainer))
         if self.stage == "pruned":

@@ -15,6 +15,7 @@ from lightning_prune.callbacks.trainer import averaged_copies, callbacks_of
 from lightning_prune.functional.ltp import at_least_float32
 from lightning_prune.masks import Gate, Target, prunable_weights
 from lightning_prune.masks.ltp import zeros_step_
+from lightning_prune.masks.shards import local
 from lightning_prune.support.averages import Lookalike
 
 _SPARSE = 0.2  # share of zeros from which on a network is one that was pruned
@@ -49,11 +50,11 @@ def fold_everywhere(
     """
     factors: dict[str, Tensor] = {}
     for target, mask in zip(targets, masks, strict=True):
-        w = target.param.detach()
+        w = local(target.param)
         folded = gates[target.name].fold(w, mask) if target.name in gates else None
         if folded is not None:
             factors[target.name] = torch.where(mask & (w != 0), at_least_float32(folded) / at_least_float32(w), 1.0)
-            target.param.copy_(folded)
+            w.copy_(folded)
     for name, param in _averages(trainer, copies):
         if name in factors:
             param.mul_(factors[name].to(param.device))
@@ -75,16 +76,17 @@ def prune_everywhere(
     """
     by_param: dict[Tensor, Tensor] = {}
     for target, mask in zip(targets, masks, strict=True):
-        target.param.masked_fill_(~mask, 0)
+        local(target.param).masked_fill_(~mask, 0)
         if target.param.grad is not None:
-            target.param.grad.masked_fill_(~mask, 0)
+            local(target.param.grad).masked_fill_(~mask, 0)
         by_param[target.param] = mask
     for optimizer in trainer.optimizers:
         for param, state in optimizer.state.items():
             found = by_param.get(param)
             for value in state.values() if found is not None else ():
-                if torch.is_tensor(value) and found is not None and value.shape == found.shape:
-                    value.masked_fill_(~found.to(value.device), 0)
+                part = local(value) if torch.is_tensor(value) else None
+                if part is not None and found is not None and part.shape == found.shape:
+                    part.masked_fill_(~found.to(part.device), 0)
     by_name = {t.name: m for t, m in zip(targets, masks, strict=True)}
     for name, param in _averages(trainer, copies):
         if name in by_name:
@@ -123,20 +125,21 @@ class ZeroKeeper:
         """Zero the gradients of those params that are ``w == 0``: a finetune checkpoint needs no mask beside it."""
         for param in params:
             if param.grad is not None:
-                zeros_step_(param, param.grad)
+                zeros_step_(local(param), local(param.grad))
         key = id(optimizer)
         self._zeros.pop(key, None)
         if key not in self._stepped or key in self._moves:
-            self._zeros[key] = [_Zeros(p, p.detach() == 0) for p in params]
+            self._zeros[key] = [_Zeros(p, local(p) == 0) for p in params]
 
     @torch.no_grad()
     def after(self, optimizer: Optimizer) -> None:
         """Put zeros back, if this optimizer moves them. It may be called several times a step."""
         key = id(optimizer)
         for param, zero in self._zeros.get(key, ()):
-            if key not in self._moves and bool(param.detach()[zero].any()):
+            w = local(param)
+            if key not in self._moves and bool(w[zero].any()):
                 self._moves.add(key)
-            param.masked_fill_(zero, 0)
+            w.masked_fill_(zero, 0)
         if any(float(group.get("lr", 1.0)) > 0 for group in optimizer.param_groups):
             self._stepped.add(key)
 
@@ -149,7 +152,7 @@ def warn_if_zeros_are_free(trainer: Trainer, network: nn.Module) -> None:
     if any(hasattr(callback, "zeros_at_prune") for callback in callbacks_of(trainer)):
         return
     try:
-        weights = [w.detach() for _, w in prunable_weights(network)]
+        weights = [local(w) for _, w in prunable_weights(network)]
     except ValueError:  # no conv or linear weight
         return
     counts = [(w.numel(), int(torch.count_nonzero(w))) for w in weights]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -17,6 +17,7 @@ from lightning_prune.functional.schedules import Shape, anneal, cubic_path
 from lightning_prune.masks import Gate, SoftGate, Target
 from lightning_prune.masks import ltp as kernels
 from lightning_prune.masks.ltp import BAND, KEPT, TASK
+from lightning_prune.masks.shards import local
 from lightning_prune.masks.units import WeightUnits
 
 _REFRESHES = 20  # times in the phase that Var|w| and the highest allowed thresholds are measured anew
@@ -75,6 +76,8 @@ class LTPCallback(ThresholdPruning):
     Raises:
         ValueError: an argument out of its range.
     """
+
+    in_shards = True
 
     def __init__(
         self,
@@ -138,16 +141,15 @@ class LTPCallback(ThresholdPruning):
     def start(self, units: WeightUnits) -> None:
         super().start(units)
         device, n = self.stats.device, len(units.targets)
-        weights = [t.param.detach() for t in units.targets]
 
         def vector(values: Sequence[float]) -> Tensor:
             return torch.tensor(values, dtype=torch.float32, device=device)
 
         self._numels = vector([t.numel for t in units.targets])
         self._t0_floor = vector([ltp.temperature_floor(t.numel, self.weights_in_band) for t in units.targets])
-        mean_square = (_squares(weights) / self._numels).clamp_min(1e-12)
+        mean_square = (self._sums(torch.square) / self._numels).clamp_min(1e-12)
         self._scale = mean_square if self.mode == "normalized" else torch.ones(n, device=device)
-        self._variance = _variances(weights, self._numels).clamp_min(torch.finfo(torch.float32).tiny)
+        self._variance = self._variances().clamp_min(torch.finfo(torch.float32).tiny)
         self._u, self._mean, self._square, self._count = (torch.zeros(n, device=device) for _ in range(4))
         self._cap = torch.full((n,), torch.inf, device=device)
         self._slope, self._shift = torch.ones(n, device=device), torch.zeros(n, device=device)
@@ -251,25 +253,22 @@ class LTPCallback(ThresholdPruning):
 
     def _refresh(self) -> None:
         """Measure Var|w| [eq. 15], and how high the thresholds of nearly empty layers may go."""
-        weights = [t.param.detach() for t in self.units.targets]
-        fresh = _variances(weights, self._numels)
+        fresh = self._variances()
         self._variance.copy_(torch.where(fresh > 0, fresh, self._variance))
         if self.mode != "paper":
             self._cap.copy_(self.highest_thresholds())
+
+    def _variances(self) -> Tensor:
+        """Var|w| of each layer, float32 [layers]."""
+        return ltp.variance_of_magnitude(self._numels, self._sums(torch.abs), self._sums(torch.square))
+
+    def _sums(self, of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Σ of(w) of each layer, float32 [layers]."""
+        sums = [kernels.chunked_sum(local(t.param), of) for t in self.units.targets]
+        return self.units.shards.total(torch.stack(sums))
 
 
 def _fans(target: Target) -> tuple[int, int]:
     """Inputs of one output, outputs of one input."""
     groups = getattr(target.module, "groups", 1)
-    return target.param[0].numel(), max(1, target.numel // target.param.shape[1] // groups)
-
-
-def _variances(weights: Sequence[Tensor], numels: Tensor) -> Tensor:
-    """Var|w| of each layer, float32 [layers]."""
-    absolute = torch.stack([kernels.chunked_sum(w, torch.abs) for w in weights])
-    return ltp.variance_of_magnitude(numels, absolute, _squares(weights))
-
-
-def _squares(weights: Sequence[Tensor]) -> Tensor:
-    """Σ w² of each layer, float32 [layers]."""
-    return torch.stack([kernels.chunked_sum(w, torch.square) for w in weights])
+    return target.numel // len(target.param), max(1, target.numel // target.param.shape[1] // groups)

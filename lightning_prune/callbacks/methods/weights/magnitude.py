@@ -12,6 +12,7 @@ from lightning_prune.callbacks.methods.weights.thresholds import ThresholdPrunin
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.functional import budget
+from lightning_prune.functional.order.kth import keys, kth_keys, values_of
 from lightning_prune.functional.schedules import cubic_path
 from lightning_prune.masks import Gate, HardGate
 from lightning_prune.masks.units import WeightUnits
@@ -50,6 +51,7 @@ class MagnitudeCallback(ThresholdPruning):
     """
 
     updates = 50
+    in_shards = True
 
     def __init__(
         self,
@@ -107,9 +109,9 @@ class MagnitudeCallback(ThresholdPruning):
             return
         units = self.units
         keep = budget.keep_count(units.numel, cubic_path(self.progress, 1 - self.target_sparsity))
-        squares = units.values().square()
-        caps = torch.stack(
-            [budget.largest_threshold(t.param, n) for t, n in zip(units.targets, units.floors, strict=True)]
-        )
-        cut = torch.kthvalue(squares, units.numel - keep).values if keep < units.numel else squares.new_zeros(())
+        weights = units.weights()
+        caps = budget.largest_thresholds(weights, units.floors, units.shards)
+        cut = caps.new_zeros(1)
+        if keep < units.numel:
+            cut = values_of(kth_keys([keys(w.square()) for w in weights], [keep + 1], units.shards))
         self._tau.copy_(torch.minimum(cut.expand_as(caps), caps))

@@ -15,6 +15,7 @@ from lightning_prune.callbacks.trainer import log_to_loggers
 from lightning_prune.functional import budget
 from lightning_prune.masks import MaskGate
 from lightning_prune.masks.ltp import HARD_KEPT, IN_BAND, KEPT, STATS, TASK
+from lightning_prune.masks.shards import local
 from lightning_prune.masks.units import WeightUnits
 
 _NEARLY_EMPTY = 4.0  # times its floor that a layer keeps when its threshold begins to be watched
@@ -70,12 +71,16 @@ class ThresholdPruning(WeightPruning):
 
     def before_step(self, units: WeightUnits, step: Step) -> None:
         ready = [t.param.grad is not None and step.holds(t.param) for t in units.targets]
-        for i, target in enumerate(units.targets):
-            if ready[i]:
-                gate = self._gates[target.name]
-                assert isinstance(gate, MaskGate)
-                assert target.param.grad is not None
-                self.stats[i] = gate.step_(target.param, target.param.grad, step.logged)
+        stepped = [i for i, is_ready in enumerate(ready) if is_ready]
+        sums = []
+        for target in (units.targets[i] for i in stepped):
+            gate = self._gates[target.name]
+            assert isinstance(gate, MaskGate)
+            assert target.param.grad is not None
+            sums.append(gate.step_(local(target.param), local(target.param.grad), step.logged))
+        for i, of_layer in zip(stepped, units.shards.total(torch.stack(sums)) if sums else (), strict=True):
+            self.stats[i] = of_layer
+        self._expire()  # what follows looks at weights, not at the masked ones that stand in shards
         # A loss-scaling overflow gives non-finite sums; the scaler skips the weights' step, and so do the thresholds.
         finite = torch.isfinite(self.stats[:, TASK])
         active = torch.tensor(ready, device=self.stats.device) & finite & finite.all()
@@ -83,9 +88,14 @@ class ThresholdPruning(WeightPruning):
 
     def highest_thresholds(self) -> Tensor:
         """What ``thresholds`` may not exceed, [layers]: of nearly empty layers what leaves their floor, else inf."""
-        least = zip(self.units.targets, self.units.floors, self.stats[:, KEPT].tolist(), strict=True)
-        near = [budget.largest_threshold(t.param, n) if kept < _NEARLY_EMPTY * n else None for t, n, kept in least]
-        return torch.stack([self.stats.new_tensor(torch.inf) if tau is None else tau for tau in near]).float()
+        highest = torch.full((len(self.stats),), torch.inf, device=self.stats.device)
+        floors, kept, weights = self.units.floors, self.stats[:, KEPT].tolist(), self.units.weights()
+        near = [i for i, n in enumerate(floors) if kept[i] < _NEARLY_EMPTY * n]
+        if near:
+            highest[near] = budget.largest_thresholds(
+                [weights[i] for i in near], [floors[i] for i in near], self.units.shards
+            )
+        return highest
 
     def score(self, units: WeightUnits) -> Tensor:
         """``w²/τ``: the budget's cut through it is one common factor on all thresholds."""
@@ -99,13 +109,13 @@ class ThresholdPruning(WeightPruning):
             return super().final_masks(score, early)
         weights: Sequence[Tensor] = self.units.weights()
         by_threshold = [w.square() > tau for w, tau in zip(weights, self.thresholds(), strict=True)]
-        return budget.at_least(by_threshold, weights, self.units.floors)
+        return budget.at_least(by_threshold, weights, self.units.floors, self.units.shards)
 
     def layer_zeros(self) -> list[int]:
         if self.stage != "soft":
             return super().layer_zeros()
-        pairs = zip(self.units.targets, self.thresholds(), strict=True)
-        return [int((t.param.detach().float().square() <= tau).sum()) for t, tau in pairs]
+        pairs = zip(self.units.weights(), self.thresholds(), strict=True)
+        return self.units.count([w.square() <= tau for w, tau in pairs])
 
     def kept(self) -> Tensor:
         if self.stage != "soft":
