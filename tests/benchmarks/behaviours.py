@@ -83,7 +83,12 @@ def page(rows: Mapping[Key, Mapping[str, Any]], situations: Sequence[str], metho
         cells = [rows[name, m]["verdict"] if (name, m) in rows else "–" for m in methods]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     counts = {v: sum(row["verdict"] == v for row in rows.values()) for v in ("ok", "refused", "told", "FAILED")}
-    lines += ["", f"{len(rows)} cells: " + ", ".join(f"{n} {v}" for v, n in counts.items()) + ".", "", "## What was said"]
+    lines += [
+        "",
+        f"{len(rows)} cells: " + ", ".join(f"{n} {v}" for v, n in counts.items()) + ".",
+        "",
+        "## What was said",
+    ]
     for name in situations:
         words: dict[str, list[str]] = {}
         for method in methods:

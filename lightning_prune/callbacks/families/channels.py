@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -15,10 +16,13 @@ from torch.utils import _pytree as pytree
 
 from lightning_prune.callbacks import calibrate
 from lightning_prune.callbacks.checkpoint import ShapeHooks, note_shapes
+from lightning_prune.callbacks.families.begun import Begun
+from lightning_prune.callbacks.families.readers import Readers, may_be_read
 from lightning_prune.callbacks.families.zeros import warn_if_zeros_are_free
 from lightning_prune.callbacks.guard import check_launcher
 from lightning_prune.callbacks.lifecycle import PruningCallback
 from lightning_prune.callbacks.logs import PHASES, by_reason, log_latency, log_selection, tell_removed
+from lightning_prune.callbacks.method import PruningMethod
 from lightning_prune.callbacks.options import check_channel_options
 from lightning_prune.callbacks.phases import Duration, training_length
 from lightning_prune.callbacks.step import trained_by
@@ -123,7 +127,8 @@ class ChannelPruning(PruningCallback):
         self.pruned: Pruned | None = None
         self.example: Arguments | None = None
         self.left: dict[str, Tensor] = {}  # parameters that did not train when the phase began
-        self._begun: dict[str, Any] = {}  # what holds from there on: the path of the network, and their names
+        self._readers = Readers()
+        self._begun: Begun | None = None
         self._share: float | None = None  # of the MACs, that meets a latency target
         self.numbers: dict[str, float] = {"macs": 1.0, "params": 1.0, "channels": 1.0}
 
@@ -165,7 +170,7 @@ class ChannelPruning(PruningCallback):
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         """Trace the network on this batch's input, or on one of the shapes that a checkpoint names."""
-        name = self._begun.get("network", self.network_name)
+        name = self._begun.network if self._begun is not None else self.network_name
         self.root = network = find_network(pl_module, name, self.averages.parameters())
         if batch is not None:
             self.example = calibrate.network_input(trainer, pl_module, network, batch, self.calibration_forward)
@@ -173,21 +178,28 @@ class ChannelPruning(PruningCallback):
             self.example = pytree.tree_map_only(Tensor, lambda t: t.to(pl_module.device), self.example)
         options = {k: v for k, v in self.surgery.items() if k != "form"}
         graph = ChannelGraph.trace(network, self.example, **options)
-        trains, before = trained_by(trainer.optimizers), self._begun.get("left")
-        for name, p in network.named_parameters(remove_duplicate=False) if not self.prune_frozen else ():
-            if 0 in graph.axes.get(name, {}) and (not trains(p) if before is None else name in before):
-                self.left[name] = p
-        self._begun = {"network": next(n for n, m in pl_module.named_modules() if m is network), "left": [*self.left]}
+        if self._begun is None:
+            trains = (lambda p: True) if self.prune_frozen else trained_by(trainer.optimizers)
+            self._begun = Begun.now(pl_module, network, graph, trains, self._readers)
+        self.left = self._begun.parameters(network)
         held = {id(p) for p in self.left.values()}
         self.units = ChannelUnits.of(
-            network, graph, exclude=self.exclude, scales_only=self.scales_only, trains=lambda p: id(p) not in held
-        )
+            network, graph, exclude=self.exclude, scales_only=self.scales_only, trains=lambda p: id(p) not in held,
+            stay=self._begun.reasons(),
+        )  # fmt: skip
         for line in by_reason((n, why) for n, why in self.units.frozen.items() if why != "the network's output"):
             self.monitor.warn_once(line, f"{type(self).__name__} leaves whole {line}.")
         self.selector = Selector(
             self.units, rule=self.rule, budget=self.budget, delta=self.delta, min_channels=self.min_keep,
             divisor=self.divisor, form=self.surgery.get("form", "auto"),
         )  # fmt: skip
+
+    def ready(self, pl_module: LightningModule) -> bool:
+        return self.seen > 0 or self.stage != "dense" or not may_be_read(pl_module, self.root)
+
+    def before_backward(self, pl_module: LightningModule, loss: Tensor) -> None:
+        if self.stage == "dense":
+            self._readers.see(pl_module, loss)
 
     def rehearse(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         calibrate.network_input(trainer, pl_module, self.root, batch, self.calibration_forward)
@@ -252,6 +264,11 @@ class ChannelPruning(PruningCallback):
         tell_removed(type(self).__name__, self.numbers, branch_names(self.pruned.plan))
         return True
 
+    def watched(self) -> Sequence[nn.Parameter]:
+        """Those of the network, if the method learns at Lightning's hooks; scores and penalties do without them."""
+        learns = any(getattr(type(self), n) is not getattr(PruningMethod, n) for n in ("gates", "before_step"))
+        return [*self.root.parameters()] if learns and self.stage != "pruned" else []
+
     def release(self, pl_module: LightningModule) -> None:
         detach(pl_module)
         self._hooks.release()
@@ -279,16 +296,20 @@ class ChannelPruning(PruningCallback):
 
     def state(self) -> dict[str, Any]:
         state: dict[str, Any] = {"numbers": dict(self.numbers)}
+        if self.stage == "dense":
+            state["meets"] = dict(self._readers.meets)
         if self.stage == "soft":  # the plan stands beside the weights, see `note_shapes`
             shapes = pytree.tree_map_only(Tensor, shape_only, self.example)
-            state |= {"example": tuple(shapes), "share": self._share} | self._begun
+            state |= {"example": tuple(shapes), "share": self._share} | asdict(self._begun)  # type: ignore[arg-type]
         return state
 
     def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
         self.numbers = dict(state["numbers"])
         self.example = Arguments(*state["example"]) if state.get("example") else None
         self._share = state.get("share")
-        self._begun = {name: state[name] for name in ("network", "left") if name in state}
+        self._readers.meets = dict(state.get("meets", {}))
+        if "network" in state:
+            self._begun = Begun(state["network"], list(state["left"]), dict(state["read"]))
 
     def save(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         note_shapes(pl_module, checkpoint)

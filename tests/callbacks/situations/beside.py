@@ -60,6 +60,13 @@ class Sized(Toy):
     def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(samples(), self.batch_size)
 
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(samples(32, seed=1), 16)
+
+
+class Second(LTPCallback):
+    """Another callback that zeroes weights."""
+
 
 def stopping(folder: Path) -> list[lightning.Callback]:
     return [EarlyStopping("score", mode="max", patience=2)]
@@ -95,13 +102,11 @@ SITUATIONS: dict[str, Situation] = {
         beside=lambda _: [LearningRateFinder(num_training_steps=4)], ours_last=True
     ),
     "Tuner.lr_find": Situation(drive=tuned),
-    "BatchSizeFinder": Situation(
-        Sized, beside=lambda _: [BatchSizeFinder(max_trials=2, steps_per_trial=1)], data=dict
-    ),
+    "BatchSizeFinder": Situation(Sized, beside=lambda _: [BatchSizeFinder(max_trials=2, steps_per_trial=1)], data=dict),
     "BackboneFinetuning": Situation(Transfer, beside=lambda _: [unfreezing(1)], network="backbone"),
     "distillation": Situation(beside=lambda folder: [DistillationCallback(alpha=0.5, teacher_dir=str(folder))]),
     "a second one that prunes weights": Situation(
-        beside=lambda _: [LTPCallback(target_sparsity=0.5, warmup=1, sparsify=1)],
+        beside=lambda _: [Second(target_sparsity=0.5, warmup=1, sparsify=1)],
         refused={
             "channels": r"would begin after batch 8, but channels are removed after batch 24",
             "all": r"cannot prune in the same fit",

@@ -70,12 +70,13 @@ class Watch(lightning.Callback):
     def __init__(self, cell: Cell) -> None:
         self.cell, self.after = cell, dict[str, Tensor]()
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-        stage = self.cell.callback.stage
-        if stage == "pruned" and not self.after:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        if self.cell.callback.stage == "pruned" and not self.after:
             self.after = {n: p.detach().clone() for n, p in self.cell.net.named_parameters()}
-        if stage == "soft" and stage not in self.cell.checkpoints:
-            self._save(trainer, stage)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        if self.cell.callback.stage == "soft" and "soft" not in self.cell.checkpoints:
+            self._save(trainer, "soft")
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if self.cell.callback.stage == "pruned":

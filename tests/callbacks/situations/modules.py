@@ -22,7 +22,9 @@ class Optimized(Toy):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make(self.parameters())
-        return optimizer if self.schedule is None else {"optimizer": optimizer, "lr_scheduler": self.schedule(optimizer)}
+        return (
+            optimizer if self.schedule is None else {"optimizer": optimizer, "lr_scheduler": self.schedule(optimizer)}
+        )
 
 
 def plateau(optimizer: Any) -> dict[str, Any]:

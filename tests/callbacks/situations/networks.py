@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.callbacks.situations import modules
@@ -29,11 +30,23 @@ def compiled_before(cell: Cell) -> None:
     cell.trainer().fit(module, **cell.situation.data())
 
 
-class Checkpointed(Toy):
+class Twice(nn.Module):
     """Computes its maps again in the backward pass."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.net[6:](checkpoint(self.net[:6], x, use_reentrant=False))
+    def __init__(self, layers: nn.Sequential) -> None:
+        super().__init__()
+        self.maps, self.rest = layers[:6], layers[6:]
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.rest(checkpoint(self.maps, x, use_reentrant=False))
+
+
+class Checkpointed(Toy):
+    """Holds such a network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Twice(self.net)
 
 
 SITUATIONS: dict[str, Situation] = {
@@ -49,7 +62,13 @@ SITUATIONS: dict[str, Situation] = {
     "a teacher in the module": Situation(modules.Taught),
     "a teacher of the same architecture": Situation(WithTeacher),
     "a GAN": Situation(modules.Gan, network="net", refused=BY_HAND),
-    "heads that training_step alone calls": Situation(modules.Reads, network="net"),
+    "a head that training_step alone calls": Situation(modules.Reads, options={"weights": {"include": ["net.*"]}}),
+    "a head beside the network named, no warm-up": Situation(
+        modules.Reads, network="net", options={"all": {"warmup": 0}}
+    ),
+    "heads that read all channels": Situation(
+        modules.Projects, network="net", told={"channels": r"read by features.weight outside of forward"}
+    ),
     "steps that return None": Situation(modules.Skips),
     "a loss that is NaN": Situation(modules.Diverges, told={"all": r"DivergenceError: The training has diverged"}),
 }

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-import torch
 from torch.utils.data import DataLoader
 
 from tests.callbacks.situations.cell import Situation
-from tests.toy import loaders, samples
+from tests.toy import samples
 
 NO_LENGTH = {"all": r"PhaseError: The training has no known length .* Set max_steps"}
 
@@ -26,17 +25,21 @@ SITUATIONS: dict[str, Situation] = {
         trainer=lambda: {"max_epochs": -1, "max_steps": 30}, options={"all": {"warmup": 0.2, "sparsify": 0.4}}
     ),
     "max_time and epochs": Situation(trainer=lambda: {"max_time": timedelta(hours=1)}),
-    "max_time alone": Situation(
-        trainer=lambda: {"max_epochs": -1, "max_time": timedelta(hours=1)}, refused=NO_LENGTH
-    ),
+    "max_time alone": Situation(trainer=lambda: {"max_epochs": -1, "max_time": timedelta(hours=1)}, refused=NO_LENGTH),
     "overfit_batches": Situation(trainer=lambda: {"overfit_batches": 4}, data=unshuffled),
     "reload_dataloaders_every_n_epochs": Situation(trainer=lambda: {"reload_dataloaders_every_n_epochs": 1}),
     "val_check_interval": Situation(trainer=lambda: {"val_check_interval": 3}),
     "check_val_every_n_epoch": Situation(trainer=lambda: {"check_val_every_n_epoch": 2}),
     "sanity check": Situation(trainer=lambda: {"num_sanity_val_steps": 1}),
     "barebones": Situation(
-        trainer=lambda: {"barebones": True, "enable_checkpointing": None, "logger": None, "log_every_n_steps": None,
-                         "enable_progress_bar": None, "enable_model_summary": None}
+        trainer=lambda: {
+            "barebones": True,
+            "enable_checkpointing": None,
+            "logger": None,
+            "log_every_n_steps": None,
+            "enable_progress_bar": None,
+            "enable_model_summary": None,
+        }
     ),
     "detect_anomaly": Situation(trainer=lambda: {"detect_anomaly": True}),
     "inference_mode off": Situation(trainer=lambda: {"inference_mode": False}),

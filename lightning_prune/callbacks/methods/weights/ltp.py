@@ -266,10 +266,10 @@ def _fans(target: Target) -> tuple[int, int]:
 
 def _variances(weights: Sequence[Tensor], numels: Tensor) -> Tensor:
     """Var|w| of each layer, float32 [layers]."""
-    absolute = torch.stack([kernels.chunked_sum(w, torch.abs) for w in weights])
+    absolute = torch.stack([kernels.chunked_sum(w, torch.abs) for w in weights]).float()
     return ltp.variance_of_magnitude(numels, absolute, _squares(weights))
 
 
 def _squares(weights: Sequence[Tensor]) -> Tensor:
     """Σ w² of each layer, float32 [layers]."""
-    return torch.stack([kernels.chunked_sum(w, torch.square) for w in weights])
+    return torch.stack([kernels.chunked_sum(w, torch.square) for w in weights]).float()

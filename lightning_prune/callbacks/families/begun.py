@@ -1,0 +1,58 @@
+"""What is decided when channels begin to be scored, and holds from there on, in a resumed run too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from lightning_prune.callbacks.families.readers import Readers
+from lightning_prune.channels.graph.graph import ChannelGraph
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Of one fit.
+
+    Attributes:
+        network: path of the network in the LightningModule.
+        left: names of its parameters with channels that did not train.
+        read: {name of its parameter: who reads its output channels outside of forward}.
+    """
+
+    network: str
+    left: list[str]
+    read: dict[str, str]
+
+    @classmethod
+    def now(
+        cls,
+        module: nn.Module,
+        network: nn.Module,
+        graph: ChannelGraph,
+        trains: Callable[[Tensor], bool],
+        readers: Readers,
+    ) -> Begun:
+        """As the phase begins.
+
+        Args:
+            module: the LightningModule.
+            network: a part of it, which the graph was traced from.
+            graph: its channel graph.
+            trains: whether a parameter does.
+            readers: what losses have shown so far.
+        """
+        path = next(name for name, part in module.named_modules() if part is network)
+        named = network.named_parameters(remove_duplicate=False)
+        left = [name for name, p in named if 0 in graph.axes.get(name, {}) and not trains(p)]
+        return cls(path, left, readers.of(module, network, graph))
+
+    def parameters(self, network: nn.Module) -> dict[str, Tensor]:
+        """Those that did not train, by name."""
+        named = dict(network.named_parameters(remove_duplicate=False))
+        return {name: named[name] for name in self.left if name in named}
+
+    def reasons(self) -> dict[str, str]:
+        """{name of a parameter whose channels stay for what reads them: why}."""
+        return {name: f"read by {reader} outside of forward" for name, reader in self.read.items()}
