@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_prune.callbacks.families.readers import Readers
+from lightning_prune.callbacks.families.readers import Readers, may_be_read
+from lightning_prune.callbacks.lifecycle import PruningCallback
+from lightning_prune.callbacks.method import PruningMethod
 from lightning_prune.channels.graph.graph import ChannelGraph
 
 
@@ -56,3 +60,34 @@ class Begun:
     def reasons(self) -> dict[str, str]:
         """{name of a parameter whose channels stay for what reads them: why}."""
         return {name: f"read by {reader} outside of forward" for name, reader in self.read.items()}
+
+
+class PhaseOfOneNetwork(PruningCallback):
+    """The part of `ChannelPruning` that looks beyond the network's `forward`: who else reads it, whose steps count."""
+
+    def reset(self) -> None:
+        super().reset()
+        self._readers = Readers()
+        self._begun: Begun | None = None
+
+    def ready(self, pl_module: LightningModule) -> bool:
+        return self.seen > 0 or self.stage != "dense" or not may_be_read(pl_module, self.root)
+
+    def before_backward(self, pl_module: LightningModule, loss: Tensor) -> None:
+        if self.stage == "dense":
+            self._readers.see(pl_module, loss)
+
+    def watched(self) -> Sequence[nn.Parameter]:
+        """Those of the network, if the method learns at Lightning's hooks; scores and penalties do without them."""
+        learns = any(getattr(type(self), n) is not getattr(PruningMethod, n) for n in ("gates", "before_step"))
+        return [*self.root.parameters()] if learns and self.stage != "pruned" else []
+
+    def state(self) -> dict[str, Any]:
+        if self.stage == "dense":
+            return {"meets": dict(self._readers.meets)}
+        return asdict(self._begun) if self.stage == "soft" and self._begun is not None else {}
+
+    def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
+        self._readers.meets = dict(state.get("meets", {}))
+        if "network" in state:
+            self._begun = Begun(state["network"], list(state["left"]), dict(state["read"]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -16,13 +15,10 @@ from torch.utils import _pytree as pytree
 
 from lightning_prune.callbacks import calibrate
 from lightning_prune.callbacks.checkpoint import ShapeHooks, note_shapes
-from lightning_prune.callbacks.families.begun import Begun
-from lightning_prune.callbacks.families.readers import Readers, may_be_read
+from lightning_prune.callbacks.families.begun import Begun, PhaseOfOneNetwork
 from lightning_prune.callbacks.families.zeros import warn_if_zeros_are_free
 from lightning_prune.callbacks.guard import check_launcher
-from lightning_prune.callbacks.lifecycle import PruningCallback
 from lightning_prune.callbacks.logs import PHASES, by_reason, log_latency, log_selection, tell_removed
-from lightning_prune.callbacks.method import PruningMethod
 from lightning_prune.callbacks.options import check_channel_options
 from lightning_prune.callbacks.phases import Duration, training_length
 from lightning_prune.callbacks.step import trained_by
@@ -48,7 +44,7 @@ from lightning_prune.support.tensors import shape_only
 _SELECTIONS = 8  # times in the phase, at least, that the channels are selected anew
 
 
-class ChannelPruning(PruningCallback):
+class ChannelPruning(PhaseOfOneNetwork):
     """Base of the methods that remove channels. A subclass gives ``score(units) -> [groups]`` and what else it needs.
 
     `ChannelUnits.aggregate` makes scores of groups from values of channels; a group of score +inf stays. Names of gates
@@ -127,8 +123,6 @@ class ChannelPruning(PruningCallback):
         self.pruned: Pruned | None = None
         self.example: Arguments | None = None
         self.left: dict[str, Tensor] = {}  # parameters that did not train when the phase began
-        self._readers = Readers()
-        self._begun: Begun | None = None
         self._share: float | None = None  # of the MACs, that meets a latency target
         self.numbers: dict[str, float] = {"macs": 1.0, "params": 1.0, "channels": 1.0}
 
@@ -194,13 +188,6 @@ class ChannelPruning(PruningCallback):
             divisor=self.divisor, form=self.surgery.get("form", "auto"),
         )  # fmt: skip
 
-    def ready(self, pl_module: LightningModule) -> bool:
-        return self.seen > 0 or self.stage != "dense" or not may_be_read(pl_module, self.root)
-
-    def before_backward(self, pl_module: LightningModule, loss: Tensor) -> None:
-        if self.stage == "dense":
-            self._readers.see(pl_module, loss)
-
     def rehearse(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         calibrate.network_input(trainer, pl_module, self.root, batch, self.calibration_forward)
 
@@ -264,11 +251,6 @@ class ChannelPruning(PruningCallback):
         tell_removed(type(self).__name__, self.numbers, branch_names(self.pruned.plan))
         return True
 
-    def watched(self) -> Sequence[nn.Parameter]:
-        """Those of the network, if the method learns at Lightning's hooks; scores and penalties do without them."""
-        learns = any(getattr(type(self), n) is not getattr(PruningMethod, n) for n in ("gates", "before_step"))
-        return [*self.root.parameters()] if learns and self.stage != "pruned" else []
-
     def release(self, pl_module: LightningModule) -> None:
         detach(pl_module)
         self._hooks.release()
@@ -295,21 +277,17 @@ class ChannelPruning(PruningCallback):
         self.monitor.removal(trainer, soft, hard, gap, self.recalibrate_batches, advice)
 
     def state(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"numbers": dict(self.numbers)}
-        if self.stage == "dense":
-            state["meets"] = dict(self._readers.meets)
+        state: dict[str, Any] = super().state() | {"numbers": dict(self.numbers)}
         if self.stage == "soft":  # the plan stands beside the weights, see `note_shapes`
             shapes = pytree.tree_map_only(Tensor, shape_only, self.example)
-            state |= {"example": tuple(shapes), "share": self._share} | asdict(self._begun)  # type: ignore[arg-type]
+            state |= {"example": tuple(shapes), "share": self._share}
         return state
 
     def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
+        super().restore(pl_module, state)
         self.numbers = dict(state["numbers"])
         self.example = Arguments(*state["example"]) if state.get("example") else None
         self._share = state.get("share")
-        self._readers.meets = dict(state.get("meets", {}))
-        if "network" in state:
-            self._begun = Begun(state["network"], list(state["left"]), dict(state["read"]))
 
     def save(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         note_shapes(pl_module, checkpoint)
