@@ -26,7 +26,7 @@ import torch
 from tests.benchmarks.bench.command import RESULTS
 from tests.benchmarks.bench.runs import Locked, circumstances
 from tests.callbacks.methods import METHODS
-from tests.callbacks.situations import SITUATIONS
+from tests.callbacks.situations import SITUATIONS, rotating
 from tests.callbacks.situations.cell import judge
 
 Key = tuple[str, str]  # situation, method
@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="page to write")
     args = parser.parse_args()
     keys = [(situation, method) for situation in args.situations for method in args.methods]
+    keys.sort(key=lambda key: key not in rotating())  # those of the default suite first
     before = known(args.results)
     wanted = [key for key in keys if before.get(key, {}).get("verdict", "FAILED") == "FAILED"]
     work = [(key, str(args.results)) for key in wanted] if not args.known else []

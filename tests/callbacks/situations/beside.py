@@ -58,7 +58,7 @@ class Sized(Toy):
         self.batch_size = 2
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(samples(), self.batch_size)
+        return DataLoader(samples(32), self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(samples(32, seed=1), 16)
@@ -108,7 +108,7 @@ SITUATIONS: dict[str, Situation] = {
     "a second one that prunes weights": Situation(
         beside=lambda _: [Second(target_sparsity=0.5, warmup=1, sparsify=1)],
         refused={
-            "channels": r"would begin after batch 8, but channels are removed after batch 24",
+            "channels": r"would begin after batch 4, but channels are removed after batch 12",
             "all": r"cannot prune in the same fit",
         },
     ),

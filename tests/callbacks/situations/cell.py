@@ -19,7 +19,7 @@ from lightning_prune import PruningCallback, take_shapes
 from tests.callbacks.methods import METHODS, STEPS, check_budget, removes_channels, target
 from tests.toy import Toy, loaders, ours_left_on, samples, trainer
 
-# 8 batches an epoch: the sparsify phase begins at 8 and ends at 24 of 32.
+# 4 batches an epoch: the sparsify phase begins after 4 and ends after 12 of 16.
 PHASES: dict[str, Any] = {"warmup": 1, "sparsify": 2, "recalibrate_batches": 2}
 EPOCHS = 4
 
@@ -56,7 +56,7 @@ class Situation:
     ours_last: bool = False
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     network: str | None = None
-    data: Callable[[], dict[str, Any]] = loaders
+    data: Callable[[], dict[str, Any]] = lambda: loaders(n=32)
     drive: Callable[[Cell], None] = lambda cell: cell.fit()
     refused: Mapping[str, str] = field(default_factory=dict)
     told: Mapping[str, str] = field(default_factory=dict)

@@ -20,17 +20,17 @@ class Known(IterableDataset[Any]):
     """The samples, with a length."""
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(samples())
+        return iter(samples(32))
 
     def __len__(self) -> int:
-        return 64
+        return 32
 
 
 class Module(lightning.LightningDataModule):
     """The same loaders from a data module."""
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return loaders()["train_dataloaders"]
+        return loaders(n=32)["train_dataloaders"]
 
     def val_dataloader(self) -> DataLoader[Any]:
         return loaders()["val_dataloaders"]
@@ -40,7 +40,7 @@ def two(container: Any) -> Situation:
     """Two loaders of different length."""
 
     def data() -> dict[str, Any]:
-        one, other = loaders()["train_dataloaders"], loaders(n=32)["train_dataloaders"]
+        one, other = loaders(n=32)["train_dataloaders"], loaders(n=16)["train_dataloaders"]
         return {"train_dataloaders": container(one, other)}
 
     return Situation(modules.Guessed, data=data)
@@ -53,12 +53,12 @@ SITUATIONS: dict[str, Situation] = {
     "iterable data with a length": Situation(data=lambda: {"train_dataloaders": DataLoader(Known(), 8)} | VAL),
     "iterable data without a length": Situation(
         data=lambda: {"train_dataloaders": DataLoader(Stream(), 8)} | VAL,
-        trainer=lambda: {"max_epochs": -1, "max_steps": 30, "val_check_interval": 8},
+        trainer=lambda: {"max_epochs": -1, "max_steps": 16, "val_check_interval": 4},
         options={"all": {"warmup": 0.2, "sparsify": 0.5}},
     ),
     "iterable data without a length, epochs alone": Situation(
         data=lambda: {"train_dataloaders": DataLoader(Stream(), 8)} | VAL,
-        trainer=lambda: {"val_check_interval": 8},
+        trainer=lambda: {"val_check_interval": 4},
         refused={"all": r"PhaseError: The training has no known length .* Set max_steps"},
     ),
     "a data module": Situation(data=lambda: {"datamodule": Module()}),

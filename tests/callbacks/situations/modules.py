@@ -192,7 +192,7 @@ class Diverges(Toy):
 
     def training_step(self, batch: Any, batch_idx: int) -> STEP_OUTPUT:
         loss: Any = super().training_step(batch, batch_idx)
-        return loss * torch.nan if self.global_step >= 12 else loss
+        return loss * torch.nan if self.global_step >= 6 else loss
 
 
 class Scored(Toy):

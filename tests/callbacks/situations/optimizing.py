@@ -12,7 +12,7 @@ from tests.callbacks.situations import modules
 from tests.callbacks.situations.cell import Situation
 from tests.callbacks.test_gradients import Manual as ByHand
 from tests.callbacks.test_gradients import TwoOptimizers
-from tests.callbacks.test_refused import Lbfgs, Raw
+from tests.callbacks.test_refused import Raw
 from tests.toy import Toy
 
 BY_HAND = {"steps": r"optimizes by hand .* nobody would read"}
@@ -41,7 +41,7 @@ SITUATIONS: dict[str, Situation] = {
     "Adafactor": Situation(lambda: modules.Optimized(partial(torch.optim.Adafactor, lr=0.05))),
     "Muon and SGD by hand": Situation(modules.MuonAndSGD, refused=BY_HAND),
     "timm's Muon": Situation(lambda: modules.Optimized(modules.timm_muon)),
-    "LBFGS": Situation(Lbfgs, refused=LBFGS),
+    "LBFGS": Situation(lambda: modules.Optimized(torch.optim.LBFGS), refused=LBFGS),
     "AdamW and OneCycle": Situation(lambda: Toy(optimizer="adamw")),
     "SGD and OneCycle": Situation(lambda: modules.Optimized(sgd, modules.one_cycle)),
     "ReduceLROnPlateau": Situation(lambda: modules.Optimized(sgd, modules.plateau)),

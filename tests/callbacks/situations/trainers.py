@@ -13,20 +13,23 @@ NO_LENGTH = {"all": r"PhaseError: The training has no known length .* Set max_st
 
 
 def unshuffled() -> dict[str, DataLoader[object]]:
-    return {"train_dataloaders": DataLoader(samples(), 8), "val_dataloaders": DataLoader(samples(32, seed=1), 16)}
+    return {"train_dataloaders": DataLoader(samples(32), 8), "val_dataloaders": DataLoader(samples(32, seed=1), 16)}
 
 
 SITUATIONS: dict[str, Situation] = {
     "fast_dev_run": Situation(trainer=lambda: {"fast_dev_run": 4}),
-    "limits in batches": Situation(trainer=lambda: {"limit_train_batches": 4, "limit_val_batches": 1}),
+    "limits in batches": Situation(trainer=lambda: {"limit_train_batches": 2, "limit_val_batches": 1}),
     "limits as shares": Situation(trainer=lambda: {"limit_train_batches": 0.5, "limit_val_batches": 0.5}),
     "no validation": Situation(trainer=lambda: {"limit_val_batches": 0}),
     "max_steps": Situation(
-        trainer=lambda: {"max_epochs": -1, "max_steps": 30}, options={"all": {"warmup": 0.2, "sparsify": 0.4}}
+        trainer=lambda: {"max_epochs": -1, "max_steps": 16}, options={"all": {"warmup": 0.2, "sparsify": 0.4}}
+    ),
+    "less than an epoch": Situation(
+        trainer=lambda: {"max_epochs": -1, "max_steps": 3}, options={"all": {"warmup": 0, "sparsify": "2 steps"}}
     ),
     "max_time and epochs": Situation(trainer=lambda: {"max_time": timedelta(hours=1)}),
     "max_time alone": Situation(trainer=lambda: {"max_epochs": -1, "max_time": timedelta(hours=1)}, refused=NO_LENGTH),
-    "overfit_batches": Situation(trainer=lambda: {"overfit_batches": 4}, data=unshuffled),
+    "overfit_batches": Situation(trainer=lambda: {"overfit_batches": 2}, data=unshuffled),
     "reload_dataloaders_every_n_epochs": Situation(trainer=lambda: {"reload_dataloaders_every_n_epochs": 1}),
     "val_check_interval": Situation(trainer=lambda: {"val_check_interval": 3}),
     "check_val_every_n_epoch": Situation(trainer=lambda: {"check_val_every_n_epoch": 2}),

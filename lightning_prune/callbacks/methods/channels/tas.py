@@ -188,8 +188,9 @@ class TASCallback(ChannelPruning):
     def macs_loss(self) -> Tensor:
         """What the present widths cost, differentiable in the logits."""
         free = self._layer >= 0
-        used = torch.ones(len(free), device=free.device)
-        used[free] = self.widths.stays(self._layer[free], self._rank[free])
+        stays = self.widths.stays(self._layer[free], self._rank[free])
+        used = stays.new_ones(len(free))  # in a step of a true half precision, the default dtype is another
+        used[free] = stays
         best = torch.tensor(self.widths.best(), device=free.device)
         likely = torch.where(free, (self._rank < best[self._layer.clamp_min(0)]).to(used.dtype), 1.0)
         expected = self._macs(used)
