@@ -71,7 +71,9 @@ class PhaseOfOneNetwork(PruningCallback):
         self._begun: Begun | None = None
 
     def ready(self, pl_module: LightningModule) -> bool:
-        return self.seen > 0 or self.stage != "dense" or not may_be_read(pl_module, self.root)
+        assert self.phases is not None
+        # Who else reads the network shows in the first loss; a training of one batch cannot wait for it.
+        return self.seen > 0 or self.stage != "dense" or self.phases.total <= 1 or not may_be_read(pl_module, self.root)
 
     def before_backward(self, pl_module: LightningModule, loss: Tensor) -> None:
         if self.stage == "dense":
