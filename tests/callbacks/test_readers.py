@@ -43,6 +43,15 @@ def test_what_forward_calls_is_no_head(module: Any) -> None:
     assert read(module, module) == {}
 
 
+def test_a_frozen_convolution_ends_the_search() -> None:
+    """Its norm trains: what the head reads is behind it, and not the first layer before it, frozen or not."""
+    module = Reads()
+    module.net[3].requires_grad_(False)
+    assert read(module, module).keys() == {"net.4.weight", "net.4.bias"}
+    module.net[0].requires_grad_(False)
+    assert read(module, module).keys() == {"net.4.weight", "net.4.bias"}
+
+
 class Sequences(Toy):
     """A linear layer over positions, whose loss goes through transposes, a norm of length and a product."""
 

@@ -30,7 +30,7 @@ class Readers:
 
     def __init__(self) -> None:
         self.meets: dict[str, list[str]] = {}
-        self._looked = 0
+        self._looked, self._training = 0, set[str]()
 
     def see(self, module: nn.Module, loss: Tensor) -> None:
         """Follow a loss back to the parameters of a LightningModule.
@@ -38,6 +38,8 @@ class Readers:
         Nothing is done once each parameter that trains has been met, or after a number of losses.
         """
         names = {id(p): name for name, p in module.named_parameters() if p.requires_grad}
+        if not self._training >= set(names.values()):  # more trains than before: a layer was thawed
+            self._looked, self._training = 0, set(names.values())
         if self._looked >= _LOSSES or self.meets.keys() >= set(names.values()):
             return
         self._looked += 1
@@ -108,8 +110,9 @@ def _nodes(root: Any) -> list[Any]:
 def _leaves(node: Any, names: Mapping[int, str], made_of: Mapping[Any, set[str] | None]) -> set[str] | None:
     if hasattr(node, "variable"):
         return {names[id(node.variable)]} if id(node.variable) in names else None
-    if node.name().startswith(_MIXING) and (None, 0) in node.next_functions:
-        return None  # of data, which have no node
+    above = node.next_functions
+    if above[:1] == ((None, 0),) or (node.name().startswith(_MIXING) and (None, 0) in above):
+        return None  # of data, or of what is made of data and does not train: they have no node
     parts = [made_of[child] for child, _ in node.next_functions if child is not None]
     return None if not parts or None in parts else set().union(*(part for part in parts if part is not None))
 
@@ -124,7 +127,8 @@ def _rows(node: Any, made_of: Mapping[Any, set[str] | None], everything: Collect
         if node.name().startswith("CompiledFunction") and 2 * len(weights) >= len(everything):
             continue  # a whole network: what leaves it is its output
         found |= weights
-        mixes = weights and node.name().startswith(_MIXING)
+        # One whose weight is frozen has no node for it: its channels stay for that, or it is met anew when it thaws.
+        mixes = node.name().startswith(_MIXING) and (weights or (None, 0) in node.next_functions)
         fresh = [c for c in children if made_of[c] is None and c not in seen] if not mixes else []
         seen.update(fresh)
         stack += fresh
