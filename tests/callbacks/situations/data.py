@@ -43,7 +43,10 @@ def two(container: Any) -> Situation:
         one, other = loaders(n=32)["train_dataloaders"], loaders(n=16)["train_dataloaders"]
         return {"train_dataloaders": container(one, other)}
 
-    return Situation(modules.Guessed, data=data)
+    # Nobody can tell which labels are those of the outputs: methods with losses of their own want to be told.
+    unknown = dict.fromkeys(["tas", "taylor"], r"no loss is known .* labels of NoneType")
+    unknown["anp-vs"] = r"an attack moves the first element of a batch"
+    return Situation(modules.Guessed, data=data, refused=unknown)
 
 
 SITUATIONS: dict[str, Situation] = {

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
+from lightning_prune.callbacks import calibrate
 from lightning_prune.callbacks.families.channels import ChannelPruning
 from lightning_prune.callbacks.held_out import HeldOut, first_loader
 from lightning_prune.callbacks.options import options_of
@@ -171,6 +172,11 @@ class TASCallback(ChannelPruning):
     def loss(self, output: Any, labels: Tensor | None) -> Tensor:
         """The task's loss on an output of `calibration_forward`; override for tasks that `task_loss` does not know."""
         return task_loss(output, labels)
+
+    def rehearse(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        super().rehearse(trainer, pl_module, batch)
+        if self.held_out is None and first_loader(trainer.val_dataloaders) is None:
+            calibrate.rehearse(trainer, pl_module, [batch], self.calibration_forward, self.loss)
 
     def train_on(self, pl_module: LightningModule, step: Callable[[Any], Any], batch: Any) -> Any:
         assert self.phases is not None
