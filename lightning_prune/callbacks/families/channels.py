@@ -17,7 +17,7 @@ from lightning_prune.callbacks import calibrate
 from lightning_prune.callbacks.checkpoint import ShapeHooks, note_shapes
 from lightning_prune.callbacks.families.begun import Begun, PhaseOfOneNetwork
 from lightning_prune.callbacks.families.zeros import warn_if_zeros_are_free
-from lightning_prune.callbacks.guard import check_launcher
+from lightning_prune.callbacks.guard import check_diverged, check_launcher
 from lightning_prune.callbacks.logs import PHASES, by_reason, log_latency, log_selection, tell_removed
 from lightning_prune.callbacks.options import check_channel_options
 from lightning_prune.callbacks.phases import Duration, training_length
@@ -221,6 +221,7 @@ class ChannelPruning(PhaseOfOneNetwork):
 
     def remove(self, trainer: Trainer, pl_module: LightningModule, early: bool) -> bool:
         assert self.selector is not None
+        check_diverged(self.root, type(self).__name__, self.seen, None)  # scores of gates may be finite all the same
         # Before the first step, norms that start at zero have not had their time.
         selection = self.select(trainer, pl_module, aim=True, removal=self.seen > 0)
         selector, self.selector = self.selector, None
