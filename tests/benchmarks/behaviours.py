@@ -86,7 +86,9 @@ def page(rows: Mapping[Key, Mapping[str, Any]], situations: Sequence[str], metho
     counts = {v: sum(row["verdict"] == v for row in rows.values()) for v in ("ok", "refused", "told", "FAILED")}
     lines += [
         "",
-        f"{len(rows)} cells: " + ", ".join(f"{n} {v}" for v, n in counts.items()) + ".",
+        f"{len(rows)} of {len(situations) * len(methods)} cells were run: "
+        + ", ".join(f"{n} {v}" for v, n in counts.items())
+        + ".",
         "",
         "## What was said",
     ]
@@ -101,7 +103,7 @@ def page(rows: Mapping[Key, Mapping[str, Any]], situations: Sequence[str], metho
     seconds = sum(row["cpu_seconds"] for row in rows.values())
     stamps = sorted({(row["date"], row["revision"], row["versions"]) for row in rows.values()})
     lines += ["", *(f"Run {date}, revision {revision}, {versions}." for date, revision, versions in stamps)]
-    return [*lines, f"All cells took {seconds / 60:.0f} minutes of CPU time."]
+    return [*lines, f"They took {seconds / 60:.0f} minutes of CPU time."]
 
 
 def main() -> None:
