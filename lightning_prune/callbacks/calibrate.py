@@ -25,6 +25,7 @@ from lightning_prune.support.modes import Arguments, mode
 from lightning_prune.support.watch import Side, watching
 
 Forward = Callable[[LightningModule, Any], "tuple[Any, Tensor | None]"]
+Loss = Callable[[Any, "Tensor | None"], Tensor]
 Note = Callable[[str, Tensor, "Tensor | None"], None]
 
 
@@ -106,15 +107,20 @@ def network_input(
 
 
 @torch.no_grad()
-def rehearse(trainer: Trainer, module: LightningModule, batches: Iterable[Any], forward: Forward) -> None:
-    """Run on some batches as calibration will.
+def rehearse(
+    trainer: Trainer, module: LightningModule, batches: Iterable[Any], forward: Forward, loss: Loss | None = None
+) -> None:
+    """Run on some batches as calibration will, and take the loss of a method that has one.
 
     Raises:
         CalibrationError: as `run`.
+        ValueError: the loss does not know the output, or has no labels.
     """
     with mode(module, False), torch.compiler.set_stance("force_eager"):
         for batch in batches:
-            run(trainer, module, batch, forward)
+            output, labels = run(trainer, module, batch, forward)
+            if loss is not None:
+                loss(output, labels)
 
 
 @torch.no_grad()

@@ -141,18 +141,19 @@ class OptimizerGuard:
         """Start; `release` stops it. masked: parameters whose gradients must go through the hooks.
 
         Raises:
-            NotImplementedError: an optimizer of those evaluates its closure several times a step (LBFGS).
+            NotImplementedError: an optimizer evaluates its closure several times a step (LBFGS).
         """
         self.release()
         wanted = {id(p) for p in masked}
         for optimizer in optimizers:
+            if isinstance(optimizer, torch.optim.LBFGS):
+                raise NotImplementedError(
+                    "LBFGS evaluates the loss several times a step, and thresholds would move in between; its history "
+                    "is one vector of all weights, which cannot follow when channels go. Use a first-order optimizer "
+                    "(SGD, AdamW, ...)."
+                )
             if any(id(p) in wanted for group in optimizer.param_groups for p in group["params"]):
                 self._watched.add(id(optimizer))
-                if isinstance(optimizer, torch.optim.LBFGS):
-                    raise NotImplementedError(
-                        "LBFGS evaluates the loss several times a step, and thresholds would move in between. "
-                        "Use a first-order optimizer (SGD, AdamW, ...)."
-                    )
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
 
     def new_batch(self) -> None:
@@ -175,7 +176,7 @@ class OptimizerGuard:
         self._on_step(optimizer)
         if id(optimizer) in self._watched and id(optimizer) not in self._announced:
             raise RuntimeError(
-                f"{type(optimizer).__name__}.step() ran without Lightning's hooks, so thresholds cannot move and "
-                "pruned weights would come back. In manual optimization step the optimizer that self.optimizers() "
-                "gives (not use_pl_optimizer=False, not one kept from configure_optimizers)."
+                f"{type(optimizer).__name__}.step() ran without Lightning's hooks, so thresholds and gates cannot move "
+                "and pruned weights would come back. In manual optimization step the optimizer that "
+                "self.optimizers() gives (not use_pl_optimizer=False, not one kept from configure_optimizers)."
             )

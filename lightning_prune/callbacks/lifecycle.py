@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks import calibrate
@@ -22,7 +23,7 @@ from lightning_prune.callbacks.method import PruningMethod
 from lightning_prune.callbacks.options import naming_near_options
 from lightning_prune.callbacks.phases import Phases, carried_over, training_length
 from lightning_prune.callbacks.step import Step, trained_by
-from lightning_prune.callbacks.trainer import count_epoch, writes_logs_now
+from lightning_prune.callbacks.trainer import beside, count_epoch, writes_logs_now
 from lightning_prune.callbacks.training_step import check_automatic, hold_step
 from lightning_prune.callbacks.turns import check_alone, phases_in_turn
 from lightning_prune.errors import CalibrationError
@@ -99,17 +100,23 @@ class PruningCallback(PruningMethod, Callback):
         assert self.phases is not None
         count_epoch(trainer)
         self._guard.new_batch()
-        if not self._rehearsed and self.stage == "dense" and self.prunes:
+        if not self._rehearsed:
             self._rehearsed = True
-            with isolate_rng():
-                self.rehearse(trainer, pl_module, batch)
-        if self.stage == "dense" and self.phases.at(self.seen) != "warmup":
+            self.averages.note(pl_module, trained_by(trainer.optimizers), beside(trainer, self))
+            if self.stage == "dense" and self.prunes:
+                with isolate_rng():
+                    self.rehearse(trainer, pl_module, batch)
+        if self.stage == "dense" and self.phases.at(self.seen) != "warmup" and self.ready(pl_module):
             self._begin(trainer, pl_module, batch)
         if self.removes_at == "batch start":
             self._remove_if_due(trainer, pl_module)
         if self.stage == "soft":
             self._expire()
             self.before_batch(trainer, pl_module)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Called before each backward pass, in manual optimization too."""
+        self.before_backward(pl_module, loss)
 
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -231,7 +238,7 @@ class PruningCallback(PruningMethod, Callback):
 
     def _remove_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.phases is not None
-        if self.stage != "pruned" and self.seen >= self.phases.prune:
+        if self.stage != "pruned" and self.seen >= self.phases.prune and self.ready(pl_module):
             if self.stage == "dense":
                 self._begin(trainer, pl_module, None)
             self._remove(trainer, pl_module)

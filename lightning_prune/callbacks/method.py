@@ -231,6 +231,13 @@ class PruningMethod:
             CalibrationError: units cannot be found or scored without it, and it does not run.
         """
 
+    def ready(self, pl_module: LightningModule) -> bool:
+        """Whether the sparsify phase may begin; one that may not yet begins with the next batch."""
+        return True
+
+    def before_backward(self, pl_module: LightningModule, loss: Tensor) -> None:
+        """Called before each backward pass that goes through Lightning."""
+
     def before_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called before each batch of the sparsify phase."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import BaseFinetuning, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
@@ -23,6 +23,16 @@ from torch.utils.data import DataLoader
 def callbacks_of(trainer: Trainer) -> list[Callback]:
     """The trainer's callbacks, in their order."""
     return list(getattr(trainer, "callbacks", ()))
+
+
+def beside(trainer: Trainer, callback: Callback) -> dict[str, Callback]:
+    """The other callbacks, by an address."""
+    return {f"callbacks[{i}]": other for i, other in enumerate(callbacks_of(trainer)) if other is not callback}
+
+
+def thaws_later(trainer: Trainer) -> bool:
+    """Whether a callback lets layers train that do not when the fit begins (BackboneFinetuning)."""
+    return any(isinstance(callback, BaseFinetuning) for callback in callbacks_of(trainer))
 
 
 def shards_parameters(trainer: Trainer) -> bool:

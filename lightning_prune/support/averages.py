@@ -2,19 +2,20 @@
 
 Lightning's averaging callbacks are asked directly. Any other copy is a module of the same class and parameters as the
 trained network or as a part that holds most of it, which no optimizer holds, and which can be reached from the
-LightningModule's attributes, through modules, lists, dicts and wrappers. A teacher of the same architecture is one as
-well; what tells an average from it is that an average moves.
+attributes of the LightningModule or of a callback, through modules, lists, dicts and wrappers. A teacher of the same
+architecture is one as well; what tells an average from it is that an average moves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.support.network import reachable
+from lightning_prune.support.network import held_by, reachable
 from lightning_prune.support.swap.class_swap import original_class
 
 
@@ -32,8 +33,16 @@ class Lookalike(NamedTuple):
     module: nn.Module
 
 
-def lookalikes(module: nn.Module, trains: Callable[[Tensor], bool]) -> list[Lookalike]:
-    """All modules that look like a part of ``module`` with at least half of what trains, and do not train."""
+def lookalikes(
+    module: nn.Module, trains: Callable[[Tensor], bool], beside: Mapping[str, object] | None = None
+) -> list[Lookalike]:
+    """All modules that look like a part of ``module`` with at least half of what trains, and do not train.
+
+    Args:
+        module: the LightningModule.
+        trains: whether a parameter does.
+        beside: objects whose public attributes are searched too, by address: callbacks.
+    """
 
     def size(part: nn.Module) -> int:
         return sum(p.numel() for p in part.parameters() if trains(p))
@@ -44,7 +53,8 @@ def lookalikes(module: nn.Module, trains: Callable[[Tensor], bool]) -> list[Look
         if 2 * size(part) >= total:
             trained.setdefault(_architecture(part), path)
     found, inside = [], set[int]()
-    for address, part in reachable(module):
+    others = (held_by(address, holder) for address, holder in (beside or {}).items())
+    for address, part in chain(reachable(module), *others):
         if id(part) in inside or any(trains(p) for p in part.parameters()):
             continue
         path = trained.get(_architecture(part))
@@ -70,10 +80,12 @@ class Averages:
         self._start: dict[str, Tensor] = {}
         self._before: set[str] = set()
 
-    def note(self, module: nn.Module, trains: Callable[[Tensor], bool]) -> None:
-        """Begin to watch the lookalikes of a LightningModule."""
-        self.all = lookalikes(module, trains)
-        self._start = {copy.address: _fingerprint(copy.module) for copy in self.all}
+    def note(
+        self, module: nn.Module, trains: Callable[[Tensor], bool], beside: Mapping[str, object] | None = None
+    ) -> None:
+        """Begin to watch the lookalikes of a LightningModule and of what stands ``beside`` it, see `lookalikes`."""
+        self.all = lookalikes(module, trains, beside)
+        self._start = {copy.address: _fingerprint(copy.module) for copy in self.all} | self._start
 
     def parameters(self) -> list[Tensor]:
         """Those of all lookalikes."""
@@ -107,7 +119,7 @@ def copies_of(
         network: a part of ``module``.
         module: the LightningModule.
         averaged: copies of the whole module, or wrappers with one as their ``module``.
-        moved: copies that are kept in the module, and so in copies of it too.
+        moved: copies that are kept in the module, and so in copies of it too, or by a callback.
     """
     path = next(path for path, part in module.named_modules() if part is network)
     wholes = [getattr(average, "module", average) for average in averaged]
@@ -115,6 +127,7 @@ def copies_of(
     for copy in moved:
         if f"{path}.".startswith(f"{copy.path}." if copy.path else ""):
             inner = path.removeprefix(copy.path).removeprefix(".")
-            places = [dict(reachable(whole)).get(copy.address) for whole in (module, *wholes)]
-            found += [place.get_submodule(inner) for place in places if place is not None]
+            kept = (dict(reachable(whole)).get(copy.address) for whole in (module, *wholes))
+            places = [place for place in kept if place is not None] or [copy.module]  # one that a callback keeps
+            found += [place.get_submodule(inner) for place in places]
     return found

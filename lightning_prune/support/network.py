@@ -30,6 +30,13 @@ def reachable(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             roots.extend(_modules_in(address, value))
 
 
+def held_by(address: str, holder: object) -> Iterator[tuple[str, nn.Module]]:
+    """(address, module) of all modules that the public attributes of an object hold, see `reachable`."""
+    for name, value in vars(holder).items():
+        for place, root in _modules_in(_join(address, name), value) if name[0] != "_" else ():
+            yield from ((".".join(filter(None, (place, path))), part) for path, part in reachable(root))
+
+
 def _modules_in(address: str, value: Any) -> Iterator[tuple[str, nn.Module]]:
     if isinstance(value, nn.Module):
         yield address, value

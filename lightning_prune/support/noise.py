@@ -27,4 +27,4 @@ class Noise:
     def uniform(self, *shape: int, like: Tensor) -> Tensor:
         """Numbers in (0, 1) of this shape, float32, on the device of ``like``: the same on every device."""
         tiny = torch.finfo(torch.float32).eps
-        return torch.rand(shape, generator=self._generator).clamp(tiny, 1 - tiny).to(like.device)
+        return torch.rand(shape, generator=self._generator, dtype=torch.float32).clamp(tiny, 1 - tiny).to(like.device)

@@ -143,21 +143,35 @@ def macs(network: nn.Module, shape: tuple[int, ...] = (1, 1, 8, 8)) -> float:
     was = network.training
     # The counter knows matrix products, and nothing of the CPU's fused attention.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-        network.eval()(torch.zeros(shape))
+        network.eval()(torch.zeros(shape, dtype=next(network.parameters()).dtype))
     network.train(was)
     return counter.get_total_flops() / 2
 
 
-def check_budget(method: str, module: Toy) -> None:
-    """The target was met, by PyTorch's own counter or by counting zeros."""
+def prunable(network: nn.Module) -> list[nn.Parameter]:
+    """Weights of convolutions and linear layers that train, shared ones once."""
+    found = [m.weight for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and m.weight.requires_grad]
+    return list(dict.fromkeys(found))
+
+
+def check_budget(method: str, module: nn.Module, dense: nn.Module | None = None) -> None:
+    """The target was met, by PyTorch's own counter or by counting zeros.
+
+    Args:
+        method: of the table.
+        module: what was pruned; a module with ``net`` is judged by that.
+        dense: the same before the fit; None: the toy network.
+    """
+    pruned = getattr(module, "net", module)
+    dense = network() if dense is None else dense
     if method in FACTORS:
-        dense = sum(p.numel() for p in network().parameters())
-        assert 0.5 * dense - (16 + 72) < size(module) <= 0.5 * dense  # a component of the second layer
-        assert zeros(module) == 0
+        assert 0.5 * size(dense) - (16 + 72) < size(pruned) <= 0.5 * size(dense)  # a component of the second layer
+        assert zeros(pruned) == 0
     elif removes_channels(method):
-        dense = macs(network())
-        assert 0.375 * dense <= macs(module.net) <= 0.5 * dense  # a channel of the first layer is an eighth
-        assert zeros(module) == 0
+        assert 0.375 * macs(dense) <= macs(pruned) <= 0.5 * macs(dense)  # a channel of the first layer is an eighth
+        assert zeros(pruned) == 0
     else:
-        assert abs(zeros(module) - 0.8 * N) <= 1
-        assert size(module) == size(Toy())
+        weights = prunable(pruned)
+        left, whole = (sum(count(w) for w in weights) for count in (torch.count_nonzero, torch.numel))
+        assert abs(int(left) - 0.2 * whole) <= 1
+        assert size(pruned) == size(dense)

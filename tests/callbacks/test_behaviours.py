@@ -1,4 +1,4 @@
-"""The promises × every method: budget, phases, what stays removed, averaged copies, trainers of all kinds."""
+"""The promises × every method: budget, phases, what stays removed. `test_table` has the ways to train."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from torch import nn
-from torch.utils.data import DataLoader
 
-from tests.callbacks.methods import METHODS, check_budget, removes_channels, run, size, target
-from tests.toy import Stream, Toy, loaders, ours_left_on, samples, trainer, zeros
+from tests.callbacks.methods import check_budget, removes_channels, run, size
+from tests.toy import Toy, ours_left_on, samples, zeros
 
 
 class AtRemoval(lightning.Callback):
@@ -56,44 +54,6 @@ def test_warmup_is_dense_and_phases_follow(method: str, tmp_path: Path) -> None:
     fourth = "soft" if removes_channels(method) else "pruned"
     assert [s for s, _ in stages] == ["dense", "dense", "soft", fourth, "pruned", "pruned"]
     assert [p for _, p in stages] == ["warmup", "sparsify", "sparsify", "finetune", "finetune", "finetune"]
-
-
-AVERAGING = {"ema": lambda: EMAWeightAveraging(decay=0.8), "swa": lambda: StochasticWeightAveraging(0.01, 2)}
-
-
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("averaging", AVERAGING)
-def test_averaged_copies_are_pruned_with_the_model(method: str, averaging: str, first: bool, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    callback = METHODS[method](**target(method), warmup=1, sparsify=3, recalibrate_batches=2)
-    callbacks = [callback, AVERAGING[averaging]()]
-    module = Toy()
-    trainer(tmp_path, callbacks if first else callbacks[::-1]).fit(module, **loaders())
-    check_budget(method, module)
-    assert not ours_left_on(module)
-    assert module(torch.randn(2, 1, 8, 8)).isfinite().all()
-
-
-STREAM = {"train_dataloaders": DataLoader(Stream(), 8), "val_dataloaders": loaders()["val_dataloaders"]}
-TRAINERS: dict[str, dict[str, Any]] = {
-    "fast_dev_run": {"fast_dev_run": 3},
-    "steps": {"max_epochs": -1, "max_steps": 40},
-    "accumulation": {"accumulate_grad_batches": 3},
-    "less than an epoch": {
-        "max_epochs": -1, "max_steps": 7, "options": {"warmup": 0, "sparsify": "5 steps"},
-    },
-    "data without a length": {
-        "max_epochs": -1, "max_steps": 24, "val_check_interval": 8, "data": STREAM,
-        "options": {"warmup": 0.2, "sparsify": 0.5},
-    },
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", TRAINERS)
-def test_trainers_of_all_kinds(method: str, kind: str, tmp_path: Path) -> None:
-    module, callback, _ = run(tmp_path, method, **TRAINERS[kind])
-    assert callback.stage == "pruned"
-    check_budget(method, module)
 
 
 def test_stopping_early_prunes_and_says_so(method: str, tmp_path: Path) -> None:

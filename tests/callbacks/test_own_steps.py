@@ -40,10 +40,6 @@ def test_checkpoints_are_plain(method: str, tmp_path: Path) -> None:
     checkpoints.test_checkpoints_are_plain_in_every_phase(method, tmp_path)
 
 
-def test_averaged_copies(method: str, tmp_path: Path) -> None:
-    promises.test_averaged_copies_are_pruned_with_the_model(method, "ema", True, tmp_path)
-
-
 def test_nothing_is_left(method: str, tmp_path: Path) -> None:
     left_behind.test_nothing_is_left_on_the_module(method, "init", tmp_path)
     left_behind.test_an_exception_leaves_a_plain_module_and_a_second_fit_works(method, "training_step", tmp_path)

@@ -79,16 +79,6 @@ def test_raw_optimizer(sparsify: int, tmp_path: Path) -> None:
     assert not ours_left_on(module)
 
 
-class Lbfgs(Toy):
-    def configure_optimizers(self) -> Any:
-        return torch.optim.LBFGS(self.parameters())
-
-
-def test_lbfgs(tmp_path: Path) -> None:
-    with pytest.raises(NotImplementedError, match=r"LBFGS evaluates the loss several times.*first-order"):
-        fit(tmp_path, LTPCallback, Lbfgs())
-
-
 class Writes(lightning.Callback):
     """Moves weights beside the optimizer."""
 

@@ -45,10 +45,6 @@ def test_checkpoints_are_plain(rival: str, tmp_path: Path) -> None:
     checkpoints.test_checkpoints_are_plain_in_every_phase(rival, tmp_path)
 
 
-def test_averaged_copies(rival: str, tmp_path: Path) -> None:
-    promises.test_averaged_copies_are_pruned_with_the_model(rival, "ema", True, tmp_path)
-
-
 def test_layers_keep_their_floor_at_a_target_that_nearly_empties_them(rival: str, tmp_path: Path) -> None:
     options = {"target_sparsity": 0.9, "min_keep": 0.08, "warmup": 0}
     module, callback, _ = fit(tmp_path, RIVALS[rival], options=options)

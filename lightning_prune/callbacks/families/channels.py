@@ -15,9 +15,9 @@ from torch.utils import _pytree as pytree
 
 from lightning_prune.callbacks import calibrate
 from lightning_prune.callbacks.checkpoint import ShapeHooks, note_shapes
+from lightning_prune.callbacks.families.begun import Begun, PhaseOfOneNetwork
 from lightning_prune.callbacks.families.zeros import warn_if_zeros_are_free
-from lightning_prune.callbacks.guard import check_launcher
-from lightning_prune.callbacks.lifecycle import PruningCallback
+from lightning_prune.callbacks.guard import check_diverged, check_launcher
 from lightning_prune.callbacks.logs import PHASES, by_reason, log_latency, log_selection, tell_removed
 from lightning_prune.callbacks.options import check_channel_options
 from lightning_prune.callbacks.phases import Duration, training_length
@@ -44,7 +44,7 @@ from lightning_prune.support.tensors import shape_only
 _SELECTIONS = 8  # times in the phase, at least, that the channels are selected anew
 
 
-class ChannelPruning(PruningCallback):
+class ChannelPruning(PhaseOfOneNetwork):
     """Base of the methods that remove channels. A subclass gives ``score(units) -> [groups]`` and what else it needs.
 
     `ChannelUnits.aggregate` makes scores of groups from values of channels; a group of score +inf stays. Names of gates
@@ -123,7 +123,6 @@ class ChannelPruning(PruningCallback):
         self.pruned: Pruned | None = None
         self.example: Arguments | None = None
         self.left: dict[str, Tensor] = {}  # parameters that did not train when the phase began
-        self._begun: dict[str, Any] = {}  # what holds from there on: the path of the network, and their names
         self._share: float | None = None  # of the MACs, that meets a latency target
         self.numbers: dict[str, float] = {"macs": 1.0, "params": 1.0, "channels": 1.0}
 
@@ -135,9 +134,13 @@ class ChannelPruning(PruningCallback):
     def selected(self, units: ChannelUnits, selection: Selection) -> None:
         """Take note of a fresh selection; called several times in the sparsify phase."""
 
-    def find_units(self, network: nn.Module, graph: ChannelGraph, trains: Callable[[Tensor], bool]) -> ChannelUnits:
-        """The channel groups to choose among."""
-        return ChannelUnits.of(network, graph, exclude=self.exclude, scales_only=self.scales_only, trains=trains)
+    def find_units(
+        self, network: nn.Module, graph: ChannelGraph, trains: Callable[[Tensor], bool], stay: Mapping[str, str]
+    ) -> ChannelUnits:
+        """The channel groups to choose among; the arguments are those of `ChannelUnits.of`."""
+        return ChannelUnits.of(
+            network, graph, exclude=self.exclude, scales_only=self.scales_only, trains=trains, stay=stay
+        )
 
     def means(self) -> Mapping[str, Tensor]:
         """{name of one of the units' taps: means of its channels} that biases take over from what is removed."""
@@ -169,7 +172,7 @@ class ChannelPruning(PruningCallback):
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         """Trace the network on this batch's input, or on one of the shapes that a checkpoint names."""
-        name = self._begun.get("network", self.network_name)
+        name = self._begun.network if self._begun is not None else self.network_name
         self.root = network = find_network(pl_module, name, self.averages.parameters())
         if batch is not None:
             self.example = calibrate.network_input(trainer, pl_module, network, batch, self.calibration_forward)
@@ -177,13 +180,12 @@ class ChannelPruning(PruningCallback):
             self.example = pytree.tree_map_only(Tensor, lambda t: t.to(pl_module.device), self.example)
         options = {k: v for k, v in self.surgery.items() if k != "form"}
         graph = ChannelGraph.trace(network, self.example, **options)
-        trains, before = trained_by(trainer.optimizers), self._begun.get("left")
-        for name, p in network.named_parameters(remove_duplicate=False) if not self.prune_frozen else ():
-            if 0 in graph.axes.get(name, {}) and (not trains(p) if before is None else name in before):
-                self.left[name] = p
-        self._begun = {"network": next(n for n, m in pl_module.named_modules() if m is network), "left": [*self.left]}
+        if self._begun is None:
+            trains = (lambda p: True) if self.prune_frozen else trained_by(trainer.optimizers)
+            self._begun = Begun.now(pl_module, network, graph, trains, self._readers)
+        self.left = self._begun.parameters(network)
         held = {id(p) for p in self.left.values()}
-        self.units = self.find_units(network, graph, lambda p: id(p) not in held)
+        self.units = self.find_units(network, graph, lambda p: id(p) not in held, self._begun.reasons())
         for line in by_reason((n, why) for n, why in self.units.frozen.items() if why != "the network's output"):
             self.monitor.warn_once(line, f"{type(self).__name__} leaves whole {line}.")
         self.selector = Selector(
@@ -224,6 +226,7 @@ class ChannelPruning(PruningCallback):
 
     def remove(self, trainer: Trainer, pl_module: LightningModule, early: bool) -> bool:
         assert self.selector is not None
+        check_diverged(self.root, type(self).__name__, self.seen, None)  # scores of gates may be finite all the same
         # Before the first step, norms that start at zero have not had their time.
         selection = self.select(trainer, pl_module, aim=True, removal=self.seen > 0)
         selector, self.selector = self.selector, None
@@ -280,17 +283,17 @@ class ChannelPruning(PruningCallback):
         self.monitor.removal(trainer, soft, hard, gap, self.recalibrate_batches, advice)
 
     def state(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"numbers": dict(self.numbers)}
+        state: dict[str, Any] = super().state() | {"numbers": dict(self.numbers)}
         if self.stage == "soft":  # the plan stands beside the weights, see `note_shapes`
             shapes = pytree.tree_map_only(Tensor, shape_only, self.example)
-            state |= {"example": tuple(shapes), "share": self._share} | self._begun
+            state |= {"example": tuple(shapes), "share": self._share}
         return state
 
     def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
+        super().restore(pl_module, state)
         self.numbers = dict(state["numbers"])
         self.example = Arguments(*state["example"]) if state.get("example") else None
         self._share = state.get("share")
-        self._begun = {name: state[name] for name in ("network", "left") if name in state}
 
     def save(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         note_shapes(pl_module, checkpoint)

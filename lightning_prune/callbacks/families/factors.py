@@ -176,6 +176,8 @@ class FactorPruning(PruningCallback):
         return True
 
     def watched(self) -> Sequence[nn.Parameter]:
+        if self.stage == "dense":  # which layers there are is known when the phase begins
+            return [*self.root.parameters()]
         return [t.param for t in self.units.targets]
 
     def release(self, pl_module: LightningModule) -> None:

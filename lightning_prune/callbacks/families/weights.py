@@ -18,7 +18,7 @@ from lightning_prune.callbacks.method import PruningMethod
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.callbacks.step import Step, trained_by
 from lightning_prune.callbacks.trail import TrailWriter
-from lightning_prune.callbacks.trainer import log_to_loggers
+from lightning_prune.callbacks.trainer import log_to_loggers, thaws_later
 from lightning_prune.functional import budget
 from lightning_prune.masks import Target, detach, find_targets
 from lightning_prune.masks.shards import local, reshard, shards_of
@@ -125,7 +125,9 @@ class WeightPruning(PruningCallback):
                 "many weights go: give one, such as target_sparsity=0.9."
             )
         self.root = pl_module
-        self.choose(self.trained(trainer))
+        trains = self.trained(trainer)
+        later = thaws_later(trainer) and not any(trains(t.param) for t in self._candidates())
+        self.choose((lambda p: True) if later else trains)  # what thaws is known when the phase begins
 
     def trained(self, trainer: Trainer) -> Callable[[Tensor], bool]:
         """Whether a weight trains now; targets are those that do."""

@@ -26,6 +26,7 @@ def scaled_units(
     *,
     exclude: Sequence[str] = (),
     trains: Callable[[Tensor], bool] | None = None,
+    stay: Mapping[str, str] | None = None,
     scales: Scales = "auto",
 ) -> ChannelUnits:
     """The channel groups that have a scale factor, and those that a gate gives one, on the network's device.
@@ -33,7 +34,7 @@ def scaled_units(
     Where every group that may go has a BatchNorm factor, "auto" is the same as "batchnorm".
 
     Args:
-        network, graph, trains: see `ChannelUnits.of`.
+        network, graph, trains, stay: see `ChannelUnits.of`.
         exclude: patterns on names of layers; with "batchnorm" of norms alone.
         scales: which factors count.
 
@@ -41,8 +42,8 @@ def scaled_units(
         ChannelError: a pattern matches nothing, or no group has a factor or can have a gate.
     """
     if scales == "batchnorm":
-        return ChannelUnits.of(network, graph, exclude=exclude, trains=trains, scales_only=True)
-    units = ChannelUnits.of(network, graph, exclude=exclude, trains=trains)
+        return ChannelUnits.of(network, graph, exclude=exclude, trains=trains, stay=stay, scales_only=True)
+    units = ChannelUnits.of(network, graph, exclude=exclude, trains=trains, stay=stay)
     norms = units.scales if scales == "auto" else None
     places = {name: tap.groups[tap.groups >= 0] for name, tap in units.taps.items()}
     wanted, gated = units.free.clone(), torch.zeros_like(units.free)

@@ -55,6 +55,7 @@ class ChannelUnits:
         exclude: Sequence[str] = (),
         trains: Callable[[Tensor], bool] | None = None,
         scales_only: bool = False,
+        stay: Mapping[str, str] | None = None,
     ) -> ChannelUnits:
         """Collects them.
 
@@ -66,17 +67,19 @@ class ChannelUnits:
             trains: whether a parameter is being trained; what belongs to one that is not stays. None: all are.
             scales_only: only groups with BatchNorm scale factors, in layers of groups with factors of the same norms.
                 Else all groups in dim 0 of a weight, in layers of groups in dim 0 of the same weights.
+            stay: {name of a tensor: why the channels of its dim 0 stay}.
 
         Raises:
             ChannelError: a pattern matches nothing, or no norm has a scale factor on a removable channel.
         """
-        stay = [*_excluded(graph, exclude, scales_only), *_untrained(network, graph, trains)]
+        asked = ((graph.axes[name][0], why) for name, why in (stay or {}).items() if 0 in graph.axes.get(name, {}))
+        staying = [*asked, *_excluded(graph, exclude, scales_only), *_untrained(network, graph, trains)]
         held = torch.zeros(graph.size, dtype=torch.bool)
-        for ids, _ in stay:
+        for ids, _ in staying:
             held[ids[ids >= 0]] = True
         scales: ScaleFactors | None = None
         with contextlib.nullcontext() if scales_only else contextlib.suppress(ChannelError):
-            scales = ScaleFactors.of(network, graph, stay)
+            scales = ScaleFactors.of(network, graph, staying)
         if scales_only:
             assert scales is not None
             layer = torch.full((graph.size,), -1, dtype=torch.int64)
@@ -86,7 +89,7 @@ class ChannelUnits:
         free = {name: torch.where((ids >= 0) & ~_of(ids, held), ids, -1) for name, ids in rows.items()}
         layer, layers = layers_of(list(free), list(free.values()), graph.size)
         whole = [name for name, ids in free.items() if not bool((ids >= 0).any())]
-        frozen = {name: reason_to_stay(graph, rows[name], stay) for name in whole}
+        frozen = {name: reason_to_stay(graph, rows[name], staying) for name in whole}
         return cls(network, graph, scales, layer, layers, frozen, held)
 
     @property

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
+from lightning_prune.callbacks import calibrate
 from lightning_prune.callbacks.families.channels import ChannelPruning
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration, training_length
@@ -196,6 +197,11 @@ class ANPVSCallback(ChannelPruning):
     def loss(self, output: Any, labels: Tensor | None) -> Tensor:
         """The task's loss on an output of `calibration_forward`; override for tasks that `task_loss` does not know."""
         return task_loss(output, labels)
+
+    def rehearse(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        inputs_of(batch)
+        super().rehearse(trainer, pl_module, batch)
+        calibrate.rehearse(trainer, pl_module, [batch], self.calibration_forward, self.loss)
 
     def train_on(self, pl_module: LightningModule, step: Callable[[Any], Any], batch: Any) -> Any:
         trainer, (x, rest) = pl_module.trainer, inputs_of(batch)

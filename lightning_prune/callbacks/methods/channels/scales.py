@@ -132,8 +132,10 @@ class ScalePruning(ChannelPruning):
         if self.scale_kind == "batchnorm":
             check_norms(self.root, type(self).__name__, "With scales='auto' gates do. ")
 
-    def find_units(self, network: nn.Module, graph: ChannelGraph, trains: Callable[[Tensor], bool]) -> ChannelUnits:
-        units = scaled_units(network, graph, exclude=self.exclude, trains=trains, scales=self.scale_kind)
+    def find_units(
+        self, network: nn.Module, graph: ChannelGraph, trains: Callable[[Tensor], bool], stay: Mapping[str, str]
+    ) -> ChannelUnits:
+        units = scaled_units(network, graph, exclude=self.exclude, trains=trains, stay=stay, scales=self.scale_kind)
         assert units.scales is not None
         if gates := sum(len(gate) for gate in units.scales.gates):
             of = by_reason((names[0], "") for names in units.layers[-len(units.scales.gates) :])[0].rstrip(": ")

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
+from lightning_prune.callbacks import calibrate
 from lightning_prune.callbacks.families.channels import ChannelPruning
 from lightning_prune.callbacks.held_out import HeldOut, first_loader
 from lightning_prune.callbacks.options import options_of
@@ -172,6 +173,11 @@ class TASCallback(ChannelPruning):
         """The task's loss on an output of `calibration_forward`; override for tasks that `task_loss` does not know."""
         return task_loss(output, labels)
 
+    def rehearse(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        super().rehearse(trainer, pl_module, batch)
+        if self.held_out is None and first_loader(trainer.val_dataloaders) is None:
+            calibrate.rehearse(trainer, pl_module, [batch], self.calibration_forward, self.loss)
+
     def train_on(self, pl_module: LightningModule, step: Callable[[Any], Any], batch: Any) -> Any:
         assert self.phases is not None
         trainer = pl_module.trainer
@@ -188,8 +194,9 @@ class TASCallback(ChannelPruning):
     def macs_loss(self) -> Tensor:
         """What the present widths cost, differentiable in the logits."""
         free = self._layer >= 0
-        used = torch.ones(len(free), device=free.device)
-        used[free] = self.widths.stays(self._layer[free], self._rank[free])
+        stays = self.widths.stays(self._layer[free], self._rank[free])
+        used = stays.new_ones(len(free))  # in a step of a true half precision, the default dtype is another
+        used[free] = stays
         best = torch.tensor(self.widths.best(), device=free.device)
         likely = torch.where(free, (self._rank < best[self._layer.clamp_min(0)]).to(used.dtype), 1.0)
         expected = self._macs(used)

@@ -265,7 +265,7 @@ class LTPCallback(ThresholdPruning):
     def _sums(self, of: Callable[[Tensor], Tensor]) -> Tensor:
         """Σ of(w) of each layer, float32 [layers]."""
         sums = [kernels.chunked_sum(local(t.param), of) for t in self.units.targets]
-        return self.units.shards.total(torch.stack(sums))
+        return self.units.shards.total(torch.stack(sums)).float()
 
 
 def _fans(target: Target) -> tuple[int, int]:

@@ -1,0 +1,24 @@
+"""Ways to train, each a row of the table of behaviours; `cell.judge` runs one with a method."""
+
+from __future__ import annotations
+
+from tests.callbacks.methods import METHODS, removes_channels
+from tests.callbacks.situations import beside, data, fits, networks, optimizing, trainers
+from tests.callbacks.situations.cell import Situation
+
+SITUATIONS: dict[str, Situation] = {
+    **optimizing.SITUATIONS,
+    **trainers.SITUATIONS,
+    **beside.SITUATIONS,
+    **data.SITUATIONS,
+    **networks.SITUATIONS,
+    **fits.SITUATIONS,
+}
+
+_WEIGHTS = [name for name in METHODS if not removes_channels(name)]
+_CHANNELS = [name for name in METHODS if removes_channels(name)]
+
+
+def rotating() -> list[tuple[str, str]]:
+    """(situation, method): each situation with a method that zeroes weights and one that cuts channels, in turn."""
+    return [(s, names[i % len(names)]) for i, s in enumerate(SITUATIONS) for names in (_WEIGHTS, _CHANNELS)]
