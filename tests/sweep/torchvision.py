@@ -3,9 +3,9 @@
     python -m tests.sweep.torchvision --out tests/sweep/torchvision.jsonl
     python -m tests.sweep.torchvision --table tests/sweep/torchvision.md --out tests/sweep/torchvision.jsonl
 
-As `tests.sweep.channels`, with the L1 norm as the score, which needs no BatchNorm. What cannot be traced as a whole (a
-detector gives as many boxes as it finds) is pruned through its backbone, inside the whole. Quantizable networks are
-taken as they are before anything is quantized. Nothing is downloaded.
+As `tests.sweep.channels`, with the L1 norm as the score, which needs no BatchNorm. A detector, which gives as many
+boxes as it finds and so cannot be traced as a whole, is pruned through its backbone, and proved in the whole.
+Quantizable networks are taken as they are before anything is quantized. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision import models
 
-from lightning_prune.channels import Pruned, TraceError, prune_channels
+from lightning_prune.channels import Pruned, prune_channels
 from lightning_prune.channels.graph.modes import OUTPUT
 from tests.sweep.channels import failure, randomise, record, sweep, train_step
 from tests.sweep.channels_table import RATIO
@@ -45,9 +45,14 @@ def make(name: str) -> nn.Module:
 
 
 def listing(_: Path) -> list[dict[str, Any]]:
-    """[{name, parameters}] of all architectures, smallest first."""
-    sizes = {name: next(iter(models.get_model_weights(name))).meta["num_params"] for name in models.list_models()}
-    return [{"name": name, "parameters": size} for name, size in sorted(sizes.items(), key=lambda item: item[::-1])]
+    """[{name, parameters}] of all architectures, smallest first; before the others, the smallest of each family."""
+    rows = [
+        {"name": name, "parameters": next(iter(models.get_model_weights(name))).meta["num_params"]}
+        for name in models.list_models()
+    ]
+    rows.sort(key=lambda row: (row["parameters"], row["name"]))
+    first = {models.get_model_builder(row["name"]).__module__: row for row in reversed(rows)}.values()
+    return [*(row for row in rows if row in first), *(row for row in rows if row not in first)]
 
 
 def inputs(name: str, size: int) -> Any:
@@ -81,16 +86,6 @@ def runnable(name: str, model: nn.Module) -> Any:
     raise AssertionError
 
 
-def pruned(model: nn.Module, example: Any) -> tuple[Pruned, str]:
-    """What was done, and to what part of the model, "" for all of it."""
-    try:
-        return prune_channels(model, example, score="l1", ratio=RATIO), ""
-    except TraceError:
-        if not hasattr(model, "backbone"):
-            raise
-        return prune_channels(model, example, score="l1", ratio=RATIO, network="backbone"), "backbone"
-
-
 def rows_of_weights(done: Pruned) -> list[Tensor]:
     """The group ids of the output channels of all weights, int64 [channels] each; not those the network gives."""
     found = []
@@ -111,7 +106,8 @@ def run_one(name: str) -> dict[str, Any]:
         leaf = next(t for t in torch.utils._pytree.tree_leaves(example) if isinstance(t, Tensor))
         row |= {"parameters": sum(p.numel() for p in model.parameters()), "size": leaf.shape[-1]}
         start = time.process_time()
-        done, part = pruned(model, example)
+        part = "backbone" if kind(name) == "detection" else None
+        done = prune_channels(model, example, score="l1", ratio=RATIO, network=part)
         row["seconds"] = round(time.process_time() - start, 2)
         row |= record(done, rows_of_weights(done))
         row["after"] = sum(p.numel() for p in model.parameters())

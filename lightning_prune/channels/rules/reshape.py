@@ -57,6 +57,9 @@ def regroup(call: Call, value: Value, shape: tuple[int, ...]) -> Value:
             for d in labelled[:-1]:
                 call.freeze(value.axes[d], "merged with another channel axis by a reshape")
         axis = labelled[-1]
+        if context.options.attention == "heads" and len(value.shape) == 3 and [shape[d] for d in new[:-1]] == [1]:
+            call.freeze(value.axes[axis], "the only head there is, which goes as a whole or not at all")
+            continue
         old, new = [d for d in old if value.shape[d] > 1], [d for d in new if shape[d] > 1]
         if len(old) == 1 and len(new) == 1:
             axes[new[0]] = value.axes[axis]

@@ -35,7 +35,7 @@ def generate(pick: Pick, most: int) -> Description:
     """A network of up to `most` steps."""
     inputs = pick(INPUTS)
     made = _Made(inputs)
-    for _ in range(pick(range(2, most + 1))):
+    for _ in range(pick([2, 3, *range(4, most + 1), *range(4, most + 1)])):
         _grow(pick, made)
     free = [i for i in made.leaves() if made.values[i].kind != "ids"]
     raw = [i for i in free if len(free) > 1 and pick((False, False, False, True))]

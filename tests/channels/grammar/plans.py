@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_prune.channels import ChannelGraph, Pruned, prune_channels
 from tests.channels.grammar.networks import Description, example
@@ -20,7 +20,7 @@ def generate(pick: Pick) -> dict[str, Any]:
     how = pick(("ratio", "macs", "ratio", "macs", "params"))
     plan: dict[str, Any] = {"seed": pick(range(100)), how: pick((0.5, 0.3) if how == "ratio" else (0.7, 0.5, 0.9))}
     rare: dict[str, tuple[Any, ...]] = {
-        "form": ("auto", "auto", "auto", "graph", "eager"),
+        "form": ("auto",) * 6 + ("graph", "eager"),
         "groups": ("tie", "tie", "whole"),
         "attention": ("dims", "dims", "heads"),
         "constants": ("drop",) * 4 + ("fold",),
@@ -33,16 +33,10 @@ def generate(pick: Pick) -> dict[str, Any]:
     return plan
 
 
-def scores(model: nn.Module, seed: int) -> dict[str, Tensor]:
-    """A score at random for every channel in dim 0 of every weight of two dims or more."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = [(name, p) for name, p in model.named_parameters() if p.ndim > 1 and len(p) > 1]
-    return {name: torch.rand(len(p), generator=generator) for name, p in weights}
-
-
 def prune(model: nn.Module, description: Description, plan: dict[str, Any]) -> Pruned:
-    """Does to a network what a plan asks."""
+    """Does to a network what a plan asks: scores at random for all tensors whose first dim has channels."""
     options = {name: value for name, value in plan.items() if name != "seed"}
     graph = ChannelGraph.trace(model, example(description), **{n: options.pop(n) for n in TRACED if n in options})
-    given = {n: s for n, s in scores(model, plan["seed"]).items() if 0 in graph.axes.get(n, {})}
-    return prune_channels(model, example(description), given, graph=graph, **options)
+    generator = torch.Generator().manual_seed(plan["seed"])
+    scores = {name: torch.rand(len(dims[0]), generator=generator) for name, dims in graph.axes.items() if 0 in dims}
+    return prune_channels(model, example(description), scores, graph=graph, **options)
