@@ -149,6 +149,10 @@ def _inferred(module: nn.Module, widths: Widths) -> dict[str, Any]:
             if [c.value for _, c in sorted(counts.items())] == list(value):
                 new[name] = tuple(kept_count(c.ids, widths.keep) for _, c in sorted(counts.items()))
                 break
+            if any(c.argument == "sizes" and list(value) == list(c.node.args[2]) for c in counts.values()):  # unflatten
+                counted = {i: kept_count(c.ids, widths.keep) for i, c in counts.items() if value[i] != -1}
+                new[name] = tuple(counted.get(i, size) for i, size in enumerate(value))
+                break
     return new
 
 
