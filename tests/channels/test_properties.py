@@ -17,7 +17,7 @@ from tests.channels.grammar.found import FOUND
 from tests.channels.grammar.steps import Pick
 
 EXAMPLES, MOST = 300, 6
-DEEP = 6
+DEEP = 10
 """One case in so many is cut twice, which traces twice."""
 
 

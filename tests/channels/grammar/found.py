@@ -7,4 +7,7 @@ FOUND = (
     # PyTorch's counter does not see into its fused attention
     '[{"inputs": [["map", [3, 8, 8]]], "steps": [["cat", [0, 0], {}], ["to tokens", [1], {}], '
     '["multihead attention", [2], {"heads": 2}]], "raw": []}, {"seed": 41, "ratio": 0.3}]',
+    # the dims of the only head left went, which no plan from the dense network can say
+    '[{"inputs": [["tokens", [6, 5]]], "steps": [["attention", [0], {"heads": 2, "width": 4, "how": "plain", '
+    '"by": "attribute", "one": false}]], "raw": []}, {"seed": 2, "macs": 0.7, "form": "graph", "attention": "heads"}]',
 )
