@@ -23,8 +23,12 @@ def count_macs(network: nn.Module, example_input: Any) -> int:
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), tuple(split_input(example_input)))
-    # The counter knows matrix products, and nothing of the CPU's fused attention.
-    counter = FlopCounterMode(display=False)
-    with mode(network, False), without_hooks(network), sdpa_kernel(SDPBackend.MATH), counter:
-        network(*args, **kwargs)
+    # The counter knows matrix products, and nothing of the CPU's fused attention, nor of fused encoder layers.
+    counter, fused = FlopCounterMode(display=False), torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with mode(network, False), without_hooks(network), sdpa_kernel(SDPBackend.MATH), counter:
+            network(*args, **kwargs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return int(counter.get_total_flops()) // 2

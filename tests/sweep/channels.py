@@ -18,6 +18,7 @@ import os
 import resource
 import time
 import warnings
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,15 @@ import timm
 import torch
 from torch import nn
 
-from lightning_prune.channels import ChannelError, prune_channels
+from lightning_prune.channels import ChannelError, Pruned, prune_channels
+from lightning_prune.channels.graph.graph import kept_count
 from tests.sweep.channels_table import RATIO, table
 
 SIZES = (96, 128, 160, 192, 224, 256, 288, 320, 384)
 LARGE = 320
+
+Job = Callable[[str], dict[str, Any]]
+"""Makes the row of a model of that name; never raises."""
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -93,6 +98,36 @@ def train_step(model: nn.Module, batch: torch.Tensor) -> int:
     return stuck
 
 
+def record(done: Pruned, vectors: list[torch.Tensor]) -> dict[str, Any]:
+    """What a row says of a surgery. vectors: the group ids of the channels that count, int64 [channels] each."""
+    reasons: dict[str, int] = {}
+    for identity in (i for ids in vectors for i in ids[ids < 0].tolist()):
+        for reason in {
+            r.split(" at ")[0] + ":" + r.rpartition(":")[2] for r in done.graph.frozen_reasons[-1 - identity]
+        }:
+            reasons[reason] = reasons.get(reason, 0) + 1
+    assert done.proof is not None
+    return {
+        "form": done.plan.form,
+        "difference": done.proof.difference,
+        "effect": done.proof.effect,
+        "dtype": str(done.proof.dtype).removeprefix("torch."),
+        "norm_channels": sum(map(len, vectors)),
+        "frozen": sum(int((ids < 0).sum()) for ids in vectors),
+        "removed": sum(len(ids) - kept_count(ids, done.keep) for ids in vectors),
+        "after": sum(p.numel() for p in done.model.parameters()),
+        "restored": done.restored,
+        "reasons": [r for r, _ in sorted(reasons.items(), key=lambda i: -i[1])[:3]],
+        "notes": list(done.notes),
+    }
+
+
+def failure(error: Exception) -> dict[str, str]:
+    """The status of a row that ended in an exception, and what it says."""
+    refused = isinstance(error, ChannelError) and "nothing would be removed" in str(error)
+    return {"status": "not applicable" if refused else "failed", "error": f"{type(error).__name__}: {error}"[:600]}
+
+
 def run_one(name: str) -> dict[str, Any]:
     """Prunes one architecture; never raises."""
     row: dict[str, Any] = {"name": name}
@@ -121,30 +156,8 @@ def run_one(name: str) -> dict[str, Any]:
         start = time.process_time()
         done = prune_channels(model, batch, scores=scores, ratio=RATIO)
         row["seconds"] = round(time.process_time() - start, 2)
-        total, frozen = done.graph.norm_channels()
-        left = sum(m.num_features for m in model.modules() if is_norm(m))
-        reasons: dict[str, int] = {}
-        for path in done.graph.norms:
-            ids = done.graph.axes[f"{path}.weight"].get(0)
-            for identity in [] if ids is None else ids[ids < 0].tolist():
-                for reason in {
-                    r.split(" at ")[0] + ":" + r.rpartition(":")[2] for r in done.graph.frozen_reasons[-1 - identity]
-                }:
-                    reasons[reason] = reasons.get(reason, 0) + 1
-        assert done.proof is not None
-        row.update(
-            form=done.plan.form,
-            difference=done.proof.difference,
-            effect=done.proof.effect,
-            dtype=str(done.proof.dtype).removeprefix("torch."),
-            norm_channels=total,
-            frozen=frozen,
-            removed=total - left,
-            after=sum(p.numel() for p in model.parameters()),
-            restored=done.restored,
-            reasons=[r for r, _ in sorted(reasons.items(), key=lambda i: -i[1])[:3]],
-            notes=list(done.notes),
-        )
+        ids = (done.graph.scale_ids(path) for path in done.graph.norms)
+        row |= record(done, [v for v in ids if v is not None])
         row["stuck"] = train_step(model, batch)
         if row["stuck"]:  # is that the surgery's doing, or does the dense model have such parameters too?
             del model
@@ -153,36 +166,34 @@ def run_one(name: str) -> dict[str, Any]:
             randomise(dense, torch.randn_like(batch))
             row["stuck_dense"] = train_step(dense, batch)
         row["status"] = "ok" if done.plan.form == "eager" else "ok as GraphModule"
-    except ChannelError as error:
-        nothing = "nothing would be removed" in str(error)
-        row.update(status="not applicable" if nothing else "failed", error=f"{type(error).__name__}: {error}"[:600])
     except Exception as error:
-        row.update(status="failed", error=f"{type(error).__name__}: {error}"[:600])
-    row["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        row |= failure(error)
     return row
 
 
-def worker(pipe: Connection, memory: int) -> None:
+def worker(pipe: Connection, memory: int, job: Job) -> None:
     """Serves names until the pipe closes."""
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_AS, (memory << 20, memory << 20))
     while True:
-        pipe.send(run_one(pipe.recv()))
+        pipe.send(job(pipe.recv()) | {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10})
 
 
 class Worker:
     """A worker process that is replaced when it dies, hangs or has grown."""
 
-    def __init__(self, memory: int) -> None:
-        self.memory, self.process = memory, None
+    def __init__(self, memory: int, job: Job) -> None:
+        self.memory, self.job, self.process = memory, job, None
 
     def run(self, name: str, seconds: int) -> dict[str, Any]:
         """Runs one model under the bounds."""
         if self.process is None:
             self.pipe, theirs = mp.Pipe()
-            self.process = mp.get_context("spawn").Process(target=worker, args=(theirs, self.memory), daemon=True)
+            self.process = mp.get_context("spawn").Process(
+                target=worker, args=(theirs, self.memory, self.job), daemon=True
+            )
             self.process.start()
             theirs.close()
         try:
@@ -206,11 +217,17 @@ class Worker:
         self.process = None
 
 
-def main() -> None:
-    """See the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def sweep(doc: str, out: str, listing: Callable[[Path], list[dict[str, Any]]], job: Job, **words: str) -> None:
+    """The command of a sweep.
+
+    Args:
+        doc: its help. out: the file of its rows, by default.
+        listing: from the path of a cache to [{name, parameters}], in the order to run.
+        job: makes a row of a name; never raises. words: see `table`.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th model, from the i-th on")
-    parser.add_argument("--out", type=Path, default=Path("tests/sweep/channels.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path(out))
     parser.add_argument("--models", nargs="*", help="only these")
     parser.add_argument("--again", choices=["failed", "all"], help="run rows of this kind again")
     parser.add_argument("--seconds", type=int, default=300, help="time bound for one model")
@@ -225,11 +242,11 @@ def main() -> None:
             row = json.loads(line)
             rows[row["name"]] = row
     if args.table:
-        args.table.write_text(table(rows, models, args.note))
+        args.table.write_text(table(rows, models, args.note, **words))
         return
     index, number = (int(i) for i in args.shard.split("/"))
     names = args.models or [m["name"] for m in models][index::number]
-    bound = Worker(args.memory)
+    bound = Worker(args.memory, job)
     for name in names:
         known = rows.get(name)
         if known and not (args.again == "all" or (args.again == "failed" and known["status"] == "failed")):
@@ -244,4 +261,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sweep(__doc__ or "", "tests/sweep/channels.jsonl", listing, run_one)

@@ -11,8 +11,13 @@ import torch
 RATIO = 0.3
 
 
-def table(rows: dict[str, dict[str, Any]], models: list[dict[str, Any]], note: str = "") -> str:
-    """The dated Markdown table; `note` says how the rows were collected."""
+def table(
+    rows: dict[str, dict[str, Any]], models: list[dict[str, Any]], note: str = "", *,
+    title: str = "Channel surgery on every timm architecture with affine BatchNorm",
+    library: str = f"timm {timm.__version__}", counted: str = "BatchNorm channels", how: str = "at random",
+    command: str = "python -m tests.sweep.channels",
+) -> str:  # fmt: skip
+    """The dated Markdown table; `note` says how the rows were collected, the others what they are of."""
     count: dict[str, int] = {}
     lines = []
     for model in models:
@@ -42,14 +47,14 @@ def table(rows: dict[str, dict[str, Any]], models: list[dict[str, Any]], note: s
         lines.append("| " + " | ".join([*cells, detail.replace("|", "/").replace("\n", " ")[:240]]) + " |")
     times = sorted(r["seconds"] for r in rows.values() if "seconds" in r)
     head = [
-        "# Channel surgery on every timm architecture with affine BatchNorm",
+        f"# {title}",
         "",
-        f"{datetime.date.today()}, timm {timm.__version__}, torch {torch.__version__}, CPU, one thread. "
-        f"{RATIO:.0%} of the scored BatchNorm channels asked for at random, random weights. Regenerate with "
-        "`python -m tests.sweep.channels` (see its first lines).",
+        f"{datetime.date.today()}, {library}, torch {torch.__version__}, CPU, one thread. "
+        f"{RATIO:.0%} of the scored {counted} asked for {how}, random weights. Regenerate with "
+        f"`{command}` (see its first lines).",
         "",
         "`difference` is the largest |masked - sliced| relative to the largest output, on a random batch, before the "
-        "model was changed; `effect` is what the masking itself changes. `frozen` is the share of BatchNorm channels "
+        f"model was changed; `effect` is what the masking itself changes. `frozen` is the share of {counted} "
         "that may not go, `removed` the share that went, `restored` the groups that came back for equal splits or "
         "non-empty layers, `stuck` the parameters that got no gradient or did not move in one training step after the "
         "surgery (in brackets: in the same step of the dense model).",

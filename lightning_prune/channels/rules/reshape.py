@@ -6,10 +6,13 @@ import math
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from lightning_prune.channels.trace.call import Call, Value
 
 LARGEST_REGROUP = 1 << 22  # of label tensors that a reshape may materialise
+_ON_MAPS = ("aten::conv", "aten::batch_norm", "aten::group_norm", "aten::upsample", "aten::max_pool", "aten::avg_pool")
+_FOLLOWED = 16  # calls, from a reshape on
 
 
 def matching_groups(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
@@ -57,6 +60,9 @@ def regroup(call: Call, value: Value, shape: tuple[int, ...]) -> Value:
             for d in labelled[:-1]:
                 call.freeze(value.axes[d], "merged with another channel axis by a reshape")
         axis = labelled[-1]
+        if context.options.attention == "heads" and len(value.shape) == 3 and [shape[d] for d in new[:-1]] == [1]:
+            call.freeze(value.axes[axis], "the only head there is, which goes as a whole or not at all")
+            continue
         old, new = [d for d in old if value.shape[d] > 1], [d for d in new if shape[d] > 1]
         if len(old) == 1 and len(new) == 1:
             axes[new[0]] = value.axes[axis]
@@ -72,10 +78,22 @@ def regroup(call: Call, value: Value, shape: tuple[int, ...]) -> Value:
         if not vary:
             call.freeze(value.axes[axis], "all channels fall into one group")
             continue
-        kept = vary[-1]
+        kept = vary[0] if new[vary[0]] == 1 and _becomes_a_map(call.node) else vary[-1]
         if context.options.attention == "heads" and len(vary) > 1:
             kept = vary[-2]  # (.., heads, dims): heads stay free, their dims are tied
         flat = spread.movedim(kept, 0).reshape(spread.shape[kept], -1)  # labels that differ only in other dims are tied
         context.labels.unite(flat[:, 1:], flat[:, :1])
         axes[new[kept]] = flat[:, 0].contiguous()
     return Value(shape, axes)
+
+
+def _becomes_a_map(node: Node) -> bool:
+    """Whether what a call gives comes, element by element, to a layer that has its channels in dim 1."""
+    ahead = list(node.users)
+    for user in ahead:
+        name = str(getattr(getattr(user.target, "_schema", None), "name", ""))
+        if name.startswith(_ON_MAPS):
+            return True
+        if torch.Tag.pointwise in getattr(user.target, "tags", ()) and len(ahead) < _FOLLOWED:
+            ahead += [after for after in user.users if after not in ahead]
+    return False

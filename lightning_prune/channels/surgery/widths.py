@@ -145,9 +145,15 @@ def _inferred(module: nn.Module, widths: Widths) -> dict[str, Any]:
         heads = {name: getattr(module, name, None) for name in ("num_heads", "heads")}
         new |= {name: widths.new(value) for name, value in heads.items() if isinstance(value, int)}
     for name, value in plain_attributes(module):
-        for counts in lists.values() if not isinstance(value, int) else ():  # split sizes are matched as a whole
+        if isinstance(value, int):
+            continue
+        for (node, argument), counts in lists.items():  # split sizes are matched as a whole
             if [c.value for _, c in sorted(counts.items())] == list(value):
                 new[name] = tuple(kept_count(c.ids, widths.keep) for _, c in sorted(counts.items()))
+                break
+            if argument == "sizes" and list(value) == list(node.args[2]):  # unflatten: the others count pixels
+                counted = {i: kept_count(c.ids, widths.keep) for i, c in counts.items() if value[i] != -1}
+                new[name] = tuple(counted.get(i, size) for i, size in enumerate(value))
                 break
     return new
 

@@ -10,6 +10,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import CodeType, FunctionType
 from typing import Any
@@ -121,11 +122,22 @@ def _shapes(value: Any) -> list[tuple[int, ...]]:
     return [tuple(t.shape) for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
 
 
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Puts back what code writes into buffers: a counter without dims counts on even under fake tensors."""
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if buffer.ndim == 0]
+    try:
+        yield
+    finally:
+        for buffer, was in before:
+            buffer.copy_(was)
+
+
 def _calls(model: nn.Module, example_input: Any, training: bool) -> list[tuple[str, Any]]:
     """What a model calls and gives, run on fake tensors, without dropout and with the norms in eval mode."""
     recorder, fake = _Recorder(), FakeTensorMode(allow_non_fake_inputs=True)
     quiet = mode(model, training, noise=False, statistics=False)
-    with attributes_kept(model), quiet, without_hooks(model), torch.no_grad(), fake:
+    with _buffers_kept(model), attributes_kept(model), quiet, without_hooks(model), torch.no_grad(), fake:
         args, kwargs = pytree.tree_map_only(Tensor, fake.from_tensor, split_input(example_input))
         with recorder:
             out = model(*args, **kwargs)

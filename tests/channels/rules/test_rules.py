@@ -184,6 +184,29 @@ def test_whole_groups_of_a_group_norm_can_go() -> None:
     assert result.plan.form == "graph"
 
 
+class Viewed(nn.Module):
+    """A linear layer whose outputs become a map, as in a generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.linear = 6, nn.Linear(7, 96)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).view(-1, self.width, 4, 4).relu()
+
+
+@pytest.mark.parametrize("sizes", [None, (6, 4, 4), (-1, 4, 4)])
+def test_channels_of_a_map_that_a_linear_layer_makes_go(sizes: tuple[int, ...] | None) -> None:
+    """Of what the reshape splits, the dim of the channels stays free where a layer on maps reads it."""
+    first = Viewed() if sizes is None else nn.Sequential(nn.Linear(7, 96), nn.Unflatten(1, sizes), nn.ReLU())
+    model = randomise(nn.Sequential(first, nn.ConvTranspose2d(6, 3, 4, 2, 1)))
+    name = next(n for n, p in model.named_parameters() if p.shape == (96, 7))
+    result = prune_channels(model, torch.randn(2, 7), keep={name: range(64)}, form="eager")
+    assert result.proof is not None
+    assert model[1].weight.shape[0] == 4
+    assert dict(model.named_parameters())[name].shape == (64, 7)
+
+
 class Mixture(nn.Module):
     """A convolution whose weight is mixed from experts, for each sample."""
 

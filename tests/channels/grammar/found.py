@@ -1,0 +1,13 @@
+"""Cases that failed once, made small: [network, plan] as JSON."""
+
+FOUND = (
+    # tracing a rewritten graph once more counted a batch in its norms
+    '[{"inputs": [["vector", [7]]], "steps": [["batch norm", [0], {"affine": true, "zero": false}], '
+    '["linear", [0], {"out": 12, "bias": true}]], "raw": []}, {"seed": 78, "macs": 0.7, "form": "graph"}]',
+    # PyTorch's counter does not see into its fused attention
+    '[{"inputs": [["map", [3, 8, 8]]], "steps": [["cat", [0, 0], {}], ["to tokens", [1], {}], '
+    '["multihead attention", [2], {"heads": 2}]], "raw": []}, {"seed": 41, "ratio": 0.3}]',
+    # the dims of the only head left went, which no plan from the dense network can say
+    '[{"inputs": [["tokens", [6, 5]]], "steps": [["attention", [0], {"heads": 2, "width": 4, "how": "plain", '
+    '"by": "attribute", "one": false}]], "raw": []}, {"seed": 2, "macs": 0.7, "form": "graph", "attention": "heads"}]',
+)
