@@ -1,7 +1,11 @@
-"""The whole-zoo sweep: prunes every timm architecture with affine BatchNorm and writes down what happened.
+"""The whole-zoo sweep: prunes every timm architecture and writes down what happened.
 
     python -m tests.sweep.channels --shard 0/2 --out tests/sweep/channels.jsonl
     python -m tests.sweep.channels --table tests/sweep/channels.md --out tests/sweep/channels.jsonl
+    python -m tests.sweep.channels --norm any --out tests/sweep/channels_any.jsonl --table tests/sweep/channels_any.md
+
+``--norm batch`` is those with affine BatchNorm, smallest first, by random scores of scale factors; ``--norm any``
+is all, the smallest of each family first, by the L1 norm of filters.
 
 Each model runs in a worker process under a time and a memory bound, so a hang or a crash costs one row. Rows that are
 already in the file are not run again (`--again failed` runs the failed ones again). Nothing is downloaded: weights are
@@ -22,115 +26,52 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_prune.channels import ChannelError, prune_channels
+from lightning_prune.channels import ChannelError, ChannelGraph, prune_channels
+from lightning_prune.channels.graph.graph import kept_count
 from tests.sweep.channels_table import RATIO, table
-
-SIZES = (96, 128, 160, 192, 224, 256, 288, 320, 384)
-LARGE = 320
+from tests.sweep.networks import build, by_family, is_norm, listing, train_step
 
 
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a batch norm with scale factors."""
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine
+def random_scores(model: nn.Module) -> dict[str, Tensor]:
+    """A number for each channel of each batch norm."""
+    return {
+        path: torch.rand(m.num_features, generator=torch.Generator().manual_seed(i))
+        for i, (path, m) in enumerate(model.named_modules())
+        if is_norm(m)
+    }
 
 
-def listing(path: Path) -> list[dict[str, Any]]:
-    """[{name, parameters, norms}] of all architectures, smallest first; written once, as it takes minutes."""
-    if path.exists():
-        return json.loads(path.read_text())
-    rows = []
-    for name in timm.list_models():
-        with torch.device("meta"):
-            model = timm.create_model(name)
-        norms = [m for m in model.modules() if is_norm(m)]
-        if any(not isinstance(m, nn.BatchNorm1d) for m in norms):
-            rows.append({"name": name, "parameters": sum(p.numel() for p in model.parameters()), "norms": len(norms)})
-    rows.sort(key=lambda r: (r["parameters"], r["name"]))
-    path.write_text(json.dumps(rows, indent=0))
-    return rows
+def scored_vectors(graph: ChannelGraph, norm: str) -> list[Tensor]:
+    """The groups of the channels that are scored: of batch norms, or (any) of the rows of weights."""
+    if norm == "any":
+        return [dims[0] for name, dims in graph.axes.items() if 0 in dims and len(graph.shapes[name]) > 1]
+    found = [graph.scale_ids(name) for name in graph.norms]
+    return [ids for ids in found if ids is not None]
 
 
-def randomise(model: nn.Module, batch: torch.Tensor) -> None:
-    """Random scale factors and shifts, statistics of one batch: every channel matters."""
-    generator = torch.Generator().manual_seed(0)
-    norms = [m for m in model.modules() if is_norm(m)]
-    for norm in norms:
-        norm.weight.data = torch.rand(norm.weight.shape, generator=generator) + 0.5
-        norm.bias.data = 0.2 * torch.randn(norm.bias.shape, generator=generator)
-        norm.momentum = 1.0
-    with torch.no_grad():
-        for module in model.modules():
-            module.training = True
-        model(batch)
-    for norm in norms:
-        norm.momentum = 0.1
-        norm.running_var.clamp_(min=1e-3)
-    for module in model.modules():
-        module.training = False
-
-
-def train_step(model: nn.Module, batch: torch.Tensor) -> int:
-    """One step of SGD in train mode; returns how many parameters got no gradient or did not move."""
-    for module in model.modules():
-        module.training = True
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    out = model(batch)
-    leaves = [t for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
-    generator = torch.Generator().manual_seed(2)
-    sum((t * torch.randn(t.shape, generator=generator)).sum() for t in leaves).backward()
-    stuck = 0
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if p.grad is None:
-                stuck += 1
-                continue
-            p -= p.grad / p.grad.abs().max().clamp(min=1e-20)
-            stuck += torch.equal(before[name], p)
-    return stuck
-
-
-def run_one(name: str) -> dict[str, Any]:
+def run_one(name: str, norm: str) -> dict[str, Any]:
     """Prunes one architecture; never raises."""
     row: dict[str, Any] = {"name": name}
-    batch = None
     try:
-        torch.manual_seed(0)
-        model = timm.create_model(name)
-        row["parameters"] = sum(p.numel() for p in model.parameters())
-        config = model.pretrained_cfg
-        native = config["input_size"]
-        sizes = [native[-1]] if config.get("fixed_input_size") else [*(s for s in SIZES if s < native[-1]), native[-1]]
-        for size in sizes:
-            batch = torch.randn(2 if size <= LARGE else 1, native[0], size, size)  # for want of memory
-            try:
-                randomise(model, batch)
-                break
-            except Exception as error:
-                if size == sizes[-1]:
-                    raise RuntimeError(f"the dense model itself does not run at {sizes}: {error}") from error
-        row["size"] = batch.shape[-1]
-        scores = {
-            path: torch.rand(m.num_features, generator=torch.Generator().manual_seed(i))
-            for i, (path, m) in enumerate(model.named_modules())
-            if is_norm(m)
-        }
+        model, batch = build(name)
+        row.update(parameters=sum(p.numel() for p in model.parameters()), size=batch.shape[-1])
         start = time.process_time()
-        done = prune_channels(model, batch, scores=scores, ratio=RATIO)
+        if norm == "any":
+            done = prune_channels(model, batch, score="l1", ratio=RATIO)
+        else:
+            done = prune_channels(model, batch, scores=random_scores(model), ratio=RATIO)
         row["seconds"] = round(time.process_time() - start, 2)
-        total, frozen = done.graph.norm_channels()
-        left = sum(m.num_features for m in model.modules() if is_norm(m))
+        vectors = scored_vectors(done.graph, norm)
+        total, frozen = sum(map(len, vectors)), sum(int((ids < 0).sum()) for ids in vectors)
         reasons: dict[str, int] = {}
-        for path in done.graph.norms:
-            ids = done.graph.axes[f"{path}.weight"].get(0)
-            for identity in [] if ids is None else ids[ids < 0].tolist():
-                for reason in {
-                    r.split(" at ")[0] + ":" + r.rpartition(":")[2] for r in done.graph.frozen_reasons[-1 - identity]
-                }:
-                    reasons[reason] = reasons.get(reason, 0) + 1
+        for identity in torch.cat([ids[ids < 0] for ids in vectors]).tolist():
+            for reason in {
+                r.split(" at ")[0] + ":" + r.rpartition(":")[2] for r in done.graph.frozen_reasons[-1 - identity]
+            }:
+                reasons[reason] = reasons.get(reason, 0) + 1
         assert done.proof is not None
         row.update(
             form=done.plan.form,
@@ -139,7 +80,7 @@ def run_one(name: str) -> dict[str, Any]:
             dtype=str(done.proof.dtype).removeprefix("torch."),
             norm_channels=total,
             frozen=frozen,
-            removed=total - left,
+            removed=total - sum(kept_count(ids, done.keep) for ids in vectors),
             after=sum(p.numel() for p in model.parameters()),
             restored=done.restored,
             reasons=[r for r, _ in sorted(reasons.items(), key=lambda i: -i[1])[:3]],
@@ -148,10 +89,7 @@ def run_one(name: str) -> dict[str, Any]:
         row["stuck"] = train_step(model, batch)
         if row["stuck"]:  # is that the surgery's doing, or does the dense model have such parameters too?
             del model
-            torch.manual_seed(0)
-            dense = timm.create_model(name)
-            randomise(dense, torch.randn_like(batch))
-            row["stuck_dense"] = train_step(dense, batch)
+            row["stuck_dense"] = train_step(*build(name))
         row["status"] = "ok" if done.plan.form == "eager" else "ok as GraphModule"
     except ChannelError as error:
         nothing = "nothing would be removed" in str(error)
@@ -162,27 +100,29 @@ def run_one(name: str) -> dict[str, Any]:
     return row
 
 
-def worker(pipe: Connection, memory: int) -> None:
+def worker(pipe: Connection, memory: int, norm: str) -> None:
     """Serves names until the pipe closes."""
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_AS, (memory << 20, memory << 20))
     while True:
-        pipe.send(run_one(pipe.recv()))
+        pipe.send(run_one(pipe.recv(), norm))
 
 
 class Worker:
     """A worker process that is replaced when it dies, hangs or has grown."""
 
-    def __init__(self, memory: int) -> None:
-        self.memory, self.process = memory, None
+    def __init__(self, memory: int, norm: str) -> None:
+        self.memory, self.norm, self.process = memory, norm, None
 
     def run(self, name: str, seconds: int) -> dict[str, Any]:
         """Runs one model under the bounds."""
         if self.process is None:
             self.pipe, theirs = mp.Pipe()
-            self.process = mp.get_context("spawn").Process(target=worker, args=(theirs, self.memory), daemon=True)
+            self.process = mp.get_context("spawn").Process(
+                target=worker, args=(theirs, self.memory, self.norm), daemon=True
+            )
             self.process.start()
             theirs.close()
         try:
@@ -209,6 +149,7 @@ class Worker:
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--norm", choices=["batch", "any"], default="batch", help="which architectures and score")
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th model, from the i-th on")
     parser.add_argument("--out", type=Path, default=Path("tests/sweep/channels.jsonl"))
     parser.add_argument("--models", nargs="*", help="only these")
@@ -219,17 +160,18 @@ def main() -> None:
     parser.add_argument("--note", default="", help="a sentence for the head of the table")
     args = parser.parse_args()
     models = listing(args.out.with_suffix(".models.json"))
+    models = by_family(models) if args.norm == "any" else [m for m in models if m["norms"]]
     rows: dict[str, dict[str, Any]] = {}
     if args.out.exists():
         for line in args.out.read_text().splitlines():
             row = json.loads(line)
             rows[row["name"]] = row
     if args.table:
-        args.table.write_text(table(rows, models, args.note))
+        args.table.write_text(table(rows, models, args.norm, args.note))
         return
     index, number = (int(i) for i in args.shard.split("/"))
     names = args.models or [m["name"] for m in models][index::number]
-    bound = Worker(args.memory)
+    bound = Worker(args.memory, args.norm)
     for name in names:
         known = rows.get(name)
         if known and not (args.again == "all" or (args.again == "failed" and known["status"] == "failed")):

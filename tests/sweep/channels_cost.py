@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-from tests.sweep.channels import RATIO, is_norm, randomise
+from tests.sweep.channels_table import RATIO
+from tests.sweep.networks import is_norm, randomise
 
 
 def memory(key: str) -> int:

@@ -11,12 +11,26 @@ import torch
 RATIO = 0.3
 
 
-def table(rows: dict[str, dict[str, Any]], models: list[dict[str, Any]], note: str = "") -> str:
-    """The dated Markdown table; `note` says how the rows were collected."""
+WHAT = {
+    "batch": (
+        "with affine BatchNorm",
+        "of the scored BatchNorm channels asked for at random",
+        "BatchNorm channels",
+        "",
+    ),
+    "any": ("", "of the channels asked for by the L1 norm of filters", "weights' output channels", " --norm any"),
+}
+"""By the sweep's ``--norm``: which architectures, what is asked for, what is counted, the command's option."""
+
+
+def table(rows: dict[str, dict[str, Any]], models: list[dict[str, Any]], norm: str = "batch", note: str = "") -> str:
+    """The dated Markdown table of what was run; `note` says how the rows were collected."""
+    which, asked, counted, option = WHAT[norm]
     count: dict[str, int] = {}
+    run = [model for model in models if model["name"] in rows]
     lines = []
-    for model in models:
-        row = rows.get(model["name"], {"status": "not run"})
+    for model in run:
+        row = rows[model["name"]]
         status = row["status"]
         if status.startswith("ok") and row["frozen"]:
             status += ", partly frozen"
@@ -42,19 +56,21 @@ def table(rows: dict[str, dict[str, Any]], models: list[dict[str, Any]], note: s
         lines.append("| " + " | ".join([*cells, detail.replace("|", "/").replace("\n", " ")[:240]]) + " |")
     times = sorted(r["seconds"] for r in rows.values() if "seconds" in r)
     head = [
-        "# Channel surgery on every timm architecture with affine BatchNorm",
+        f"# Channel surgery on timm's architectures {which}".rstrip(),
         "",
         f"{datetime.date.today()}, timm {timm.__version__}, torch {torch.__version__}, CPU, one thread. "
-        f"{RATIO:.0%} of the scored BatchNorm channels asked for at random, random weights. Regenerate with "
-        "`python -m tests.sweep.channels` (see its first lines).",
+        f"{RATIO:.0%} {asked}, random weights. Regenerate with `python -m tests.sweep.channels{option}` (see its first "
+        "lines).",
         "",
         "`difference` is the largest |masked - sliced| relative to the largest output, on a random batch, before the "
-        "model was changed; `effect` is what the masking itself changes. `frozen` is the share of BatchNorm channels "
+        f"model was changed; `effect` is what the masking itself changes. `frozen` is the share of {counted} "
         "that may not go, `removed` the share that went, `restored` the groups that came back for equal splits or "
         "non-empty layers, `stuck` the parameters that got no gradient or did not move in one training step after the "
         "surgery (in brackets: in the same step of the dense model).",
         "",
         *([note, ""] if note else []),
+        f"* run: {len(run)} of {len(models)}, in {len({m['family'] for m in run})} of "
+        f"{len({m['family'] for m in models})} families",
         *(f"* {status}: {number}" for status, number in sorted(count.items())),
         f"* CPU seconds from trace to verified compact model: median {times[len(times) // 2]}, worst {times[-1]}"
         if times
