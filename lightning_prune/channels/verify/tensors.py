@@ -98,6 +98,7 @@ def without_zeros(model: nn.Module, plan: PruningPlan) -> Step:
         for kept in [set(plan.cuts[name].kept[0])]
     }
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    rows: dict[str, Tensor | None] = {}  # which are zero; a check looks at every weight several times
 
     def step(name: str, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point() or tensor.numel() == 0:
@@ -108,9 +109,12 @@ def without_zeros(model: nn.Module, plan: PruningPlan) -> Step:
             return tensor.masked_fill(tensor == 0, 1.0)
         if name not in parameters or not tensor.ndim:
             return tensor
-        low, high = (tensor.flatten(1) if tensor.ndim > 1 else tensor[None]).aminmax(dim=1)
-        off = ((low == 0) & (high == 0)).expand(len(tensor))
-        if not bool(off.any()):
+        if name not in rows:
+            low, high = (tensor.flatten(1) if tensor.ndim > 1 else tensor[None]).aminmax(dim=1)
+            zero = ((low == 0) & (high == 0)).expand(len(tensor))
+            rows[name] = zero if bool(zero.any()) else None
+        off = rows[name]
+        if off is None:
             return tensor
         generator = torch.Generator().manual_seed(1)  # the same numbers each time, under each name
         noise = 0.1 * torch.randn(tensor[off].shape, generator=generator, dtype=torch.float64)

@@ -1,0 +1,89 @@
+"""Norms on the fast way through a trace.
+
+PyTorch works out the shape that comes out of a norm by running its decomposition, ten calls or so, on fake tensors; of
+a deep network's trace that is a third. But what comes out is like what went in. So while a network is traced, its norms
+in eval mode are calls of operators of ours, which say just that, and after it they are PyTorch's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+from torch.overrides import TorchFunctionMode
+
+_SPACE = "lightning_prune_trace"
+_NORMS = {"batch_norm": torch.ops.aten.batch_norm.default, "layer_norm": torch.ops.aten.layer_norm.default}
+_LIKE: dict[str, Callable[..., Tensor]] = {
+    "batch_norm": lambda x, *_: torch.empty_like(x),
+    "layer_norm": lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format),
+}
+
+
+@cache
+def _operators() -> tuple[torch.library.Library, dict[str, Any]]:
+    """The library, which has to stay alive, and its operators by name; each has the schema of PyTorch's own."""
+    library = torch.library.Library(_SPACE, "DEF")
+    for name, own in _NORMS.items():
+        library.define(str(own._schema).removeprefix("aten::"))
+        library.impl(name, _LIKE[name], "Meta")
+    return library, {name: getattr(getattr(torch.ops, _SPACE), name).default for name in _NORMS}
+
+
+def _batch_norm(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
+    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """As `F.batch_norm`. In train mode it writes statistics, and PyTorch's own does that."""
+    if training or running_mean is None or running_var is None:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    call = _operators()[1]["batch_norm"]
+    out: Tensor = call(
+        input, weight, bias, running_mean, running_var, False, momentum, eps, torch.backends.cudnn.enabled
+    )
+    return out
+
+
+def _layer_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """As `F.layer_norm`."""
+    call = _operators()[1]["layer_norm"]
+    out: Tensor = call(input, normalized_shape, weight, bias, eps, torch.backends.cudnn.enabled)
+    return out
+
+
+_OURS: dict[Any, Callable[..., Tensor]] = {F.batch_norm: _batch_norm, F.layer_norm: _layer_norm}
+
+
+class _Norms(TorchFunctionMode):
+    """Calls ours for PyTorch's."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _OURS.get(func, func)(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def fast_norms() -> Iterator[None]:
+    """Inside, an export has operators of ours for norms in eval mode; `usual_norms` takes them out."""
+    with _Norms():
+        yield
+
+
+def usual_norms(program: ExportedProgram) -> ExportedProgram:
+    """PyTorch's own operators in place of ours, nested graphs included; the program itself."""
+    own = {call: _NORMS[name] for name, call in _operators()[1].items()}
+    for module in program.graph_module.modules():
+        if isinstance(module, GraphModule):
+            for node in module.graph.nodes:
+                if node.op == "call_function" and node.target in own:
+                    node.target = own[node.target]
+    return program
