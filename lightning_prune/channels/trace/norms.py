@@ -21,10 +21,21 @@ from torch.overrides import TorchFunctionMode
 
 _SPACE = "lightning_prune_trace"
 _NORMS = {"batch_norm": torch.ops.aten.batch_norm.default, "layer_norm": torch.ops.aten.layer_norm.default}
-_LIKE: dict[str, Callable[..., Tensor]] = {
-    "batch_norm": lambda x, *_: torch.empty_like(x),
-    "layer_norm": lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format),
-}
+
+
+def _shape_of_batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, *_: Any) -> Tensor:
+    if x.shape[1] != mean.shape[0]:
+        raise RuntimeError(f"running_mean should contain {x.shape[1]} elements not {mean.shape[0]}")
+    return torch.empty_like(x)
+
+
+def _shape_of_layer_norm(x: Tensor, normalized_shape: Sequence[int], *_: Any) -> Tensor:
+    if list(x.shape[len(x.shape) - len(normalized_shape) :]) != list(normalized_shape):
+        raise RuntimeError(f"layer_norm over {list(normalized_shape)} got an input of shape {list(x.shape)}")
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+_SHAPES: dict[str, Callable[..., Tensor]] = {"batch_norm": _shape_of_batch_norm, "layer_norm": _shape_of_layer_norm}
 
 
 @cache
@@ -33,7 +44,7 @@ def _operators() -> tuple[torch.library.Library, dict[str, Any]]:
     library = torch.library.Library(_SPACE, "DEF")
     for name, own in _NORMS.items():
         library.define(str(own._schema).removeprefix("aten::"))
-        library.impl(name, _LIKE[name], "Meta")
+        library.impl(name, _SHAPES[name], "Meta")
     return library, {name: getattr(getattr(torch.ops, _SPACE), name).default for name in _NORMS}
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.trace.export import export
+from lightning_prune.errors import TraceError
 
 
 class _Norms(nn.Module):
@@ -53,3 +54,9 @@ def test_trace_is_pytorchs_own(training: bool, dtype: torch.dtype) -> None:
     calls = {str(node.target) for node in found.graph.nodes}
     assert "aten.layer_norm.default" in calls
     assert not any("lightning_prune" in call for call in calls)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), nn.LayerNorm(4)])
+def test_norm_of_another_width_is_an_error(norm: nn.Module) -> None:
+    with pytest.raises(TraceError, match="4"):
+        export(nn.Sequential(nn.Conv2d(3, 8, 3), norm).eval(), torch.zeros(2, 3, 8, 8))
