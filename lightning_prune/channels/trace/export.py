@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from lightning_prune.channels.trace.norms import fast_norms, usual_norms
+from lightning_prune.channels.trace.norms import FastNorms, usual_norms
 from lightning_prune.errors import TraceError
 from lightning_prune.support.modes import Arguments, mode, split_input, without_hooks
 
@@ -39,7 +39,7 @@ def export(
         with (
             mode(model, training, noise=noise, statistics=statistics), without_hooks(model), torch.no_grad(),
             warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), _without_stack_traces(),
-            fast_norms(),
+            FastNorms(),
         ):  # fmt: skip
             warnings.simplefilter("ignore")
             program = torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)

@@ -1,14 +1,13 @@
 """Norms on the fast way through a trace.
 
-PyTorch works out the shape that comes out of a norm by running its decomposition, ten calls or so, on fake tensors; of
-a deep network's trace that is a third. But what comes out is like what went in. So while a network is traced, its norms
-in eval mode are calls of operators of ours, which say just that, and after it they are PyTorch's own.
+PyTorch works out the shape that comes out of a norm by running its decomposition, ten calls or so, on fake tensors,
+which is up to a third of a trace. But what comes out is like what went in. So while a network is traced, its norms in
+eval mode are calls of operators of ours, which say just that, and after it they are PyTorch's own.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -75,18 +74,11 @@ def _layer_norm(
 _OURS: dict[Any, Callable[..., Tensor]] = {F.batch_norm: _batch_norm, F.layer_norm: _layer_norm}
 
 
-class _Norms(TorchFunctionMode):
-    """Calls ours for PyTorch's."""
+class FastNorms(TorchFunctionMode):
+    """Inside, an export has operators of ours for norms in eval mode; `usual_norms` takes them out."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _OURS.get(func, func)(*args, **(kwargs or {}))
-
-
-@contextlib.contextmanager
-def fast_norms() -> Iterator[None]:
-    """Inside, an export has operators of ours for norms in eval mode; `usual_norms` takes them out."""
-    with _Norms():
-        yield
 
 
 def usual_norms(program: ExportedProgram) -> ExportedProgram:
