@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_prune.channels import ChannelGraph, PruningPlan, prune_channels
 from tests.channels.models import random_scores, silenced
-from tests.sweep.channels import randomise, train_step
+from tests.sweep.networks import randomise, train_step
 
 FAST = ("resnet18", "mobilenetv3_small_100", "efficientnet_b0", "mixnet_s", "ghostnet_100", "skresnet18",
         "res2net50_26w_4s", "regnetx_002", "cspresnet50", "levit_128s")  # fmt: skip

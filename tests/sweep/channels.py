@@ -1,7 +1,11 @@
-"""The whole-zoo sweep: prunes every timm architecture with affine BatchNorm and writes down what happened.
+"""The whole-zoo sweep: prunes every timm architecture and writes down what happened.
 
     python -m tests.sweep.channels --shard 0/2 --out tests/sweep/channels.jsonl
     python -m tests.sweep.channels --table tests/sweep/channels.md --out tests/sweep/channels.jsonl
+    python -m tests.sweep.channels --norm any --out tests/sweep/channels_any.jsonl --table tests/sweep/channels_any.md
+
+``--norm batch`` is those with affine BatchNorm, smallest first, by random scores of scale factors; ``--norm any``
+is all, the smallest of each family first, by the L1 norm of filters.
 
 Each model runs in a worker process under a time and a memory bound, so a hang or a crash costs one row. Rows that are
 already in the file are not run again (`--again failed` runs the failed ones again). Nothing is downloaded: weights are
@@ -19,86 +23,41 @@ import resource
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_prune.channels import ChannelError, Pruned, prune_channels
+from lightning_prune.channels import ChannelError, ChannelGraph, Pruned, prune_channels
 from lightning_prune.channels.graph.graph import kept_count
 from tests.sweep.channels_table import RATIO, table
-
-SIZES = (96, 128, 160, 192, 224, 256, 288, 320, 384)
-LARGE = 320
+from tests.sweep.networks import build, by_family, is_norm, listing, train_step
 
 Job = Callable[[str], dict[str, Any]]
 """Makes the row of a model of that name; never raises."""
 
 
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a batch norm with scale factors."""
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine
+def random_scores(model: nn.Module) -> dict[str, Tensor]:
+    """A number for each channel of each batch norm."""
+    return {
+        path: torch.rand(m.num_features, generator=torch.Generator().manual_seed(i))
+        for i, (path, m) in enumerate(model.named_modules())
+        if is_norm(m)
+    }
 
 
-def listing(path: Path) -> list[dict[str, Any]]:
-    """[{name, parameters, norms}] of all architectures, smallest first; written once, as it takes minutes."""
-    if path.exists():
-        return json.loads(path.read_text())
-    rows = []
-    for name in timm.list_models():
-        with torch.device("meta"):
-            model = timm.create_model(name)
-        norms = [m for m in model.modules() if is_norm(m)]
-        if any(not isinstance(m, nn.BatchNorm1d) for m in norms):
-            rows.append({"name": name, "parameters": sum(p.numel() for p in model.parameters()), "norms": len(norms)})
-    rows.sort(key=lambda r: (r["parameters"], r["name"]))
-    path.write_text(json.dumps(rows, indent=0))
-    return rows
+def scored_vectors(graph: ChannelGraph, norm: str) -> list[Tensor]:
+    """The groups of the channels that are scored: of batch norms, or (any) of the rows of weights."""
+    if norm == "any":
+        return [dims[0] for name, dims in graph.axes.items() if 0 in dims and len(graph.shapes[name]) > 1]
+    found = [graph.scale_ids(name) for name in graph.norms]
+    return [ids for ids in found if ids is not None]
 
 
-def randomise(model: nn.Module, batch: torch.Tensor) -> None:
-    """Random scale factors and shifts, statistics of one batch: every channel matters."""
-    generator = torch.Generator().manual_seed(0)
-    norms = [m for m in model.modules() if is_norm(m)]
-    for norm in norms:
-        norm.weight.data = torch.rand(norm.weight.shape, generator=generator) + 0.5
-        norm.bias.data = 0.2 * torch.randn(norm.bias.shape, generator=generator)
-        norm.momentum = 1.0
-    with torch.no_grad():
-        for module in model.modules():
-            module.training = True
-        model(batch)
-    for norm in norms:
-        norm.momentum = 0.1
-        norm.running_var.clamp_(min=1e-3)
-    for module in model.modules():
-        module.training = False
-
-
-def train_step(model: nn.Module, batch: torch.Tensor) -> int:
-    """One step of SGD in train mode; returns how many parameters got no gradient or did not move."""
-    for module in model.modules():
-        module.training = True
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    out = model(batch)
-    leaves = [t for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
-    generator = torch.Generator().manual_seed(2)
-    sum((t * torch.randn(t.shape, generator=generator)).sum() for t in leaves).backward()
-    stuck = 0
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if p.grad is None:
-                stuck += 1
-                continue
-            p -= p.grad / p.grad.abs().max().clamp(min=1e-20)
-            stuck += torch.equal(before[name], p)
-    return stuck
-
-
-def record(done: Pruned, vectors: list[torch.Tensor]) -> dict[str, Any]:
+def record(done: Pruned, vectors: list[Tensor]) -> dict[str, Any]:
     """What a row says of a surgery. vectors: the group ids of the channels that count, int64 [channels] each."""
     reasons: dict[str, int] = {}
     for identity in (i for ids in vectors for i in ids[ids < 0].tolist()):
@@ -128,43 +87,23 @@ def failure(error: Exception) -> dict[str, str]:
     return {"status": "not applicable" if refused else "failed", "error": f"{type(error).__name__}: {error}"[:600]}
 
 
-def run_one(name: str) -> dict[str, Any]:
+def run_one(name: str, norm: str = "batch") -> dict[str, Any]:
     """Prunes one architecture; never raises."""
     row: dict[str, Any] = {"name": name}
-    batch = None
     try:
-        torch.manual_seed(0)
-        model = timm.create_model(name)
-        row["parameters"] = sum(p.numel() for p in model.parameters())
-        config = model.pretrained_cfg
-        native = config["input_size"]
-        sizes = [native[-1]] if config.get("fixed_input_size") else [*(s for s in SIZES if s < native[-1]), native[-1]]
-        for size in sizes:
-            batch = torch.randn(2 if size <= LARGE else 1, native[0], size, size)  # for want of memory
-            try:
-                randomise(model, batch)
-                break
-            except Exception as error:
-                if size == sizes[-1]:
-                    raise RuntimeError(f"the dense model itself does not run at {sizes}: {error}") from error
-        row["size"] = batch.shape[-1]
-        scores = {
-            path: torch.rand(m.num_features, generator=torch.Generator().manual_seed(i))
-            for i, (path, m) in enumerate(model.named_modules())
-            if is_norm(m)
-        }
+        model, batch = build(name)
+        row.update(parameters=sum(p.numel() for p in model.parameters()), size=batch.shape[-1])
         start = time.process_time()
-        done = prune_channels(model, batch, scores=scores, ratio=RATIO)
+        if norm == "any":
+            done = prune_channels(model, batch, score="l1", ratio=RATIO)
+        else:
+            done = prune_channels(model, batch, scores=random_scores(model), ratio=RATIO)
         row["seconds"] = round(time.process_time() - start, 2)
-        ids = (done.graph.scale_ids(path) for path in done.graph.norms)
-        row |= record(done, [v for v in ids if v is not None])
+        row |= record(done, scored_vectors(done.graph, norm))
         row["stuck"] = train_step(model, batch)
         if row["stuck"]:  # is that the surgery's doing, or does the dense model have such parameters too?
             del model
-            torch.manual_seed(0)
-            dense = timm.create_model(name)
-            randomise(dense, torch.randn_like(batch))
-            row["stuck_dense"] = train_step(dense, batch)
+            row["stuck_dense"] = train_step(*build(name))
         row["status"] = "ok" if done.plan.form == "eager" else "ok as GraphModule"
     except Exception as error:
         row |= failure(error)
@@ -217,13 +156,16 @@ class Worker:
         self.process = None
 
 
-def sweep(doc: str, out: str, listing: Callable[[Path], list[dict[str, Any]]], job: Job, **words: str) -> None:
+def sweep(
+    doc: str, out: str, listing: Callable[[Path], list[dict[str, Any]]], job: Job, argv: list[str] | None = None,
+    **words: str,
+) -> None:  # fmt: skip
     """The command of a sweep.
 
     Args:
         doc: its help. out: the file of its rows, by default.
         listing: from the path of a cache to [{name, parameters}], in the order to run.
-        job: makes a row of a name; never raises. words: see `table`.
+        job: makes a row of a name; never raises. argv: the command line. words: see `table`.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th model, from the i-th on")
@@ -234,7 +176,7 @@ def sweep(doc: str, out: str, listing: Callable[[Path], list[dict[str, Any]]], j
     parser.add_argument("--memory", type=int, default=12000, help="address space bound for one model, MiB")
     parser.add_argument("--table", type=Path, help="write the table to this file, run nothing")
     parser.add_argument("--note", default="", help="a sentence for the head of the table")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     models = listing(args.out.with_suffix(".models.json"))
     rows: dict[str, dict[str, Any]] = {}
     if args.out.exists():
@@ -260,5 +202,31 @@ def sweep(doc: str, out: str, listing: Callable[[Path], list[dict[str, Any]]], j
     bound.stop()
 
 
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--norm", choices=["batch", "any"], default="batch")
+    args, rest = parser.parse_known_args()
+    if args.norm == "batch":
+        sweep(__doc__ or "", "tests/sweep/channels.jsonl", with_norms, run_one, rest)
+    else:
+        words = {
+            "title": "Channel surgery on timm's architectures, with BatchNorm and without",
+            "counted": "output channels of weights", "how": "by the L1 norm of filters",
+            "command": "python -m tests.sweep.channels --norm any",
+        }  # fmt: skip
+        sweep(__doc__ or "", "tests/sweep/channels_any.jsonl", families, partial(run_one, norm="any"), rest, **words)
+
+
+def with_norms(path: Path) -> list[dict[str, Any]]:
+    """The architectures with affine BatchNorm, smallest first."""
+    return [model for model in listing(path) if model["norms"]]
+
+
+def families(path: Path) -> list[dict[str, Any]]:
+    """All architectures, the smallest of each family first."""
+    return by_family(listing(path))
+
+
 if __name__ == "__main__":
-    sweep(__doc__ or "", "tests/sweep/channels.jsonl", listing, run_one)
+    main()

@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-from tests.sweep.channels import RATIO, is_norm, randomise
+from tests.sweep.channels_table import RATIO
+from tests.sweep.networks import is_norm, randomise
 
 
 def memory(key: str) -> int:
@@ -33,27 +34,35 @@ def memory(key: str) -> int:
     return int(line.split()[1]) >> 10
 
 
-def peer(model: torch.nn.Module, batch: torch.Tensor) -> str:
-    """Torch-Pruning on the same model: seconds, or how it ended."""
+def peer(model: torch.nn.Module, batch: torch.Tensor, everywhere: bool = False, limit: float = 30) -> str:
+    """Torch-Pruning on the same model: CPU seconds, or how it ended.
+
+    everywhere: whether the lowest scores of the whole model go, or the same share of each layer. limit: CPU seconds.
+    """
     try:
         import torch_pruning as tp
     except ImportError:
         return "-"
     start = time.process_time()
+    signal.signal(signal.SIGPROF, _late)
+    signal.setitimer(signal.ITIMER_PROF, limit, 0.5)  # again and again, as an except clause may catch it
     try:
         ignored = [m for m in (getattr(model, "get_classifier", lambda: None)(),) if isinstance(m, torch.nn.Module)]
         pruner = tp.pruner.BNScalePruner(
-            model, batch, tp.importance.BNScaleImportance(), pruning_ratio=RATIO, round_to=None, ignored_layers=ignored
-        )
+            model, batch, tp.importance.BNScaleImportance(), pruning_ratio=RATIO, round_to=None, ignored_layers=ignored,
+            global_pruning=everywhere,
+        )  # fmt: skip
         pruner.step()
         seconds = time.process_time() - start
         with torch.no_grad():
             model(batch)
-        return f"{seconds:.1f}"
+        return f"{seconds:.2f}"
     except TimeoutError:
         return f"not finished after {time.process_time() - start:.0f} CPU s"
     except Exception as error:
         return type(error).__name__
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def one(name: str) -> dict[str, Any]:
@@ -82,10 +91,7 @@ def one(name: str) -> dict[str, Any]:
     before, start = memory("VmRSS"), time.process_time()
     done = prune_channels(model, batch, scores=scores, ratio=RATIO)
     seconds, peak = time.process_time() - start, memory("VmHWM")
-    signal.signal(signal.SIGALRM, _late)
-    signal.alarm(90)
     found = peer(other, batch)
-    signal.alarm(0)
     return {
         "name": name, "mib": round(size), "seconds": round(seconds, 2), "extra": peak - before, "peer": found,
         "form": done.plan.form,

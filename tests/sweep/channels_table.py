@@ -19,9 +19,10 @@ def table(
 ) -> str:  # fmt: skip
     """The dated Markdown table; `note` says how the rows were collected, the others what they are of."""
     count: dict[str, int] = {}
+    run = [model for model in models if model["name"] in rows]
     lines = []
-    for model in models:
-        row = rows.get(model["name"], {"status": "not run"})
+    for model in run:
+        row = rows[model["name"]]
         status = row["status"]
         if status.startswith("ok") and row["frozen"]:
             status += ", partly frozen"
@@ -60,6 +61,7 @@ def table(
         "surgery (in brackets: in the same step of the dense model).",
         "",
         *([note, ""] if note else []),
+        f"* run: {len(run)} of {len(models)}",
         *(f"* {status}: {number}" for status, number in sorted(count.items())),
         f"* CPU seconds from trace to verified compact model: median {times[len(times) // 2]}, worst {times[-1]}"
         if times

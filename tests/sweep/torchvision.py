@@ -21,8 +21,9 @@ from torchvision import models
 
 from lightning_prune.channels import Pruned, prune_channels
 from lightning_prune.channels.graph.modes import OUTPUT
-from tests.sweep.channels import failure, randomise, record, sweep, train_step
+from tests.sweep.channels import failure, record, sweep
 from tests.sweep.channels_table import RATIO
+from tests.sweep.networks import randomise, train_step
 
 SIZES = (64, 96, 128, 224, 256, 320)
 FRAMES = {"mvit": 16, "s3d": 16}

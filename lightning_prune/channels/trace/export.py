@@ -6,13 +6,14 @@ import contextlib
 import gc
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from lightning_prune.channels.trace.norms import FastNorms, usual_norms
 from lightning_prune.errors import TraceError
 from lightning_prune.support.modes import Arguments, mode, split_input, without_hooks
 
@@ -37,10 +38,12 @@ def export(
         # PyTorch prints a graph that it could not finish, thousands of lines, to stderr.
         with (
             mode(model, training, noise=noise, statistics=statistics), without_hooks(model), torch.no_grad(),
-            warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), _without_stack_traces(),
+            FastNorms(),
         ):  # fmt: skip
             warnings.simplefilter("ignore")
-            return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
+            program = torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
+        return usual_norms(program)
     except Exception as error:
         given = [_shape(v) for v in args] + [f"{name}={_shape(v)}" for name, v in kwargs.items()]
         line = (str(error).strip().splitlines() or [""])[0]
@@ -54,6 +57,21 @@ def export(
     finally:
         if collecting:
             gc.enable()
+
+
+@contextlib.contextmanager
+def _without_stack_traces() -> Iterator[None]:
+    """No call is traced back to a line of the user's code, which nothing here reads; where PyTorch lets one choose."""
+    config: Any = getattr(torch.fx, "config", None)
+    before = getattr(config, "do_not_emit_stack_traces", None)
+    if before is None:
+        yield
+        return
+    try:
+        config.do_not_emit_stack_traces = True
+        yield
+    finally:
+        config.do_not_emit_stack_traces = before
 
 
 def _shape(value: Any) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
+from lightning_prune.plan.cut import Cut
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.support.tensors import state_tensors, take
 
@@ -99,6 +100,7 @@ def without_zeros(model: nn.Module, plan: PruningPlan) -> Step:
         for kept in [set(plan.cuts[name].kept[0])]
     }
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    silent: dict[str, list[tuple[int, Tensor]]] = {}  # a check looks at every weight several times
 
     def step(name: str, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point() or tensor.numel() == 0:
@@ -109,16 +111,25 @@ def without_zeros(model: nn.Module, plan: PruningPlan) -> Step:
             return tensor.masked_fill(tensor == 0, 1.0)
         if name not in parameters or not tensor.ndim:
             return tensor
-        low, high = (tensor.flatten(1) if tensor.ndim > 1 else tensor[None]).aminmax(dim=1)
-        value = _filled(tensor, 0, ((low == 0) & (high == 0)).expand(len(tensor)))
-        for dim, kept in plan.cuts[name].kept.items() if name in plan.cuts else ():
-            if dim:  # what reads a channel that goes may have been trained, or folded, to zero
-                silent = (value == 0).movedim(dim, 0).flatten(1).all(1)
-                silent[list(kept)] = False
-                value = _filled(value, dim, silent)
-        return value
+        if name not in silent:
+            silent[name] = _silent(tensor, plan.cuts.get(name))
+        for dim, off in silent[name]:
+            tensor = _filled(tensor, dim, off)
+        return tensor
 
     return step
+
+
+def _silent(tensor: Tensor, cut: Cut | None) -> list[tuple[int, Tensor]]:
+    """(dim, bool [its length]) of what is zero throughout: rows, and what reads a channel that goes."""
+    low, high = (tensor.flatten(1) if tensor.ndim > 1 else tensor[None]).aminmax(dim=1)
+    found = [(0, ((low == 0) & (high == 0)).expand(len(tensor)))]
+    for dim, kept in cut.kept.items() if cut is not None else ():
+        if dim:  # what reads a channel that goes may have been trained, or folded, to zero
+            off = (_filled(tensor, *found[0]) == 0).movedim(dim, 0).flatten(1).all(1)
+            off[list(kept)] = False
+            found.append((dim, off))
+    return [(dim, off) for dim, off in found if bool(off.any())]
 
 
 def _filled(tensor: Tensor, dim: int, off: Tensor) -> Tensor:

@@ -1,0 +1,116 @@
+"""What the sweep over timm runs on: which architectures, in what order, at what size, with what numbers in them."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+SIZES = (96, 128, 160, 192, 224, 256, 288, 320, 384)
+LARGE = 320
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a batch norm with scale factors."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine
+
+
+def listing(path: Path) -> list[dict[str, Any]]:
+    """[{name, family, parameters, norms}] of all architectures, smallest first; written once, as it takes minutes.
+
+    norms: affine BatchNorms, 0 where all of them are one-dimensional.
+    """
+    if path.exists():
+        return json.loads(path.read_text())
+    rows = []
+    for name in timm.list_models():
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        norms = [m for m in model.modules() if is_norm(m)]
+        rows.append(
+            {
+                "name": name,
+                "family": timm.models.model_entrypoint(name).__module__.rpartition(".")[2],
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "norms": len(norms) if any(not isinstance(m, nn.BatchNorm1d) for m in norms) else 0,
+            }
+        )
+    rows.sort(key=lambda r: (r["parameters"], r["name"]))
+    path.write_text(json.dumps(rows, indent=0))
+    return rows
+
+
+def by_family(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The smallest of each family, then the second of each, and so on."""
+    seen: dict[str, int] = defaultdict(int)
+    ranked = []
+    for model in models:
+        ranked.append((seen[model["family"]], model))
+        seen[model["family"]] += 1
+    return [model for _, model in sorted(ranked, key=lambda pair: pair[0])]
+
+
+def build(name: str) -> tuple[nn.Module, Tensor]:
+    """A randomised model and a batch that it runs on, at the smallest size that it allows.
+
+    Where the size is fixed, a model is made for a smaller one (``img_size``) if its code takes that.
+    """
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    native = config.input_size
+    assert native is not None
+    failed: Exception | None = None
+    for size in [*(s for s in SIZES if s < native[-1]), native[-1]]:
+        batch = torch.randn(2 if size <= LARGE else 1, native[0], size, size)  # for want of memory
+        smaller = {"img_size": size} if config.fixed_input_size and size != native[-1] else {}
+        try:
+            torch.manual_seed(0)
+            model = timm.create_model(name, **smaller)
+            randomise(model, batch)
+            return model, batch
+        except Exception as error:
+            failed = error
+    raise RuntimeError(f"the dense model itself does not run at up to {native[-1]} px: {failed}") from failed
+
+
+def randomise(model: nn.Module, batch: torch.Tensor) -> None:
+    """Random scale factors and shifts, statistics of one batch: every channel matters."""
+    generator = torch.Generator().manual_seed(0)
+    norms = [m for m in model.modules() if is_norm(m)]
+    for norm in norms:
+        norm.weight.data = torch.rand(norm.weight.shape, generator=generator) + 0.5
+        norm.bias.data = 0.2 * torch.randn(norm.bias.shape, generator=generator)
+        norm.momentum = 1.0
+    with torch.no_grad():
+        for module in model.modules():
+            module.training = True
+        model(batch)
+    for norm in norms:
+        norm.momentum = 0.1
+        norm.running_var.clamp_(min=1e-3)
+    for module in model.modules():
+        module.training = False
+
+
+def train_step(model: nn.Module, batch: torch.Tensor) -> int:
+    """One step of SGD in train mode; returns how many parameters got no gradient or did not move."""
+    for module in model.modules():
+        module.training = True
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    out = model(batch)
+    leaves = [t for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
+    generator = torch.Generator().manual_seed(2)
+    sum((t * torch.randn(t.shape, generator=generator)).sum() for t in leaves).backward()
+    stuck = 0
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.grad is None:
+                stuck += 1
+                continue
+            p -= p.grad / p.grad.abs().max().clamp(min=1e-20)
+            stuck += torch.equal(before[name], p)
+    return stuck
