@@ -6,13 +6,13 @@ import itertools
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch import nn
 
 from lightning_prune import ChannelGraph, ChannelUnits, PlanError
 from lightning_prune.channels.latency.layers import LayerShape
 from lightning_prune.channels.latency.search import LatencySearch
+from lightning_prune.channels.remove import remove_channels
 from lightning_prune.channels.select.selector import Selector
 from tests.channels.latency.clocks import Counter, macs
 from tests.channels.models import Chain
@@ -43,8 +43,8 @@ def best_of_all(found: LatencySearch, score: torch.Tensor, budget: float) -> flo
 
 
 def stairs(shape: LayerShape) -> float:
-    """Whole blocks of four channels cost alike, as they do in vector units; and each call something."""
-    return 40.0 + macs(shape) / (shape.inputs * shape.outputs) * (-(-shape.inputs // 4)) * (-(-shape.outputs // 4))
+    """Whole blocks of two channels cost alike, as they do in vector units; and each call something."""
+    return 40.0 + macs(shape) / (shape.inputs * shape.outputs) * (-(-shape.inputs // 2)) * (-(-shape.outputs // 2))
 
 
 @pytest.mark.parametrize("layer", [macs, stairs])
@@ -55,7 +55,7 @@ def test_of_a_chain_it_keeps_what_is_best_within_the_time(layer: Any, share: flo
     budget = share * found.seconds(torch.ones(len(score), dtype=torch.bool))
     keep = found.solve(score, budget)
     assert found.seconds(keep) <= budget * (1 + 1e-9)
-    assert float(score[keep].sum()) >= 0.97 * best_of_all(found, score, budget)
+    assert float(score[keep].sum()) >= 0.98 * best_of_all(found, score, budget)
 
 
 def test_of_layers_that_do_not_meet_it_is_the_best_of_all() -> None:
@@ -64,50 +64,34 @@ def test_of_layers_that_do_not_meet_it_is_the_best_of_all() -> None:
     class Apart(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.down = nn.ModuleList(nn.Linear(5, width) for width in (6, 9, 7))
-            self.up = nn.ModuleList(nn.Linear(width, 5) for width in (6, 9, 7))
+            self.down = nn.ModuleList(nn.Linear(3, width) for width in (4, 6, 5))
+            self.up = nn.ModuleList(nn.Linear(width, 3) for width in (4, 6, 5))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = x.flatten(2).transpose(1, 2)[..., :5]
+            x = x.flatten(2).transpose(1, 2)
             for down, up in zip(self.down, self.up, strict=True):
                 x = x + up(down(x).relu())
             return x
 
     found = search(Apart(), Counter())
     score = scores(found)
-    for share in (0.25, 0.5, 0.9):
+    for share in (0.3, 0.6):
         budget = share * found.seconds(torch.ones(len(score), dtype=torch.bool))
         keep = found.solve(score, budget)
         assert float(score[keep].sum()) == pytest.approx(best_of_all(found, score, budget), abs=1e-9)
 
 
-@pytest.mark.parametrize("target", [0.35, 0.5, 0.8])
+@pytest.mark.parametrize("target", [0.35, 0.7])
 def test_the_compact_network_takes_what_was_asked_though_the_table_knows_only_a_part(target: float) -> None:
     """The network's clock has a part that no layer shrinks, and the table is off by up to a fifth at random."""
-    model = timm.create_model("test_resnet", num_classes=4)
-    dense = Counter().load(model, torch.zeros(1, 3, 32, 32), 1)
-    meter = Counter(noise=0.2, rest=0.0)
-    dense()
-    meter.rest = 2e5
-    found = search(model, meter, 32)
-    aim = found.aim(scores(found), torch.zeros(2, 3, 32, 32), target)
+    model, x = Chain((24, 32, 24)), torch.zeros(2, 3, 8, 8)
+    meter = Counter(noise=0.2, rest=1e5)
+    found = search(model, meter)
+    aim = found.aim(scores(found), x, target)
     assert aim.ratio == pytest.approx(target, rel=0.03)
-    taken = meter.load(_cut(found, aim.selection.keep), torch.zeros(1, 3, 32, 32), 1)
-    before = meter.now
-    taken()
-    compact = meter.now - before
-    assert compact / (meter.rest + found.selector.cost.macs()) == pytest.approx(aim.ratio, rel=1e-6)
-
-
-def _cut(found: LatencySearch, keep: torch.Tensor) -> nn.Module:
-    import copy
-
-    from lightning_prune.channels.surgery.widths import make_plan
-
-    units = found.selector.units
-    small = copy.deepcopy(units.network)
-    make_plan(small, units.graph, keep, torch.zeros(2, 3, 32, 32), "eager").apply(small)
-    return small
+    pruned = remove_channels(model, x, found.selector, aim.selection, constants="drop", verify=False)
+    dense, compact = (1e5 + macs for macs in pruned.macs)
+    assert compact / dense == pytest.approx(aim.ratio, rel=1e-3)
 
 
 def test_widths_are_multiples_of_the_divisor_above_the_floor() -> None:
