@@ -12,6 +12,7 @@ from torch import nn
 from lightning_prune.channels.latency.layers import LayerShape
 from lightning_prune.support.latency import Call
 from lightning_prune.support.macs import count_macs
+from lightning_prune.support.modes import split_input
 from tests.callbacks.methods import size
 
 
@@ -48,8 +49,9 @@ class Counter:
 
     def load(self, network: nn.Module, example_input: Any, batch: int) -> Call:
         self.batches.append(batch)
-        x = torch.zeros(1, *example_input.shape[1:]) if self.by == "macs" else None
-        took = self.rest + (size(network) if x is None else count_macs(network, x))
+        x = split_input(example_input).args[0]
+        cost = size(network) if self.by == "parameters" else count_macs(network, torch.zeros(1, *x.shape[1:]))
+        took = self.rest + cost
 
         def call() -> None:
             self.now += took
