@@ -48,8 +48,8 @@ class LatencySearch:
 
     The time of a layer depends on two widths, its input's and its output's. As in HALP, each layer of channels is
     charged what its convolutions and linear layers take at the present widths of all others, which makes the choice a
-    knapsack; it is solved exactly (`knapsack.choose`), in steps small enough for that to hold, and again at the budget
-    until the table itself says that the time is met. What is not in the table (norms, activations, attention's
+    knapsack, which is solved exactly (`knapsack.choose`): in steps of time, so that those widths are never far off, and
+    again at the budget until the table itself says that it is met. What is not in the table (norms, activations, attention's
     products) is taken care of by measuring the whole compact network and correcting the budget.
 
     Args:
@@ -81,7 +81,10 @@ class LatencySearch:
         return sum(float(table.time(*at)) for table, at in zip(self.tables, widths, strict=True))
 
     def solve(self, score: Tensor, budget: float) -> Tensor:
-        """The groups to keep, bool [groups], that are worth most of all whose table's time is within the budget.
+        """The groups to keep, bool [groups], that are worth most within a time of the table.
+
+        The optimum, to the bound of `choose`, where no layer's time depends on two widths that can shrink; else the
+        best of the knapsacks around the widths that the one before gave.
 
         Args:
             score: as for `Selector.select`.
