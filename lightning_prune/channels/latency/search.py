@@ -49,8 +49,8 @@ class LatencySearch:
     The time of a layer depends on two widths, its input's and its output's. As in HALP, each layer of channels is
     charged what its convolutions and linear layers take at the present widths of all others, which makes the choice a
     knapsack, which is solved exactly (`knapsack.choose`): in steps of time, so that those widths are never far off, and
-    again at the budget until the table itself says that it is met. What is not in the table (norms, activations, attention's
-    products) is taken care of by measuring the whole compact network and correcting the budget.
+    again at the budget until the table itself says that it is met. What is not in the table (norms, activations,
+    attention's products) is taken care of by measuring the whole compact network and correcting the budget.
 
     Args:
         selector: of the network; its floors, divisor and ties hold.
