@@ -15,10 +15,11 @@ from pathlib import Path
 
 import timm
 import torch
+from torch import nn
 
 from lightning_prune import ChannelGraph, ChannelUnits
 from lightning_prune.channels.latency.kept import clock_name
-from lightning_prune.channels.latency.meter import Meter, compare
+from lightning_prune.channels.latency.meter import Meter, compare_loaded
 from lightning_prune.channels.latency.search import LatencySearch
 from lightning_prune.channels.remove import remove_channels
 from lightning_prune.channels.select.selector import Selector
@@ -41,6 +42,12 @@ class Counted(OnnxMeter):
         return super().load(*args, **kwargs)
 
 
+def compare_thrice(meter: Meter, dense: nn.Module, small: nn.Module, x: torch.Tensor) -> list[float]:
+    """Three medians of pairs of calls, on files of their own."""
+    first, second = (meter.load(network, x, 1) for network in (dense, small))
+    return [compare_loaded(meter, first, second, 1).ratio for _ in range(3)]
+
+
 def row(name: str, target: float, size: int, divisor: int, clock: str) -> tuple[str, ...]:
     """One network at one target, as a row of the table."""
     torch.manual_seed(0)
@@ -54,9 +61,9 @@ def row(name: str, target: float, size: int, divisor: int, clock: str) -> tuple[
     aim = search.aim(score, x, target)
     took, dense = time.perf_counter() - start, timm.create_model(name).eval()
     pruned = remove_channels(model, x, selector, aim.selection, verify=False, constants="drop")
-    again = [compare(meter, dense, model, x, 1).ratio for _ in range(3)]
+    again = compare_thrice(meter, dense, model, x)
     macs = pruned.macs[1] / pruned.macs[0]
-    counts = (len(search.known), meter.loaded - 6)
+    counts = (len(search.known), meter.loaded - 2)
     spread = " ".join(f"{ratio:.3f}" for ratio in sorted(again))
     return (name, f"{target:g}", f"{aim.ratio:.3f}", spread, f"{macs:.3f}", *map(str, counts), f"{took / 60:.1f}")
 
