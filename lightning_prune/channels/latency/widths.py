@@ -109,10 +109,11 @@ def widths_of(selector: Selector, layers: Sequence[TimedLayer], tables: Sequence
         mine = numbers[units.layer == i]
         groups.append(mine[order[mine].argsort(descending=True, stable=True)])
     held = [int((order[mine] == math.inf).sum()) for mine in groups]
-    sides = [tuple(_side(ids, groups, units.layer) for ids in _ids(layer)) for layer in layers]
-    first = _own(selector, groups)
-    choices = [_choices(selector, len(g), held[i], first.get(i)) for i, g in enumerate(groups)]
-    return Widths(groups, choices, sides, tables, units.layer)  # type: ignore[arg-type]
+    both = [_ids(layer) for layer in layers]
+    sides = [(_side(rows, groups, units.layer), _side(columns, groups, units.layer)) for rows, columns in both]
+    own = _own(selector, groups)
+    choices = [_choices(selector, len(g), held[i], own.get(i, (0, 1.0))) for i, g in enumerate(groups)]
+    return Widths(groups, choices, sides, tables, units.layer)
 
 
 def _ids(layer: TimedLayer) -> tuple[Tensor, Tensor]:
@@ -136,21 +137,26 @@ def _sums(values: Tensor) -> Tensor:
 
 def _own(selector: Selector, groups: Sequence[Tensor]) -> dict[int, tuple[int, float]]:
     """{layer: (channels that stay, channels of each group) of the widest tensor with no other layer's in dim 0}."""
-    units, found = selector.units, dict[int, tuple[int, float]]()
+    units, found, widest = selector.units, dict[int, tuple[int, float]](), dict[int, int]()
     for _, dim, ids in units.graph.each():
-        inside = units.layer[ids[ids >= 0]].unique().tolist() if dim == 0 else []
-        mine = [i for i in inside if i >= 0]
-        if len(mine) == 1:
-            number = int((units.layer[ids.clamp_min(0)].masked_fill(ids < 0, -1) == mine[0]).sum())
-            each = (len(ids) - number, number / len(groups[mine[0]]))
-            if mine[0] not in found or sum(each) > sum(found[mine[0]]):
-                found[mine[0]] = each
+        layer = units.layer[ids[ids >= 0]] if dim == 0 else ids[:0]
+        inside = [i for i in layer.unique().tolist() if i >= 0]
+        if len(inside) == 1 and len(ids) > widest.get(inside[0], 0):
+            number = int((layer == inside[0]).sum())
+            widest[inside[0]] = len(ids)
+            found[inside[0]] = len(ids) - number, number / len(groups[inside[0]])
     return found
 
 
-def _choices(selector: Selector, size: int, held: int, channels: tuple[int, float] | None) -> Tensor:
-    """Numbers of groups that leave a multiple of the divisor, from the floor on, and all; at most some, evenly."""
-    fixed, each = channels or (0, 1.0)
+def _choices(selector: Selector, size: int, held: int, channels: tuple[int, float]) -> Tensor:
+    """Numbers of groups that leave a multiple of the divisor, from the floor on, and all; at most some, evenly.
+
+    Args:
+        size: groups of the layer.
+        held: of which so many stay.
+        channels: (that stay, of each group).
+    """
+    fixed, each = channels
     width = fixed + each * size
     least = selector.min_channels
     floor = max(1, least if isinstance(least, int) else math.ceil(least * width))
