@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_prune import ChannelUnits, PlanError, TimmClassifier, load_pruned, save_pruned
+from lightning_prune import ChannelUnits, MRTSCallback, PlanError, TimmClassifier, load_pruned, save_pruned
 from lightning_prune.channels.latency.kept import read_times
 from lightning_prune.export.meter import METERS
 from tests.callbacks.methods import CHANNELS, Make, equal, fit, macs, size
@@ -62,6 +62,12 @@ def test_half_of_the_macs_is_the_default(make: Make, tmp_path: Path) -> None:
 def test_a_budget_out_of_reach_names_the_layers(make: Make, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"target_macs=0.01 cannot be met: .*Raise the target"):
         fit(tmp_path, make, options={"target_macs": 0.01, "min_keep": 0.5})
+
+
+def test_a_latency_is_a_target_as_the_others_are(make: Make) -> None:
+    assert make(target_latency=0.5).targeted
+    assert make(target_params=0.5).targeted
+    assert not MRTSCallback(delta=1e-3).targeted
 
 
 def test_a_latency_target_is_met_by_measuring(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

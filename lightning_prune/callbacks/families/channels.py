@@ -128,6 +128,11 @@ class ChannelPruning(PruningCallback):
         self.aim.reset()
         self.numbers: dict[str, float] = {"macs": 1.0, "params": 1.0, "channels": 1.0}
 
+    @property
+    def targeted(self) -> bool:
+        """Whether a target says how much goes; else it is the rule's parameter."""
+        return self.budget is not None or self.aim.target is not None
+
     # ---- what a method may say further ------------------------------------------------------------------------------
 
     delta = 0.0  # the rule's parameter where there is no target

@@ -156,7 +156,7 @@ class MRTSCallback(ScalePruning):
 
     def selected(self, units: ChannelUnits, selection: Selection) -> None:
         super().selected(units, selection)
-        if self.mode == "paper" or self.budget is None:
+        if self.mode == "paper" or not self.targeted:
             return
         for i, part in enumerate(self.factors.by_layer(self.factors.importance(self.factors.read()))):
             threshold, positive = float(selection.thresholds[i]), part[part > 0]
