@@ -84,7 +84,8 @@ def main() -> None:
         "# Latency targets",
         "",
         f"`python -m tests.benchmarks.latency_targets`: {clock_name(meter)}; batch 1, {args.size} pixels, divisor "
-        f"{args.divisor}, {args.clock} time, load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores; {datetime.date.today()}, torch {torch.__version__}, timm "
+        f"{args.divisor}, {args.clock} time, load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores; "
+        f"{datetime.date.today()}, torch {torch.__version__}, timm "
         f"{timm.__version__}.",
         "",
         "Latency of the compact network as a share of the dense one's: *asked*, as the *search* measured it (median of",
