@@ -63,6 +63,7 @@ from lightning_prune.plan.record import plan_of
 from lightning_prune.report import SparsityReport, sparsity_report
 from lightning_prune.rethinking import Rethinking, rethink
 from lightning_prune.scores import Score
+from lightning_prune.search import WidthSearch, accuracy_on, search_widths
 from lightning_prune.zoo.classifier import TimmClassifier
 
 __version__ = own_version()
@@ -120,7 +121,9 @@ __all__ = [
     "Vulnerability",
     "WeightPruning",
     "WeightUnits",
+    "WidthSearch",
     "__version__",
+    "accuracy_on",
     "cost_report",
     "deploy",
     "distill",
@@ -136,6 +139,7 @@ __all__ = [
     "save_pretrained",
     "save_pruned",
     "scratch_budget",
+    "search_widths",
     "sparsity_report",
     "take_shapes",
 ]

@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("scores*",),
     ("channels.prune",),
     ("channels",),
+    ("search*",),
     ("masks*",),
     ("factors*",),
     ("report*", "metrics*", "plots*"),

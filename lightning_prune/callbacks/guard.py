@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.callbacks.trainer import shards_parameters, trains_in_child_processes
-from lightning_prune.errors import DivergenceError
+from lightning_prune.errors import DivergenceError, PhaseError
 
 
 def check_strategy(trainer: Trainer, callback: str) -> None:
@@ -55,6 +57,55 @@ def check_diverged(network: nn.Module, callback: str, batches: int, failure: Exc
             f"({', '.join(lost[:3])}, ...), so {callback} cannot tell what to keep. Lower the learning rate, clip "
             "gradients, or look for the batch whose loss is NaN."
         ) from failure
+
+
+class Lockstep:
+    """Sees that the ranks of a training stay at the same batch: else they would wait for each other for ever.
+
+    Data without a length is asked after each batch, as nobody knows beforehand where it ends.
+    """
+
+    def __init__(self) -> None:
+        self._watches = False
+
+    def begin(self, trainer: Trainer) -> None:
+        """Called at the start of a training.
+
+        Raises:
+            PhaseError: on all ranks, if one has more training batches an epoch than another.
+        """
+        self._watches = False
+        if trainer.world_size == 1:
+            return
+        lengths = _on_all_ranks(trainer, trainer.num_training_batches)
+        if len(set(lengths)) > 1:
+            raise PhaseError(
+                f"The ranks have {', '.join(f'{n:g}' for n in lengths)} training batches an epoch, and would wait for "
+                "each other for ever. Give each the same number: Lightning's own sampler pads the parts "
+                f"(use_distributed_sampler=True), and limit_train_batches={min(lengths):g} takes what every rank has."
+            )
+        self._watches = any(sized_len(loader) is None for loader in pytree.tree_leaves(trainer.train_dataloader))
+
+    def check(self, trainer: Trainer) -> None:
+        """Called after each batch, which all ranks have had.
+
+        Raises:
+            PhaseError: on all ranks, if the data of one ends here and that of another goes on.
+        """
+        last = _on_all_ranks(trainer, trainer.is_last_batch) if self._watches else []
+        if len(set(last)) > 1:
+            batches = trainer.fit_loop.epoch_loop.batch_idx + 1
+            raise PhaseError(
+                f"The data of ranks {[rank for rank, ends in enumerate(last) if ends]} ends after {batches} batches of "
+                f"epoch {trainer.current_epoch}, and that of the others goes on: they would wait for each other for "
+                f"ever. Let every rank give as many batches an epoch, such as with limit_train_batches={batches}."
+            )
+
+
+def _on_all_ranks(trainer: Trainer, number: float) -> list[float]:
+    numbers = torch.zeros(trainer.world_size, dtype=torch.float64, device=trainer.strategy.root_device)
+    numbers[trainer.global_rank] = number
+    return trainer.strategy.reduce(numbers, reduce_op="sum").tolist()  # type: ignore[union-attr,no-any-return]
 
 
 LastFit = tuple["weakref.ref[Trainer]", "weakref.ref[LightningModule]"]

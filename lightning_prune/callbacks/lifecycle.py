@@ -18,12 +18,12 @@ from torch.optim import Optimizer
 
 from lightning_prune.callbacks import calibrate
 from lightning_prune.callbacks.families.gates import GateTrainer
-from lightning_prune.callbacks.guard import LastFit, OptimizerGuard, check_strategy, goes_on
+from lightning_prune.callbacks.guard import LastFit, Lockstep, OptimizerGuard, check_strategy, goes_on
 from lightning_prune.callbacks.method import PruningMethod
 from lightning_prune.callbacks.options import naming_near_options
-from lightning_prune.callbacks.phases import Phases, training_length
+from lightning_prune.callbacks.phases import Phases, carried_over, training_length
 from lightning_prune.callbacks.step import Step, trained_by
-from lightning_prune.callbacks.trainer import writes_logs_now
+from lightning_prune.callbacks.trainer import count_epoch, writes_logs_now
 from lightning_prune.callbacks.training_step import check_automatic, hold_step
 from lightning_prune.callbacks.turns import check_alone, phases_in_turn
 from lightning_prune.errors import CalibrationError
@@ -35,7 +35,7 @@ class PruningCallback(PruningMethod, Callback):
     """Base of all callbacks that prune: `WeightPruning` and `ChannelPruning` are what to subclass."""
 
     def __init__(self, *args: Any) -> None:
-        self._guard = OptimizerGuard(self._after_step)
+        self._guard, self._lockstep = OptimizerGuard(self._after_step), Lockstep()
         self._gate_trainer: GateTrainer | None = None
         self._loaded: dict[str, Any] | None = None
         self._last_fit: LastFit | None = None
@@ -80,11 +80,15 @@ class PruningCallback(PruningMethod, Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when the length of the training is known: resolves the phases, watches the optimizers."""
         self.accumulate = trainer.accumulate_grad_batches
+        self._lockstep.begin(trainer)
         if self._goes_on:
             assert self.phases is not None
             self.phases = Phases(min(self.phases.begin, self.seen), min(self.phases.prune, self.seen), self.seen)
+        elif self.prunes:
+            self.seen, self.batches_per_epoch = carried_over(trainer, self.seen, self.batches_per_epoch)
+            self.phases = phases_in_turn(trainer, self, self._resumed)
         else:
-            self.phases = phases_in_turn(trainer, self, self._resumed) if self.prunes else Phases(0, 0, 0)
+            self.phases = Phases(0, 0, 0)
         self._guard.watch(trainer.optimizers, self.watched())
         hold_step(self, pl_module)
         if self.removes_at == "batch end":
@@ -93,6 +97,7 @@ class PruningCallback(PruningMethod, Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Called before each batch: begins the sparsify phase; some families remove here."""
         assert self.phases is not None
+        count_epoch(trainer)
         self._guard.new_batch()
         if not self._rehearsed and self.stage == "dense" and self.prunes:
             self._rehearsed = True
@@ -132,6 +137,7 @@ class PruningCallback(PruningMethod, Callback):
     ) -> None:
         """Called after each batch: counts it, removes when the sparsify phase is over, logs."""
         self.seen += 1
+        self._lockstep.check(trainer)
         if self.removes_at == "batch end":
             self._remove_if_due(trainer, pl_module)
         if writes_logs_now(trainer):
@@ -197,6 +203,7 @@ class PruningCallback(PruningMethod, Callback):
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors, numbers and strings, loadable with ``weights_only=True``."""
         state: dict[str, Any] = {"stage": self.stage, "seen": self.seen, "averages": self.averages.state()}
+        state["batches_per_epoch"] = self.batches_per_epoch
         if self.stage == "soft":
             state["tensors"] = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
             state["gates"] = self._gate_trainer.state() if self._gate_trainer is not None else {}
@@ -272,7 +279,7 @@ class PruningCallback(PruningMethod, Callback):
         state, self._loaded = self._loaded, None
         if state is None:
             return
-        self.seen = state["seen"]
+        self.seen, self.batches_per_epoch = state["seen"], state.get("batches_per_epoch")
         self.averages.load(state["averages"])
         self.restore(pl_module, state)
         if state["stage"] == "soft":

@@ -29,6 +29,7 @@ class PruningMethod:
     Attributes:
         stage: how far the model is.
         seen: completed training batches.
+        batches_per_epoch: of each rank; None before the length of the training is known.
         phases: where they lie; None before the length of the training is known.
         units: what the method scores, from the beginning of the sparsify phase on.
         averages: the copies of the model that the user keeps beside it.
@@ -65,6 +66,7 @@ class PruningMethod:
         """Back to the state before any fit."""
         self.stage: Stage = "dense"
         self.seen = 0
+        self.batches_per_epoch: int | None = None
         self.phases: Phases | None = None
         self.accumulate = 1
         self.observed: dict[str, Tensor] = {}

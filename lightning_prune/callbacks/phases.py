@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Union
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_prune.errors import PhaseError
 
@@ -127,3 +128,28 @@ def phases_of(
     if getattr(trainer, "fast_dev_run", False):
         return Phases(first, max(first + 1, training.total_batches - 1), training.total_batches)
     return resolve_phases(warmup, sparsify, finetune, training)
+
+
+def carried_over(trainer: Trainer, seen: int, before: int | None) -> tuple[int, int]:
+    """Where a run is, in its own batches, and how many of these make an epoch.
+
+    Lightning goes on with the epoch, and with the batch of the epoch, that a checkpoint names. With another number of
+    ranks or another batch size an epoch has other batches, and the phases must move with it; not where ``max_steps``
+    ends the training, which counts on in steps.
+
+    Args:
+        trainer: at the start of the training.
+        seen: completed batches, of a checkpoint's run if it was resumed.
+        before: batches of an epoch in that run; None if there was none, or it does not say.
+    """
+    now = training_length(trainer)
+    if before in (None, now.batches_per_epoch) or now.epochs != trainer.max_epochs:
+        return seen, now.batches_per_epoch
+    assert before is not None
+    epochs, rest = divmod(seen, before)
+    rank_zero_warn(
+        f"The checkpoint's run had {before} batches an epoch and this one has {now.batches_per_epoch} (another number "
+        "of processes, or another batch size): it goes on at the same epoch of the same phase, but cannot end in the "
+        "same bits."
+    )
+    return epochs * now.batches_per_epoch + min(rest, now.batches_per_epoch), now.batches_per_epoch

@@ -6,6 +6,7 @@ LTP prunes gradually, so one run passes through every sparsity; the trail keeps 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +23,10 @@ INDEX = "index.json"
 
 @dataclass(frozen=True)
 class TrailEntry:
-    """One saved checkpoint: the kept shares that it crossed, what it is, and what it scored."""
+    """One saved checkpoint: the kept shares that it crossed, what it is, and what it scored.
+
+    Its path is relative to the index in ``index.json``, and absolute in a checkpoint.
+    """
 
     path: str
     crossed: tuple[float, ...]
@@ -129,6 +133,7 @@ class TrailWriter:
     folder: str | None = None
     metric: str | None = None
     entries: list[TrailEntry] = field(default_factory=list)
+    _loaded: bool = field(default=False, init=False, repr=False)  # entries that this run's index does not have yet
 
     def __post_init__(self) -> None:
         bad = [v for v in self.values if not 0 < v <= 1]
@@ -140,22 +145,30 @@ class TrailWriter:
         done = {v for e in self.entries for v in e.crossed}
         # Rounding to whole weights must not make a target miss its own value.
         crossed = tuple(sorted((v for v in self.values if kept <= v + 1 / numel and v not in done), reverse=True))
-        if not crossed:
+        if not crossed and not self._loaded:
             return
         folder = self._folder(trainer)
+        if crossed:
+            self._save(trainer, folder, crossed, kept, phase)
+        if trainer.is_global_zero:
+            rows = [asdict(e) | {"path": os.path.relpath(folder / e.path, folder)} for e in self.entries]
+            fresh = folder / f"{INDEX}.new"
+            fresh.write_text(json.dumps(rows, indent=1))
+            fresh.replace(folder / INDEX)  # whole at any time, should the process be killed
+        self._loaded = False
+
+    def _save(self, trainer: Trainer, folder: Path, crossed: tuple[float, ...], kept: float, phase: str) -> None:
         name = self.metric or _guess_metric(trainer)
         score = trainer.callback_metrics.get(name) if name else None
         path = folder / f"kept-{crossed[-1]:g}.ckpt"
         entry = TrailEntry(
-            path=path.name, crossed=crossed, kept=kept, sparsity=1 - kept,
+            path=str(path.absolute()), crossed=crossed, kept=kept, sparsity=1 - kept,
             phase=phase,
             epoch=trainer.current_epoch, step=trainer.global_step,
             metric=name, score=None if score is None else float(score),
         )  # fmt: skip
         self.entries.append(entry)
         trainer.save_checkpoint(path)
-        if trainer.is_global_zero:
-            (folder / INDEX).write_text(json.dumps([asdict(e) for e in self.entries], indent=1))
 
     def state(self) -> dict[str, Any]:
         """The entries so far, for the callback's state."""
@@ -164,6 +177,7 @@ class TrailWriter:
     def load(self, state: dict[str, Any]) -> None:
         """Go on with the entries of a resumed run."""
         self.entries = [TrailEntry(**{**row, "crossed": tuple(row["crossed"])}) for row in state["entries"]]
+        self._loaded = bool(self.entries)
 
     def _folder(self, trainer: Trainer) -> Path:
         folder = Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir) / "trail")

@@ -68,6 +68,19 @@ def _logged_step(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
+def count_epoch(trainer: Trainer) -> None:
+    """Counts the running epoch as begun where Lightning does not; called before each batch.
+
+    Lightning 2.6 leaves it out after a resume from a checkpoint of an epoch's last batch, and in all epochs after. Its
+    next checkpoints then say that no epoch is running, and a run that is resumed from one begins the epoch anew.
+    """
+    progress: Any = trainer.fit_loop.epoch_progress
+    for count in (progress.current, progress.total):
+        if count.ready == count.processed:
+            count.ready += 1
+            count.started += 1
+
+
 def fresh_pass(trainer: Trainer) -> Iterable[Any]:
     """Batches as ``training_step`` gets them, of one loader or several, from the start; none of a one-pass iterator.
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "pick": "the best checkpoint of a trail, and its pruned model",
     "sweep": "one fit for each of several targets: a table and a plot of accuracy against cost",
     "deploy": "the fastest ONNX file that loses no more than a stated accuracy",
+    "rethink": "is a pruned network worth its weights? It is trained anew, by three protocols",
 }
 
 

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from torch import Tensor
 
 from lightning_prune import ChannelPruning, MRTSCallback, NetworkSlimmingCallback, TimmClassifier
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.scores.norm import filter_norm
 from lightning_prune.zoo.data import FashionMNISTDataModule
+from tests.benchmarks.bench.watch import Watch
 
 NETWORKS = {"vgg16_bn_cifar": 16, "resnet56_cifar": 8}
 
@@ -53,24 +53,6 @@ METHODS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "NS + MR + TS (MRTS)": (MRTSCallback, {}, {"delta": 1e-3}),
     "filter norm": (FilterNorm, {}, {}),
 }
-
-
-class Watch(lightning.Callback):
-    """Test accuracy right after the removal, before any finetune step."""
-
-    def __init__(self, callback: ChannelPruning, data: Any) -> None:
-        self.callback, self.data, self.accuracy = callback, data, float("nan")
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if self.callback.stage == "pruned" and self.accuracy != self.accuracy:
-            right = total = 0
-            pl_module.eval()
-            with torch.no_grad():
-                for images, labels in self.data.test_dataloader():
-                    right += int((pl_module(images).argmax(1) == labels).sum())
-                    total += len(labels)
-            pl_module.train()
-            self.accuracy = right / total
 
 
 def _fit(model: TimmClassifier, args: argparse.Namespace, epochs: int, seed: int, callback: Any) -> tuple[float, float]:

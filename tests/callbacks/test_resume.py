@@ -46,6 +46,64 @@ def test_from_the_checkpoint_between_the_phases(name: str, tmp_path: Path) -> No
     assert equal(module, again)
 
 
+def test_from_a_checkpoint_of_a_run_that_was_resumed_at_an_epochs_last_batch(tmp_path: Path) -> None:
+    """Lightning's own count of epochs is one short in such a run; see `callbacks.trainer.count_epoch`."""
+    module, _, _ = fit(tmp_path / "whole", LTPCallback, callbacks=[keep_all(tmp_path / "one", every=8)])
+    once, _, _ = fit(
+        tmp_path, LTPCallback, callbacks=[keep_all(tmp_path / "two")], ckpt_path=tmp_path / "one" / "step=8.ckpt"
+    )
+    assert equal(module, once)
+    for step in (12, 30):  # in the first epoch of the resumed run, and in a later one
+        twice, callback, run = fit(tmp_path, LTPCallback, ckpt_path=tmp_path / "two" / f"step={step}.ckpt")
+        assert callback.seen == run.global_step == 48
+        assert equal(module, twice), step
+
+
+class Removal(lightning.Callback):
+    """After how many batches the units were gone."""
+
+    seen = 0
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        callback = trainer.callbacks[0]
+        if callback.stage == "pruned" and not self.seen:
+            self.seen = callback.seen
+
+
+@pytest.mark.parametrize(("step", "batch_size"), [(24, 16), (18, 16), (15, 16), (15, 4)])
+def test_with_another_batch_size_the_phases_move_with_the_epochs(step: int, batch_size: int, tmp_path: Path) -> None:
+    """Of 8 batches an epoch before: at its end, in its first half, past what it has now, and shorter ones."""
+    fit(tmp_path, LTPCallback, callbacks=[keep_all(tmp_path)])
+    now, removal = 64 // batch_size, Removal()
+    with pytest.warns(UserWarning, match=f"had 8 batches an epoch and this one has {now} .* cannot end in the same"):
+        _, callback, run = fit(
+            tmp_path,
+            LTPCallback,
+            callbacks=[removal],
+            data=loaders(batch_size),
+            ckpt_path=tmp_path / f"step={step}.ckpt",
+        )
+    assert run.current_epoch == 6
+    assert callback.seen == callback.phases.total == 6 * now
+    assert removal.seen == 4 * now
+
+
+def test_with_another_batch_size_steps_are_steps(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    length: dict[str, Any] = {
+        "max_epochs": -1,
+        "max_steps": 48,
+        "options": {"warmup": "8 steps", "sparsify": "24 steps"},
+    }
+    fit(tmp_path, LTPCallback, callbacks=[keep_all(tmp_path)], **length)
+    removal = Removal()
+    _, callback, _ = fit(
+        tmp_path, LTPCallback, callbacks=[removal], data=loaders(16), ckpt_path=tmp_path / "step=15.ckpt", **length
+    )
+    assert callback.seen == 48
+    assert removal.seen == 32
+    assert not [w for w in recwarn if "batches an epoch" in str(w.message)]
+
+
 def test_another_model_is_refused_by_name(tmp_path: Path) -> None:
     fit(tmp_path, LTPCallback, callbacks=[keep_all(tmp_path)])
     other = trainer(tmp_path, [LTPCallback(exclude=["net.8"])])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lightning_prune import LTPCallback, Trail, sparsity_report
-from tests.toy import Toy, loaders, trainer
+from tests.toy import Toy, loaders, trainer, zeros
 
 N = 8 * 9 + 16 * 8 * 9 + 16 * 4
 
@@ -95,3 +95,16 @@ def test_a_resumed_run_goes_on_with_the_index(tmp_path: Path) -> None:
     assert [e.crossed for e in again] == [e.crossed for e in trail.entries]
     assert again[0].kept == first.kept
     assert again[-1].kept == trail.entries[-1].kept
+    assert [Path(e.path).parent.resolve() for e in again] == [tmp_path / "trail", tmp_path / "again"]
+    for entry in again:
+        assert zeros(entry.prune(Toy())) > 0  # each from the folder of its run
+
+
+def test_an_index_that_a_killed_process_did_not_write_is_written_by_the_resumed_run(tmp_path: Path) -> None:
+    _, trail = run(tmp_path, [0.1])
+    (tmp_path / "trail" / "index.json").unlink()
+    (tmp_path / "trail" / "index.json.new").write_text("[{")
+    callback = LTPCallback(target_sparsity=0.9, sparsify=0.7, trail=[0.1], trail_dir=str(tmp_path / "trail"))
+    trainer(tmp_path, [callback], max_epochs=20).fit(Toy(), **loaders(), ckpt_path=trail.entries[0].path)
+    assert Trail(tmp_path / "trail").entries == trail.entries
+    assert not (tmp_path / "trail" / "index.json.new").exists()

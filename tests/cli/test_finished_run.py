@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_prune import TimmClassifier, Trail, load_pruned, plan_of, sparsity_report
+from lightning_prune import TimmClassifier, Trail, load_pruned, plan_of, save_pruned, sparsity_report
 from lightning_prune.cli.app import main
 from lightning_prune.zoo.data import DigitsDataModule
 from tests.cli.job import fit, rows
@@ -181,3 +182,43 @@ def test_the_same_data_are_used_without_saying_so(folder: Path, tmp_path: Path) 
     assert config_beside(folder / "pruned.safetensors") == folder / "config.yaml"
     assert config_beside(folder / "checkpoints" / "any.ckpt") == folder / "config.yaml"
     assert config_beside(tmp_path / "pruned.safetensors") is None
+
+
+def test_rethink_trains_what_is_left_by_three_protocols(folder: Path, run: Run, tmp_path: Path) -> None:
+    out = run("rethink", folder, "--epochs=1", "--seeds=0,1", "--data.subset=128", "--lr=0.01")
+    assert out.startswith(f"{folder / 'pruned.safetensors'}: test_resnet")
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ")]
+    assert [line[0] for line in lines] == ["training", "finetuned", "Scratch-E", "Scratch-B"]
+    share = json.loads((folder / "results.json").read_text())["macs"]
+    assert [line[1] for line in lines[1:]] == ["1", "1", str(round(1 / share))]
+    assert float(lines[2][2]) == pytest.approx(share, abs=6e-3)
+    assert len(lines[1][4].split(", ")) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seeds=0,b"], "--seeds 0,b: expected whole numbers, such as 0,1,2."),
+        ([], "no config.yaml beside alone.safetensors tells how long it was trained: give --epochs."),
+        (["--epochs=1"], "alone.safetensors does not tell the size of an image: give --input, such as 3x224x224."),
+        (["--epochs=1", "--input=1x32x32", "--cap=0.5"], "cap=0.5 must be 1 or more"),
+        (["--epochs=0", "--input=1x32x32"], "epochs=0 must be 1 or more"),
+    ],
+)
+def test_rethink_says_what_it_needs_to_know_of_a_file_alone(
+    options: list[str], message: str, folder: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(folder / "pruned.safetensors", "alone.safetensors")
+    with pytest.raises(SystemExit):
+        run("rethink", "alone.safetensors", *options)
+    out, err = capsys.readouterr()
+    assert err.startswith(f"lightning-prune rethink: error: {message}")
+    assert err.count("\n") == 1
+    assert not out
+
+
+def test_rethink_refuses_zeros_alone(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    save_pruned(TimmClassifier("test_resnet"), "sparse.safetensors")
+    with pytest.raises(SystemExit):
+        run("rethink", "sparse.safetensors", "--epochs=1", "--input=1x32x32")
+    assert "is not compact: expected a network whose channels were removed" in capsys.readouterr().err

@@ -72,7 +72,7 @@ def test_the_options_on_the_page_of_a_training_command_exist(
     check_names(options, known, {key: (base, "null") for key, (base, _) in BASES.items()})
 
 
-@pytest.mark.parametrize("command", ["report", "compare", "pick", "deploy"])
+@pytest.mark.parametrize("command", ["report", "compare", "pick", "deploy", "rethink"])
 def test_the_options_of_a_command_are_those_on_its_page(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +84,7 @@ def test_the_options_of_a_command_are_those_on_its_page(
 
     monkeypatch.setattr(Parser, "parse_args", parse)
     module = import_module(f"lightning_prune.cli.commands.{command}")
-    if command == "deploy":  # reads the model first
+    if command in ("deploy", "rethink"):  # they read the model first
         monkeypatch.setattr(module, "open_model", lambda path: Opened(nn.Identity(), Path(path), "", None))
     with pytest.raises(Stop):
         module.run(["a", "b"])

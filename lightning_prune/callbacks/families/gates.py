@@ -56,13 +56,16 @@ class GateTrainer:
             p.grad = None
         for p in moving:
             if p.grad is not None:
-                p.grad = trainer.strategy.reduce(p.grad / scale, reduce_op="mean")  # type: ignore[assignment]
+                p.grad = p.grad / scale
+        with torch.enable_grad():
+            penalties = [cost for gate in mine if (cost := gate.penalty()) is not None]
+            if penalties:
+                torch.stack(penalties).sum().backward()
+        for p in moving:  # with their penalties, which may depend on a rank's own batch
+            if p.grad is not None:
+                p.grad = trainer.strategy.reduce(p.grad, reduce_op="mean")  # type: ignore[assignment]
         finite = [p.grad.isfinite().all() for p in moving if p.grad is not None]
         if not finite or bool(torch.stack(finite).all()):  # a loss-scale overflow skips the step
-            with torch.enable_grad():
-                penalties = [cost for gate in mine if (cost := gate.penalty()) is not None]
-                if penalties:
-                    torch.stack(penalties).sum().backward()
             self._optimizer.step()
         for p in moving:
             p.grad = None

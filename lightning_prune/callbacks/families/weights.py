@@ -94,7 +94,7 @@ class WeightPruning(PruningCallback):
         self.zeros_at_prune: list[int] = []
         self._keeper = ZeroKeeper()
         if self.trail is not None:
-            self.trail.entries.clear()
+            self.trail.load({"entries": []})
 
     # ---- what a method may say further ------------------------------------------------------------------------------
 

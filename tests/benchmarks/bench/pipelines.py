@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,29 @@ def remembered(file: Path, key: dict[str, Any], work: Callable[[], dict[str, Any
         f.write(json.dumps(found) + "\n")
     print(json.dumps(found), flush=True)
     return found
+
+
+def shared_arguments(parser: argparse.ArgumentParser, results: Path, subset: int) -> None:
+    """Adds what every question takes: the data, the seeds, where lines are kept, and the page."""
+    parser.add_argument("--root", default="data", help="folder of Fashion-MNIST's files, or the one above it")
+    parser.add_argument("--subset", type=int, default=subset, help="training images; 0: all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--results", type=Path, default=results, help="where runs are remembered")
+    parser.add_argument("--known", action="store_true", help="write the page from the runs that are there; train none")
+    parser.add_argument("--out", type=Path, help="page to write")
+
+
+def stamps(lines: Iterable[Mapping[str, Any]]) -> list[str]:
+    """When and with what lines were measured, a sentence for each circumstance."""
+    found = sorted({(line["date"], line["revision"], line["versions"]) for line in lines})
+    return [f"Measured {date}, revision {revision}, {versions}." for date, revision, versions in found]
+
+
+def publish(page: str, file: Path | None) -> None:
+    """Prints a page, and writes it where it is wanted."""
+    print(page)
+    if file is not None:
+        file.write_text(page)
 
 
 def quiet_trainer(epochs: int, callbacks: Any = ()) -> lightning.Trainer:

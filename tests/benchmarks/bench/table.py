@@ -22,6 +22,14 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(differences), t * statistics.stdev(differences) / math.sqrt(n)
 
 
+def signed(differences: Sequence[float]) -> str:
+    """The mean of paired differences with its sign, and the half width of its interval where there are two or more."""
+    if not differences:
+        return "–"
+    mean, half = interval(differences)
+    return f"{mean:+.2f} ± {half:.2f}" if len(differences) > 1 else f"{mean:+.2f}"
+
+
 def compare(
     results: Mapping[Run, Mapping[str, Any]], rows: Callable[[Run], Hashable], reference: str, title: str
 ) -> list[str]:
