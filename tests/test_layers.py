@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("channels.verify*",),
     ("channels.analysis*",),
     ("channels.select*",),
+    ("channels.latency*",),
     ("channels.remove",),
     ("scoring*",),
     ("scores*",),

@@ -58,6 +58,23 @@ def costs(values: Tensor, rule: Rule) -> Tensor:
     return out.masked_fill(size == 0, -torch.inf)
 
 
+def worths(values: Tensor, rule: Rule) -> Tensor:
+    """What a layer loses with each factor in the measure of a rule, which adds up: [channels], float64, ≥ 0.
+
+    ``css`` takes shares of the layer's γ², ``mass`` of its |γ|, ``exp`` and ``global`` the factors themselves. What has
+    the larger worth has the larger of the `costs`.
+
+    Args:
+        values: the layer's factors, ≥ 0, shape [channels].
+        rule: one of `RULES`.
+    """
+    size = values.detach().double()
+    if rule not in ("css", "mass"):
+        return size
+    size = size.square() if rule == "css" else size
+    return size / size.sum().clamp_min(torch.finfo(torch.float64).tiny)
+
+
 def check_delta(delta: float, rule: Rule) -> None:
     """Raise ValueError unless ``delta`` is in (0, 1), or positive for the rule "global"."""
     if not (0 < delta < 1 or (rule == "global" and delta > 0)):

@@ -1,20 +1,22 @@
-"""CPU latency of two models, measured in turn so that both see the same machine."""
+"""CPU latency of calls, measured in turn so that all see the same machine."""
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lightning_prune.support.modes import mode, split_input
+from lightning_prune.support.modes import split_input
+
+Call = Callable[[], object]
+Clock = Callable[[], float]
+"""Seconds from some moment on: ``time.perf_counter``, or on a busy machine ``time.process_time``."""
 
 _ROUNDS = 9  # pairs of passes, after one that is not counted
 
@@ -28,30 +30,40 @@ class Latency:
     ratio: float
     batch: int
     threads: int
+    runtime: str = "eager"
 
     def __str__(self) -> str:
+        where = "" if self.runtime == "eager" else f" in {self.runtime}"
         return (
-            f"CPU latency at batch {self.batch}, {self.threads} threads: {1e3 * self.before:.1f} -> "
+            f"CPU latency{where} at batch {self.batch}, {self.threads} threads: {1e3 * self.before:.1f} -> "
             f"{1e3 * self.after:.1f} ms ({self.ratio:.2f})"
         )
 
 
-def compare_latency(before: nn.Module, after: nn.Module, example_input: Any, batch: int) -> Latency:
-    """Times two models that take the same input on the CPU in turn; what is on another device is copied.
-
-    The first dim of ``example_input`` becomes ``batch``.
-    """
+def eager_call(network: nn.Module, example_input: Any, batch: int) -> Call:
+    """A call of a network on the CPU, which is put in eval mode. The first dim of the input becomes ``batch``."""
     args, kwargs = pytree.tree_map(lambda v: _resized(v, batch), split_input(example_input))
-    there = [all(p.device.type == "cpu" for p in m.parameters()) for m in (before, after)]
-    models = [m if on_cpu else copy.deepcopy(m).cpu() for m, on_cpu in zip((before, after), there, strict=True)]
-    with torch.inference_mode(), mode(models[0], False), mode(models[1], False):
-        times = interleaved([partial(model, *args, **kwargs) for model in models], _ROUNDS)
-    ratio = statistics.median(b / a for a, b in zip(*times, strict=True))
-    before_s, after_s = (statistics.median(t) for t in times)
-    return Latency(before_s, after_s, ratio, batch, torch.get_num_threads())
+    network.eval()
+
+    def call() -> object:
+        with torch.inference_mode():
+            return network(*args, **kwargs)
+
+    return call
 
 
-def interleaved(calls: Sequence[Callable[[], object]], rounds: int, warmup: int = 1) -> list[list[float]]:
+def compare_calls(
+    before: Call, after: Call, batch: int, threads: int, runtime: str = "eager", clock: Clock = time.perf_counter
+) -> Latency:
+    """Times two calls in turn; the rest is what the result is to say of them."""
+    first, second = interleaved([before, after], _ROUNDS, clock=clock)
+    ratio = statistics.median(b / a for a, b in zip(first, second, strict=True))
+    return Latency(statistics.median(first), statistics.median(second), ratio, batch, threads, runtime)
+
+
+def interleaved(
+    calls: Sequence[Call], rounds: int, warmup: int = 1, clock: Clock = time.perf_counter
+) -> list[list[float]]:
     """Seconds of each call, ``rounds`` of them after a ``warmup`` that is not counted, in turn and to and fro.
 
     What else the machine does meanwhile so falls on all alike: compare neighbours, or medians.
@@ -59,10 +71,10 @@ def interleaved(calls: Sequence[Callable[[], object]], rounds: int, warmup: int 
     times: list[list[float]] = [[] for _ in calls]
     for i in range(warmup + rounds):
         for which in range(len(calls)) if i % 2 else reversed(range(len(calls))):
-            start = time.perf_counter()
+            start = clock()
             calls[which]()
             if i >= warmup:
-                times[which].append(time.perf_counter() - start)
+                times[which].append(clock() - start)
     return times
 
 

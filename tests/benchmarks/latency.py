@@ -18,10 +18,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_prune import ChannelGraph
+from lightning_prune.channels.latency.meter import EagerMeter, compare
 from lightning_prune.channels.remove import remove_channels
 from lightning_prune.channels.select.selector import Selector
 from lightning_prune.channels.select.units import ChannelUnits
-from lightning_prune.support.latency import compare_latency
 
 CASES = [("resnet18", 224), ("mixnet_s", 224), ("efficientnet_b0", 224)]
 
@@ -75,7 +75,7 @@ def main() -> None:
         for divisor in args.divisors:
             small, macs = compact(dense, x, args.share, divisor)
             for batch in args.batches:
-                latency = compare_latency(dense, small, x, batch)
+                latency = compare(EagerMeter(), dense, small, x, batch)
                 print(f"{name}@{size}, divisor {divisor}, {macs:.3f} of the MACs: {latency}")
             ratio = step_ratio(dense, small, torch.randn(8, 3, size, size), 5)
             print(f"{name}@{size}, divisor {divisor}: training step at batch 8 {ratio:.2f}", flush=True)

@@ -12,7 +12,9 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from lightning_prune import LTPCallback
+from lightning_prune.export.meter import METERS
 from tests.callbacks.methods import CHANNELS, equal, fit, keep_all, run
+from tests.channels.latency.clocks import Counter
 from tests.toy import Toy, loaders, trainer
 
 
@@ -124,3 +126,16 @@ def test_a_state_does_not_change_when_the_run_goes_on(method: str, tmp_path: Pat
     assert len(live) == len(copied)
     for a, b in zip(live, copied, strict=True):
         assert torch.equal(a, b) if torch.is_tensor(a) else a == b
+
+
+def test_with_a_latency_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The times of layers are in the checkpoint: a clock that never says the same twice changes nothing."""
+    meters = [Counter(noise=0.5), Counter(noise=0.5, layer=lambda shape: 1.0)]
+    options = {"target_macs": None, "target_latency": 0.6}
+    monkeypatch.setitem(METERS, "eager", lambda: meters[0])
+    module, _, _ = run(tmp_path / "whole", "slimming", callbacks=[keep_all(tmp_path)], options=options)
+    monkeypatch.setitem(METERS, "eager", lambda: meters[1])
+    again, _, _ = run(tmp_path / "again", "slimming", ckpt_path=tmp_path / "step=15.ckpt", options=options)
+    assert equal(module, again)
+    assert meters[0].asked
+    assert not meters[1].asked

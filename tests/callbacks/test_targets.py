@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_prune import ChannelUnits, PlanError, TimmClassifier, load_pruned, save_pruned
-from lightning_prune.channels.select import latency as share_for_latency
-from lightning_prune.support.latency import Latency
+from lightning_prune import ChannelUnits, MRTSCallback, PlanError, TimmClassifier, load_pruned, save_pruned
+from lightning_prune.channels.latency.kept import read_times
+from lightning_prune.export.meter import METERS
 from tests.callbacks.methods import CHANNELS, Make, equal, fit, macs, size
+from tests.channels.latency.clocks import Counter
 from tests.toy import Toy, network
 
 
@@ -63,21 +64,26 @@ def test_a_budget_out_of_reach_names_the_layers(make: Make, tmp_path: Path) -> N
         fit(tmp_path, make, options={"target_macs": 0.01, "min_keep": 0.5})
 
 
+def test_a_latency_is_a_target_as_the_others_are(make: Make) -> None:
+    assert make(target_latency=0.5).targeted
+    assert make(target_params=0.5).targeted
+    assert not MRTSCallback(delta=1e-3).targeted
+
+
 def test_a_latency_target_is_met_by_measuring(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a clock that counts parameters: the search finds the share of MACs that gives the asked ratio."""
-    asked: list[int] = []
-
-    def clock(before: Any, after: Any, example_input: Any, batch: int) -> Latency:
-        asked.append(batch)
-        return Latency(1.0, 1.0, size(after) / size(before), batch, 1)
-
-    monkeypatch.setattr(share_for_latency, "compare_latency", clock)
-    options = {"target_latency": 0.6, "latency_batch": 4}
+    """With a clock that counts a network's parameters, of which its table of MACs knows nothing."""
+    meter = Counter(by="parameters")
+    monkeypatch.setitem(METERS, "eager", lambda: meter)
+    table = tmp_path / "times.json"
+    options = {"target_latency": 0.6, "latency_batch": 4, "latency_table": str(table)}
     module, _, _ = fit(tmp_path, make, classifier(), options=options, max_epochs=5)
-    assert size(module) / size(classifier()) == pytest.approx(0.6, abs=0.02)
-    assert set(asked) == {4}
+    assert size(module) / size(classifier()) == pytest.approx(0.6, rel=0.03)
+    assert set(meter.batches) == {4}
+    measured = len(meter.asked)
+    assert measured == len(read_times(table, meter)) > 0
     with pytest.raises(PlanError, match=r"target_latency=0.01 cannot be met: .* still takes 0\.\d+"):
-        fit(tmp_path, make, classifier(), options={"target_latency": 0.01, "min_keep": 0.5}, max_epochs=5)
+        fit(tmp_path, make, classifier(), options=options | {"target_latency": 0.01, "min_keep": 0.5}, max_epochs=5)
+    assert len(meter.asked) == measured  # the file has them all
 
 
 def test_a_compact_classifier_saves_loads_and_goes_without_a_trainer(make: Make, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lightning_prune.functional.thresholds import RULES, boundary, check_delta, costs, gap
+from lightning_prune.functional.thresholds import RULES, boundary, check_delta, costs, gap, worths
 
 DELTA = 1e-3
 
@@ -120,3 +120,13 @@ def test_bad_input_is_named():
         costs(torch.ones(4), "otsu")
     with pytest.raises(ValueError, match="not negative"):
         costs(torch.tensor([-1.0, 1.0]), "css")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_worths_add_up_and_rank_as_the_costs_do(rule):
+    values = torch.tensor([0.3, 0.0, 2.0, 0.7, 0.1])
+    worth = worths(values, rule)
+    assert torch.equal(worth.argsort(stable=True), costs(values, rule).argsort(stable=True))
+    if rule in ("css", "mass"):  # shares of the layer, whose running sum is the cost
+        assert float(worth.sum()) == pytest.approx(1.0)
+        assert torch.allclose(worth.sort().values.cumsum(0)[1:].log(), costs(values, rule).sort().values[1:])

@@ -15,17 +15,17 @@ from torch.utils import _pytree as pytree
 
 from lightning_prune.callbacks import calibrate
 from lightning_prune.callbacks.checkpoint import ShapeHooks, note_shapes
+from lightning_prune.callbacks.families.aim import LatencyAim
 from lightning_prune.callbacks.families.begun import Begun, PhaseOfOneNetwork
 from lightning_prune.callbacks.families.zeros import warn_if_zeros_are_free
 from lightning_prune.callbacks.guard import check_diverged, check_launcher
-from lightning_prune.callbacks.logs import PHASES, by_reason, log_latency, log_selection, tell_removed
+from lightning_prune.callbacks.logs import PHASES, by_reason, log_selection, tell_removed
 from lightning_prune.callbacks.options import check_channel_options
 from lightning_prune.callbacks.phases import Duration, training_length
 from lightning_prune.callbacks.step import trained_by
 from lightning_prune.callbacks.trainer import announce_removal, averaged_copies, log_to_loggers, shapes_may_change
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.remove import Pruned, remove_channels
-from lightning_prune.channels.select.latency import share_for_latency
 from lightning_prune.channels.select.selection import Resource, Selection
 from lightning_prune.channels.select.selector import Selector
 from lightning_prune.channels.select.taps import scale_readers_
@@ -35,7 +35,6 @@ from lightning_prune.functional.budget import one_share
 from lightning_prune.functional.thresholds import Rule
 from lightning_prune.masks import detach
 from lightning_prune.support.averages import copies_of
-from lightning_prune.support.latency import compare_latency
 from lightning_prune.support.modes import Arguments
 from lightning_prune.support.network import find_network
 from lightning_prune.support.retrain import reinitialise
@@ -54,22 +53,22 @@ class ChannelPruning(PhaseOfOneNetwork):
         target_macs: share of the multiply-accumulates that may be left, in (0, 1); met within 1 %.
         target_params: the same for parameters.
         target_channels: the same for channels, of those that may be removed.
-        target_latency: the same for the CPU latency at batch size ``latency_batch`` (1 if that is 0), measured: the
-            share of MACs that gives it is searched when the phase begins and again at the removal. Give one target;
-            half of the MACs if none is given.
+        target_latency: the same for the measured latency at batch size ``latency_batch`` (1 if that is 0), within 3 %
+            where widths are that fine, see `LatencySearch`. Give one target; half of the MACs if none is given.
         warmup: training before the sparsify phase. An int counts epochs, a float is a share, "300 steps" steps.
         sparsify: training up to the removal at the start of the next batch; as ``warmup``.
         finetune: training after the removal; None takes what is left.
         network: name of the child of the LightningModule to prune; None: the innermost that holds all parameters.
         exclude: fnmatch patterns on names of layers, whole or from any dot on, whose channels stay.
         prune_frozen: whether layers go too that do not train (requires_grad=False, or held by no optimizer).
-        min_keep: least share of each layer's channels to keep; not of a branch that does nothing, which is removed
-            where another path leads around it.
+        min_keep: least share of each layer's channels to keep; not of a branch that does nothing.
         divisor: channel counts of cut layers become multiples of it; 8 or 16 suit most hardware.
         after: "finetune" goes on with the weights that are left, "retrain" starts from fresh ones.
         recalibrate_batches: training batches on which BatchNorm statistics are re-estimated after the removal; 0: none.
         max_gap: warn if accuracy on those batches falls by more than this at the removal.
         latency_batch: batch size at which the CPU latency before and after is measured; 0: not at all.
+        latency_runtime: where latency is measured, "eager" or "onnxruntime" (extra "onnx").
+        latency_table: JSON file that keeps the measured times of layers, by machine, runtime and threads; None: none.
         histogram_every: log histograms of the scores every that many epochs; 0: never.
         surgery: further arguments of `prune_channels`: form, groups, attention, allow_inexact.
 
@@ -100,18 +99,18 @@ class ChannelPruning(PhaseOfOneNetwork):
         recalibrate_batches: int = 20,
         max_gap: float = 0.05,
         latency_batch: int = 0,
+        latency_runtime: str = "eager",
+        latency_table: str | None = None,
         histogram_every: int = 0,
         surgery: dict[str, Any] | None = None,
     ) -> None:
         check_channel_options(min_keep, divisor, after, surgery)
         shares = {"macs": target_macs, "params": target_params, "channels": target_channels, "latency": target_latency}
         given: tuple[Any, float] = one_share(shares) or ("macs", 0.5)
-        # A latency begins as that share of the MACs.
-        self.budget: tuple[Resource, float] | None = ("macs", given[1]) if given[0] == "latency" else given
-        self.target_latency = target_latency
+        self.budget: tuple[Resource, float] | None = None if given[0] == "latency" else given
+        self.aim = LatencyAim(target_latency, latency_batch, latency_runtime, latency_table)
         self.network_name, self.exclude, self.prune_frozen = network, exclude, prune_frozen
         self.min_keep, self.divisor, self.after = min_keep, divisor, after
-        self.latency_batch = latency_batch or (1 if target_latency is not None else 0)
         self.surgery = surgery or {}
         self._hooks = ShapeHooks()
         super().__init__(warmup, sparsify, finetune, recalibrate_batches, max_gap, histogram_every)
@@ -123,8 +122,13 @@ class ChannelPruning(PhaseOfOneNetwork):
         self.pruned: Pruned | None = None
         self.example: Arguments | None = None
         self.left: dict[str, Tensor] = {}  # parameters that did not train when the phase began
-        self._share: float | None = None  # of the MACs, that meets a latency target
+        self.aim.reset()
         self.numbers: dict[str, float] = {"macs": 1.0, "params": 1.0, "channels": 1.0}
+
+    @property
+    def targeted(self) -> bool:
+        """Whether a target says how much goes; else it is the rule's parameter."""
+        return self.budget is not None or self.aim.target is not None
 
     # ---- what a method may say further ------------------------------------------------------------------------------
 
@@ -152,7 +156,7 @@ class ChannelPruning(PhaseOfOneNetwork):
 
     def budget_now(self) -> tuple[Resource, float] | None:
         """What the next removal may leave, as a share of the network at hand; None: the budget as it was given."""
-        return None if self._share is None else ("macs", self._share)
+        return None
 
     def shares(self, selection: Selection) -> dict[str, float]:
         """What a selection leaves, as shares of the network that the fit began with."""
@@ -198,9 +202,8 @@ class ChannelPruning(PhaseOfOneNetwork):
 
     def before_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.phases is not None
-        length = self.phases.prune - self.phases.begin
-        # An epoch between selections, or less in a short phase.
-        every = max(1, min(training_length(trainer).batches_per_epoch, -(-length // _SELECTIONS)))
+        share = -(-(self.phases.prune - self.phases.begin) // _SELECTIONS)  # of a phase that is shorter than epochs
+        every = max(1, min(training_length(trainer).batches_per_epoch, share))
         if (self.seen - self.phases.begin) % every == 0:
             self.select(trainer, pl_module, aim=self.seen == self.phases.begin)
 
@@ -214,11 +217,8 @@ class ChannelPruning(PhaseOfOneNetwork):
         """Score the groups and select; the same on all ranks. With ``aim`` a latency target is measured anew."""
         assert self.selector is not None
         score = trainer.strategy.broadcast(self.scored(trainer, pl_module).detach().double().cpu())
-        if aim and self.target_latency is not None:
-            goal, batch, first = self.target_latency, self.latency_batch, trainer.is_global_zero
-            share = share_for_latency(self.units, self.selector, score, self.example, goal, batch) if first else 1.0
-            self._share = float(trainer.strategy.broadcast(share))  # as the first rank measured it
-        self.selection = self.selector.select(score, removal=removal, budget=self.budget_now())
+        keep = self.aim.keep(trainer, self.selector, score, self.example, measure=aim, removal=removal)
+        self.selection = self.selector.select(score, removal=removal, budget=self.budget_now(), keep=keep)
         self.numbers = self.shares(self.selection)
         self.selected(self.units, self.selection)
         log_selection(trainer, self.units.layers, self.selection.thresholds.tolist(), self.selection.kept)
@@ -230,6 +230,7 @@ class ChannelPruning(PhaseOfOneNetwork):
         # Before the first step, norms that start at zero have not had their time.
         selection = self.select(trainer, pl_module, aim=True, removal=self.seen > 0)
         selector, self.selector = self.selector, None
+        self.aim.release()
         detach(pl_module)
         copies = copies_of(self.root, pl_module, averaged_copies(trainer), self.averages.moved())
         if (factors := self.folds()) is not None:
@@ -241,7 +242,7 @@ class ChannelPruning(PhaseOfOneNetwork):
                 f"of them (layers of {[n for _, n in selection.kept][:5]}... channels). {self.if_all_stay}"
             )
             return False
-        dense = deepcopy(self.root).cpu() if self.latency_batch and trainer.is_global_zero else None
+        dense = deepcopy(self.root).cpu() if self.aim.batch and trainer.is_global_zero else None
         with shapes_may_change(trainer):
             self.pruned = remove_channels(
                 self.root, self.example, selector, selection, form=self.surgery.get("form", "auto"),
@@ -253,7 +254,7 @@ class ChannelPruning(PhaseOfOneNetwork):
                 reinitialise(self.root, trainer.optimizers, self.seen, copies)
         announce_removal(trainer, pl_module, self.pruned.plan)
         if dense is not None:
-            log_latency(trainer, compare_latency(dense, self.root, self.example, self.latency_batch))
+            self.aim.tell(trainer, dense, self.root, self.example)
         tell_removed(type(self).__name__, self.numbers, branch_names(self.pruned.plan))
         return True
 
@@ -286,14 +287,14 @@ class ChannelPruning(PhaseOfOneNetwork):
         state: dict[str, Any] = super().state() | {"numbers": dict(self.numbers)}
         if self.stage == "soft":  # the plan stands beside the weights, see `note_shapes`
             shapes = pytree.tree_map_only(Tensor, shape_only, self.example)
-            state |= {"example": tuple(shapes), "share": self._share}
+            state |= {"example": tuple(shapes), "latency": self.aim.state()}
         return state
 
     def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
         super().restore(pl_module, state)
         self.numbers = dict(state["numbers"])
         self.example = Arguments(*state["example"]) if state.get("example") else None
-        self._share = state.get("share")
+        self.aim.restore(state.get("latency", {}))
 
     def save(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         note_shapes(pl_module, checkpoint)

@@ -54,7 +54,7 @@ class ChannelCost:
         involved: dict[Node, list[tuple[float, tuple[Tensor, ...]]]] = {}
         for product in graph.products:
             involved.setdefault(product.node, []).append((product.share, product.ids))
-        batch = _batch(graph)
+        batch = traced_batch(graph)
         macs = [
             _Term(flops / 2 / batch * share, widths, module_path(node)[0])
             for node, flops in _flops(graph.program.graph_module)
@@ -91,7 +91,8 @@ class ChannelCost:
         return torch.ones(self.size, dtype=torch.bool) if keep is None else keep
 
 
-def _batch(graph: ChannelGraph) -> int:
+def traced_batch(graph: ChannelGraph) -> int:
+    """Samples in the call that a graph was traced with."""
     inputs = set(graph.program.graph_signature.user_inputs)
     for node in graph.program.graph.nodes:
         if node.op == "placeholder" and node.name in inputs and isinstance(node.meta.get("val"), Tensor):

@@ -17,7 +17,7 @@ from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.channels.surgery.widths import equal_widths
 from lightning_prune.channels.verify.find_form import Check, Ties
 from lightning_prune.errors import PlanError, TargetError
-from lightning_prune.functional.thresholds import Rule, boundary, costs, gap
+from lightning_prune.functional.thresholds import Rule, boundary, costs, gap, worths
 
 
 class Selector:
@@ -57,7 +57,7 @@ class Selector:
 
     def select(
         self, score: Tensor, *, removal: bool = False, extra_ties: Ties = (),
-        budget: tuple[Resource, float] | None = None,
+        budget: tuple[Resource, float] | None = None, keep: Tensor | None = None,
     ) -> Selection:  # fmt: skip
         """The selection for the present scores.
 
@@ -68,19 +68,38 @@ class Selector:
                 and what only feeds it goes too.
             extra_ties: groups whose kept counts must be equal, beside those that the network's code shows.
             budget: instead of the selector's own.
+            keep: bool [groups], what is to stay, before floors, alignment and ties, instead of a budget.
 
         Raises:
             TargetError: the budget cannot be met; the message names the layers that hold it back.
             PlanError: no group may go, or the scores are no scores.
         """
-        units, target = self.units, budget or self.budget
+        units, target = self.units, None if keep is not None else budget or self.budget
         score = self._checked(score)
-        keep = torch.ones(units.size, dtype=torch.bool)
-        if target is None:
+        if keep is None and target is None:
             keep = self._order(score) >= (self.delta if self.rule is None else math.log(self.delta))
+        elif keep is None:
+            keep = torch.ones(units.size, dtype=torch.bool)
         shut = self.branches.silent() if removal and self.branches is not None else frozenset[str]()
         request = Request(score, keep, units.proven_zero(), units.held, target, shut)
         return self.meet(request, ties=extra_ties)
+
+    def ranked(self, score: Tensor) -> tuple[Tensor, Tensor]:
+        """What groups go by, the lowest first, and what each is worth, which adds up: both float64 [groups].
+
+        The first is +inf where a group is not asked; the second is 0 there, and positive elsewhere, if only just: of
+        what is worth nothing, more channels are better than fewer.
+        """
+        score = self._checked(score)
+        worth = torch.zeros_like(score)
+        for i in range(len(self.units.layers)):
+            mine = (self.units.layer == i) & (score < math.inf)
+            if bool(mine.any()):
+                worth[mine] = score[mine] if self.rule is None else worths(score[mine], self.rule)
+        asked = score < math.inf
+        lowest = worth[asked & worth.isfinite()].amin().clamp_max(0.0) if bool(asked.any()) else 0.0
+        worth = torch.where(asked, (worth - lowest).clamp_min(0.0), 0.0)
+        return self._order(score), torch.where(asked, worth + 1e-6 * float(worth.mean() or 1.0), 0.0)
 
     def removable(self, request: Request, check: Check = lambda empty: "") -> RemovedBranches:
         """The branches that a request removes, where `check` does not say why the code cannot run without them."""

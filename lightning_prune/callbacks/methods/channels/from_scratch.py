@@ -95,6 +95,8 @@ class PruningFromScratchCallback(ChannelPruning):
         divisor: channel counts of cut layers become multiples of it; 8 or 16 suit most hardware.
         recalibrate_batches: training batches on which BatchNorm statistics are re-estimated in the search; 0: none.
         latency_batch: batch size at which the CPU latency before and after is measured; 0: not at all.
+        latency_runtime: where latency is measured, "eager" or "onnxruntime" (extra "onnx").
+        latency_table: JSON file that keeps the measured times of layers, by machine, runtime and threads; None: none.
         histogram_every: epochs between histograms of the gates; 0: never.
         surgery: further arguments of `prune_channels`: form, groups, attention, allow_inexact.
 
@@ -123,6 +125,8 @@ class PruningFromScratchCallback(ChannelPruning):
         divisor: int = 1,
         recalibrate_batches: int = 20,
         latency_batch: int = 0,
+        latency_runtime: str = "eager",
+        latency_table: str | None = None,
         histogram_every: int = 0,
         surgery: dict[str, Any] | None = None,
     ) -> None:

@@ -51,8 +51,8 @@ class ScalePruning(ChannelPruning):
         scales: "batchnorm", "gates", or "auto": gates for groups without a BatchNorm factor.
         gate_lr: learning rate of gates.
         target_macs, target_params, target_channels, target_latency, warmup, sparsify, finetune, network, exclude,
-            prune_frozen, min_keep, divisor, after, recalibrate_batches, max_gap, latency_batch, histogram_every,
-            surgery: see `ChannelPruning`.
+            prune_frozen, min_keep, divisor, after, recalibrate_batches, max_gap, latency_batch, latency_runtime,
+            latency_table, histogram_every, surgery: see `ChannelPruning`.
     """
 
     scales_only = True
@@ -85,6 +85,8 @@ class ScalePruning(ChannelPruning):
         recalibrate_batches: int = 20,
         max_gap: float = 0.05,
         latency_batch: int = 0,
+        latency_runtime: str = "eager",
+        latency_table: str | None = None,
         histogram_every: int = 0,
         surgery: dict[str, Any] | None = None,
     ) -> None:

@@ -72,6 +72,8 @@ class TASCallback(ChannelPruning):
         recalibrate_batches: training batches on which BatchNorm statistics are re-estimated after the removal; 0: none.
         max_gap: warn if accuracy on those batches falls by more than this at the removal.
         latency_batch: batch size at which the CPU latency before and after is measured; 0: not at all.
+        latency_runtime: where latency is measured, "eager" or "onnxruntime" (extra "onnx").
+        latency_table: JSON file that keeps the measured times of layers, by machine, runtime and threads; None: none.
         histogram_every: epochs between histograms of the scores; 0: never.
         surgery: further arguments of `prune_channels`: form, groups, attention, allow_inexact.
 
@@ -104,6 +106,8 @@ class TASCallback(ChannelPruning):
         recalibrate_batches: int = 20,
         max_gap: float = 0.05,
         latency_batch: int = 0,
+        latency_runtime: str = "eager",
+        latency_table: str | None = None,
         histogram_every: int = 0,
         surgery: dict[str, Any] | None = None,
     ) -> None:
