@@ -79,6 +79,7 @@ NETWORKS = {
     "resnet20": Network("resnet20_cifar"),
     "smoke": Network("resnet20_cifar", 8, kwargs={"width": 4}, epochs=(1, 2, 1), bundled=True),
     "resnet20-14px": Network("resnet20_cifar", 14),
+    "resnet20-10px": Network("resnet20_cifar", 10),
     "resnet20-narrow": Network("resnet20_cifar", 10, kwargs={"width": 8}),
     "resnet20-small": Network("resnet20_cifar", 14, kwargs={"width": 8}, epochs=(10, 2, 2)),
     "vgg16-small": Network("vgg16_bn_cifar", 16, kwargs={"width": 8}, epochs=(10, 2, 2)),
