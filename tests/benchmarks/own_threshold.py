@@ -26,7 +26,11 @@ from tests.benchmarks.bench.pipelines import publish, quiet_trainer, remembered,
 from tests.benchmarks.bench.table import signed
 
 OWN, FRESH, DENSE = "MRTS, measured information", "its compact network, fresh weights", "dense"
-ALONE = {OWN: {"information": "labels"}, "MRTS, closed form": {}}
+ALONE: dict[str, dict[str, Any]] = {
+    OWN: {"information": "labels"},
+    "the same, half the travel": {"information": "labels", "travel": 1.25},
+    "MRTS, closed form": {},
+}
 RIVALS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "MRTS, closed form, at its MACs": (MRTSCallback, {}),
     "Network Slimming": (NetworkSlimmingCallback, {}),

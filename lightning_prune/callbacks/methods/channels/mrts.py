@@ -39,8 +39,9 @@ class MRTSCallback(ScalePruning):
     Mode "adaptive" measures γ in units that put the repelling point of each layer at its present threshold, so that the
     channels that are to go are those that shrink, in a phase of any length and at any scale of γ; factors are raised
     only to their layer's mean at the start, and biases shrink with their factors. Without a target that point stays at
-    0.23 of the mean: only channels that the training itself lets fall so low will go, which takes long. Mode "paper"
-    takes γ as it is, steps of ``lam·lr``, and clamps to [0, ε].
+    0.23 of the mean: with the closed form only channels that the training itself lets fall so low will go, which is
+    none in a short one; with information="labels" those go that tell little of the classes, the more of them the larger
+    ``travel``. Mode "paper" takes γ as it is, steps of ``lam·lr``, and clamps to [0, ε].
 
     Args:
         target_macs: share of the multiply-accumulates that may be left, in (0, 1); met within 1 %. Half of them
@@ -48,7 +49,8 @@ class MRTSCallback(ScalePruning):
         target_params: the same for parameters.
         target_channels: the same for channels, of those that may be removed.
         target_latency: the same for the CPU latency, measured. Give one target or delta.
-        delta: instead of a target, the rule's parameter, in runs long enough for the loss to sort the channels.
+        delta: instead of a target, the rule's parameter. With information="labels" what goes follows from what channels
+            tell and from ``travel``.
         rule: in which order channels go: "css" (cumulative γ² of a layer), "mass" (cumulative |γ|), "exp" (eq. 11 of
             the MRTS paper as printed), "global" (one threshold for all layers). See `functional.thresholds.costs`.
         tau: τ, price of |γ|. The larger, the more factors shrink.
@@ -86,6 +88,10 @@ class MRTSCallback(ScalePruning):
 
     shrinks_betas = True
     observes = "input"
+    if_all_stay = (
+        'Without a target, information="labels" finds what tells little of the classes; or regularize for longer '
+        "(sparsify, travel or lam), raise delta, or give a target."
+    )
 
     def __init__(
         self,
