@@ -52,7 +52,6 @@ def test_checkpoints(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left(tmp_path: Path) -> None:
-    promises.test_averaged_copies_are_pruned_with_the_model(NAME, "ema", True, tmp_path)
     left_behind.test_nothing_is_left_on_the_module(NAME, "configure_model", tmp_path)
     left_behind.test_an_exception_leaves_a_plain_module_and_a_second_fit_works(NAME, "training_step", tmp_path)
 

@@ -87,9 +87,9 @@ class PhaseOfOneNetwork(PruningCallback):
     def state(self) -> dict[str, Any]:
         if self.stage == "dense":
             return {"meets": dict(self._readers.meets)}
-        return asdict(self._begun) if self.stage == "soft" and self._begun is not None else {}
+        return {"begun": asdict(self._begun)} if self.stage == "soft" and self._begun is not None else {}
 
     def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
         self._readers.meets = dict(state.get("meets", {}))
-        if "network" in state:
-            self._begun = Begun(state["network"], list(state["left"]), dict(state["read"]))
+        if "begun" in state:
+            self._begun = Begun(**state["begun"])

