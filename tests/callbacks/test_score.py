@@ -18,6 +18,7 @@ from lightning_prune import (
     SoftFilterPruningCallback,
     plan_of,
 )
+from lightning_prune.callbacks.methods.channels.soft_filter import slowed
 from lightning_prune.errors import CalibrationError, DivergenceError, PhaseError
 from lightning_prune.scores import score_names
 from lightning_prune.scores.taylor import Taylor
@@ -111,6 +112,30 @@ def test_soft_filter_pruning_lets_filters_grow_back(tmp_path: Path) -> None:
         tmp_path / "again", SoftFilterPruningCallback, options=options, ckpt_path=tmp_path / "step=20.ckpt"
     )
     assert equal(module, again)
+
+
+class Growth(ZeroFilters):
+    """The norms of filters, over the largest of their layer, a step after they were zero."""
+
+    def count(self, module: nn.Module) -> Any:
+        return [m.weight.detach().flatten(1).norm(dim=1) for m in module.modules() if isinstance(m, nn.Conv2d)]
+
+
+def test_what_grows_back_is_not_the_largest_at_once(tmp_path: Path) -> None:
+    growth = Growth()
+    options = {"warmup": 1, "sparsify": 2, "target_channels": 0.5}
+    fit(tmp_path, SoftFilterPruningCallback, Toy(optimizer="sgd"), options=options, callbacks=[growth])
+    pairs = [(old, new) for before, after in growth.seen for old, new in zip(before, after, strict=True)]
+    grown = [float(new[old == 0].max() / new[old > 0].max()) for old, new in pairs if bool((old == 0).any())]
+    assert len(grown) > 8
+    assert 0 < min(grown) <= max(grown) < 1
+
+
+def test_gradients_of_zero_filters_are_limited() -> None:
+    weight, grad = torch.ones(4, 2, 1, 1), torch.tensor([3.0, 4.0]).repeat(4, 1).view(4, 2, 1, 1)
+    weight[2], grad[2] = 0.0, 100 * grad[2]
+    assert slowed(weight, grad).flatten().tolist() == pytest.approx([1, 1, 0.01, 1])
+    assert slowed(torch.zeros_like(weight), grad).flatten().tolist() == [1] * 4
 
 
 def first_filters(units: ChannelUnits) -> torch.Tensor:

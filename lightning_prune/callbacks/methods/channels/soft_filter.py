@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from lightning_prune.callbacks.methods.channels.score import ScorePruningCallback
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
+from lightning_prune.callbacks.step import Step
 from lightning_prune.channels.select.selection import Selection
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.functional.least_squares import Form
@@ -23,6 +25,9 @@ class SoftFilterPruningCallback(ScorePruningCallback):
     In the sparsify phase the filters of least L2 norm are set to zero at the start of each epoch (eight times at least
     in a short phase) and trained on: what grows back may stay. At its end those of least norm are removed. The paper
     takes the same share of each layer's filters and prunes from the first epoch on.
+
+    Ours: in its first step a filter that is zero learns no faster than the fastest of its layer's others. A BatchNorm
+    behind it divides its gradient by √ε, and what grew back would have the largest norm of all, whatever it is worth.
 
     Args:
         score: by name, as a `Score`, or as a function of the `ChannelUnits`; None: "l2", as in the paper.
@@ -87,9 +92,29 @@ class SoftFilterPruningCallback(ScorePruningCallback):
     ) -> None:
         super().__init__(**options_of(ScorePruningCallback, locals()))
 
+    def before_step(self, units: ChannelUnits, step: Step) -> None:
+        for weight in units.weights().values():
+            if weight.grad is not None and step.holds(weight):
+                weight.grad.mul_(slowed(weight.detach(), weight.grad))
+
     @torch.no_grad()
     def selected(self, units: ChannelUnits, selection: Selection) -> None:
         """Zero the filters that would go now."""
         for name, weight in units.weights().items():
             groups = units.graph.axes[name][0]
             weight[(groups >= 0) & ~selection.keep[groups.clamp_min(0)]] = 0.0
+
+
+def slowed(weight: Tensor, grad: Tensor) -> Tensor:
+    """What the gradients of filters that are zero are multiplied by, so that none is larger than any other filter's.
+
+    Args:
+        weight, grad: [filters, ...].
+
+    Returns:
+        [filters, 1, ...], 1 for filters that are not zero, and where all are.
+    """
+    zero, size = ~weight.flatten(1).any(1), grad.flatten(1).norm(dim=1)
+    limit = torch.where(zero.all(), size, size.masked_fill(zero, 0.0)).amax()
+    factor = torch.where(zero, (limit / size.clamp_min(torch.finfo(size.dtype).tiny)).clamp_max(1.0), 1.0)
+    return factor.view(-1, *[1] * (weight.ndim - 1))
