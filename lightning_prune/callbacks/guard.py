@@ -45,9 +45,14 @@ def check_launcher(trainer: Trainer, callback: str) -> None:
         )
 
 
+def has_norms(network: nn.Module) -> bool:
+    """Whether a network has a BatchNorm with scale factors."""
+    return any(isinstance(m, _BatchNorm) and m.affine for m in network.modules())
+
+
 def check_norms(network: nn.Module, callback: str, way_out: str = "") -> None:
     """Raise if a network has no BatchNorm with scale factors, which some methods decide by; ``way_out``: what helps."""
-    if not any(isinstance(m, _BatchNorm) and m.affine for m in network.modules()):
+    if not has_norms(network):
         raise ValueError(
             f"{callback} decides by BatchNorm scale factors, and {type(network).__name__} has none "
             f"(it uses LayerNorm, GroupNorm or no norm). {way_out}Use a method that scores weights, such as "

@@ -19,7 +19,7 @@ BY_HAND = {"steps": r"optimizes by hand .* nobody would read"}
 LBFGS = {"all": r"NotImplementedError: LBFGS .* first-order optimizer"}
 # Scores, and penalties that act after a step, do without the hooks.
 HOOKS = r"SGD.step\(\) ran without Lightning's hooks"
-RAW = dict.fromkeys(["weights", "flop", "toy channel gates", "from scratch"], HOOKS) | BY_HAND
+RAW = dict.fromkeys(["weights", "flop", "toy channel gates", "from scratch", "mrts gates"], HOOKS) | BY_HAND
 sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 
 SITUATIONS: dict[str, Situation] = {
@@ -31,7 +31,10 @@ SITUATIONS: dict[str, Situation] = {
     "accumulation": Situation(trainer=lambda: {"accumulate_grad_batches": 3}),
     "accumulation by schedule": Situation(beside=lambda _: [GradientAccumulationScheduler({0: 1, 2: 2, 3: 4})]),
     "clipping by norm": Situation(trainer=lambda: {"gradient_clip_val": 0.05}),
-    "clipping by value": Situation(trainer=lambda: {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}),
+    "clipping by value": Situation(
+        trainer=lambda: {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"},
+        refused={"from scratch": "cannot clip none of them by value"},
+    ),
     "bf16-mixed": Situation(trainer=lambda: {"precision": "bf16-mixed"}),
     "bf16-true": Situation(trainer=lambda: {"precision": "bf16-true"}),
     "16-mixed": Situation(trainer=lambda: {"plugins": [MixedPrecision("16-mixed", "cpu")]}),

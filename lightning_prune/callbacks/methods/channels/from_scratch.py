@@ -137,6 +137,14 @@ class PruningFromScratchCallback(ChannelPruning):
         self.ratio, self.lam, self.gate_lr = ratio, lam, gate_lr
         super().__init__(**options_of(ChannelPruning, locals()), after="retrain")
 
+    def check(self, trainer: Trainer) -> None:
+        super().check(trainer)
+        if trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value":
+            raise ValueError(
+                f"{type(self).__name__}: weights have no gradients in the search, and PyTorch cannot clip none of them "
+                "by value. Use gradient_clip_algorithm='norm'."
+            )
+
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().prepare(trainer, pl_module)
         check_norms(self.root, type(self).__name__)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.families.channels import ChannelPruning
-from lightning_prune.callbacks.guard import check_norms
+from lightning_prune.callbacks.guard import check_norms, has_norms
 from lightning_prune.callbacks.logs import by_reason
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
@@ -167,6 +167,11 @@ class ScalePruning(ChannelPruning):
     def gates(self, units: ChannelUnits) -> Mapping[str, Gate]:
         assert units.scales is not None
         return scale_gates(units.scales, units.taps)
+
+    def watched(self) -> Sequence[nn.Parameter]:
+        """Nothing where all is a step of the penalty after the optimizer's; gates learn at Lightning's hooks."""
+        gated = self._gates or self.scale_kind == "gates" or (self.scale_kind == "auto" and not has_norms(self.root))
+        return super().watched() if gated else []
 
     def gate_optimizer(self, parameters: list[Tensor]) -> Optimizer:
         return torch.optim.Adam(parameters, lr=self.gate_lr)
