@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.callbacks.trainer import shards_parameters, splits_rows, trains_in_child_processes
 from lightning_prune.errors import DivergenceError, PhaseError
+from lightning_prune.masks.shards import local
 
 
 def check_strategy(trainer: Trainer, callback: str, in_shards: bool = False) -> None:
@@ -62,7 +63,7 @@ def check_norms(network: nn.Module, callback: str, way_out: str = "") -> None:
 
 def check_diverged(network: nn.Module, callback: str, batches: int, failure: Exception | None) -> None:
     """Raise if weights of a network that could not be scored are NaN or infinite; ``failure``: what scoring raised."""
-    lost = [name for name, p in network.named_parameters() if not bool(p.detach().isfinite().all())]
+    lost = [name for name, p in network.named_parameters() if not bool(local(p).isfinite().all())]
     if lost:
         raise DivergenceError(
             f"The training has diverged: after {batches} batches {len(lost)} parameters are NaN or infinite "

@@ -99,9 +99,10 @@ def check_floor(shapes: Sequence[tuple[int, int]], least: Sequence[int], budget:
     """Raises BudgetError if the fewest components of some matrices cost more than a number of weights."""
     floor = sum(_cost(shape, n) for shape, n in zip(shapes, least, strict=True))
     if floor > budget:
+        part = "" if budget > 0 else " or say by network= which part counts (all else that it holds is more already),"
         raise BudgetError(
             f"The target leaves {budget} weights to {len(shapes)} layers of {sum(r * c for r, c in shapes)}, and their "
-            f"fewest components alone take {floor}. Raise the target, lower min_keep, or exclude layers."
+            f"fewest components alone take {floor}. Raise the target,{part} lower min_keep, or exclude layers."
         )
 
 

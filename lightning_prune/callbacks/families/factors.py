@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_prune.callbacks.checkpoint import ShapeHooks, note_shapes
 from lightning_prune.callbacks.families.zeros import warn_if_zeros_are_free
-from lightning_prune.callbacks.guard import check_launcher
+from lightning_prune.callbacks.guard import check_diverged, check_launcher
 from lightning_prune.callbacks.lifecycle import PruningCallback
 from lightning_prune.callbacks.logs import PHASES, by_reason
 from lightning_prune.callbacks.phases import Duration
@@ -148,6 +148,7 @@ class FactorPruning(PruningCallback):
         return {t.name: t.module for t in self.units.targets}
 
     def remove(self, trainer: Trainer, pl_module: LightningModule, early: bool) -> bool:
+        check_diverged(self.root, type(self).__name__, self.seen, None)
         detach(pl_module)
         if not self._gates:
             self._measure(trainer, self.units.targets)

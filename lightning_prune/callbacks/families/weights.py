@@ -179,7 +179,8 @@ class WeightPruning(PruningCallback):
         self._keeper.after(step.optimizer)
 
     def lost(self, score: Tensor) -> bool:
-        return bool(self.units.shards.total(score.isnan().any().long()))
+        lost = torch.stack([score.isnan().any(), *(~w.isfinite().all() for w in self.units.weights())])
+        return bool(self.units.shards.total(lost.any().long()))
 
     def sites(self) -> Mapping[str, nn.Module]:
         return {t.name: t.module for t in self.units.targets}

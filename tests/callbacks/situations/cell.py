@@ -242,4 +242,5 @@ def refusal(words: str | None) -> Iterator[list[str]]:
 
 
 def _words(told: Mapping[str, str], method: str) -> str | None:
-    return next((told[kind] for kind in kinds(method) if kind in told), None)
+    """What is said to a method; "" and None: nothing."""
+    return next((told[kind] for kind in kinds(method) if kind in told), None) or None

@@ -61,7 +61,8 @@ SITUATIONS: dict[str, Situation] = {
     "shared weights": Situation(modules.Shared),
     "reused layers": Situation(modules.Reused),
     "a frozen layer": Situation(modules.Frozen),
-    "a teacher in the module": Situation(modules.Taught),
+    # Parameters of a network count whether they train or not, and only a name tells which part is meant.
+    "a teacher in the module": Situation(modules.Taught, told={"flop": "fewest components alone take"}),
     "a teacher of the same architecture": Situation(WithTeacher),
     "a GAN": Situation(modules.Gan, network="net", refused=BY_HAND),
     "a head that training_step alone calls": Situation(modules.Reads, options={"weights": {"include": ["net.*"]}}),
@@ -69,8 +70,13 @@ SITUATIONS: dict[str, Situation] = {
         modules.Reads, network="net", options={"all": {"warmup": 0}}
     ),
     "heads that read all channels": Situation(
-        modules.Projects, network="net", told={"channels": r"read by features.weight outside of forward"}
+        modules.Projects,
+        network="net",
+        told={"flop": "", "channels": r"read by features.weight outside of forward"},
     ),
     "steps that return None": Situation(modules.Skips),
-    "a loss that is NaN": Situation(modules.Diverges, told={"all": r"DivergenceError: The training has diverged"}),
+    # The search of Pruning from Scratch trains no weights: they are lost after it, and nobody looks at them again.
+    "a loss that is NaN": Situation(
+        modules.Diverges, told={"from scratch": "", "all": r"DivergenceError: The training has diverged"}
+    ),
 }

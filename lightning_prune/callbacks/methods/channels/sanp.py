@@ -196,6 +196,8 @@ class SANPCallback(ChannelPruning):
         return {place: total / len(batches) for place, total in sums.items()}
 
     def score(self, units: ChannelUnits) -> Tensor:
+        if not self.observed and not bool(units.free.any()):
+            return torch.zeros(units.size)  # nothing may go, which the selection says with the reasons
         if not self.observed:
             raise CalibrationError(
                 "SANPCallback counts on calibration batches which channels are used, and got none: give a loader that "
