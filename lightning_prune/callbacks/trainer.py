@@ -147,7 +147,7 @@ def shapes_may_change(trainer: Trainer) -> Iterator[None]:
     wrapped = isinstance(strategy.model, DistributedDataParallel)
     if wrapped:
         strategy.model = trainer.lightning_module
-        gc.collect()  # the old reducer's hooks go with it
+    gc.collect()  # the old reducer's hooks go with it, and graphs in cycles, in which autograd remembers the shapes too
     try:
         yield
     finally:
