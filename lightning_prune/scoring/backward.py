@@ -46,12 +46,12 @@ def carried_back(units: ChannelUnits, last: Mapping[str, Callable[[], Tensor]]) 
     nodes = units.graph.program.graph_module.graph.nodes
     order = {module_path(node)[0]: i for i, node in enumerate(nodes) if node.op == "call_function"}
     score, read = torch.zeros(units.size, dtype=torch.float64), torch.zeros(units.size, dtype=torch.bool)
-    taps = [(name, tap) for name, tap in units.taps.items() if tap.side == "input"]
+    taps, outputs = [(name, tap) for name, tap in units.taps.items() if tap.side == "input"], units.sites()
     for name, tap in sorted(taps, key=lambda item: -order.get(module_of(item[0]), 0)):
         mine = tap.groups >= 0
         worth = last[name]() if name in last and _ends(units, tap, module_of(name)) else None
         if worth is None:
-            ids = units.sites().get(module_of(name), torch.full((_width(tap.module),), -1))
+            ids = outputs.get(module_of(name), torch.full((_width(tap.module),), -1))
             worth = read_importance(tap.module, torch.where(ids >= 0, score[ids.clamp_min(0)], 1.0))
         score.index_add_(0, tap.groups[mine], worth[mine])
         read[tap.groups[mine]] = True

@@ -92,8 +92,12 @@ class SoftFilterPruningCallback(ScorePruningCallback):
     ) -> None:
         super().__init__(**options_of(ScorePruningCallback, locals()))
 
+    def start(self, units: ChannelUnits) -> None:
+        super().start(units)
+        self._filters = list(units.weights().values())
+
     def before_step(self, units: ChannelUnits, step: Step) -> None:
-        for weight in units.weights().values():
+        for weight in self._filters:
             if weight.grad is not None and step.holds(weight):
                 weight.grad.mul_(slowed(weight.detach(), weight.grad))
 
