@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from tests.benchmarks.bench.command import RESULTS
+from tests.benchmarks.bench.pipelines import publish
 from tests.benchmarks.bench.runs import Locked, circumstances
 from tests.callbacks.methods import METHODS
 from tests.callbacks.situations import SITUATIONS, rotating
@@ -128,9 +129,7 @@ def main() -> None:
             _remember(item)
     rows = {key: row for key, row in known(args.results).items() if key in set(keys)}
     text = "\n".join([*INTRODUCTION, *page(rows, args.situations, args.methods)])
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text + "\n")
+    publish(text + "\n", args.out)
 
 
 if __name__ == "__main__":

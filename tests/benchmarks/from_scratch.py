@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from pathlib import Path
 from typing import Any
 
 from lightning_prune import NetworkSlimmingCallback, PruningFromScratchCallback, ScorePruningCallback, scratch_budget
 from tests.benchmarks.bench.command import RESULTS
 from tests.benchmarks.bench.networks import NETWORKS
-from tests.benchmarks.bench.pipelines import remembered, trained
+from tests.benchmarks.bench.pipelines import publish, remembered, shared_arguments, stamps, trained
 from tests.benchmarks.bench.table import interval
 
 REFERENCE = "Network Slimming"
@@ -57,17 +56,12 @@ def row(method: str, found: dict[int, dict[str, Any]], reference: dict[int, dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", default="data", help="folder of Fashion-MNIST's files, or the one above it")
+    shared_arguments(parser, RESULTS / "from_scratch.jsonl", subset=4000)
     parser.add_argument("--network", default="resnet20-14px", choices=list(NETWORKS))
     parser.add_argument("--macs", type=float, default=0.5)
-    parser.add_argument("--subset", type=int, default=4000)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=10, help="of the dense training, and of the compact network's")
     parser.add_argument("--search", type=int, default=2, help="epochs of the search on random weights")
     parser.add_argument("--gate-lr", type=float, default=0.05)
-    parser.add_argument("--results", type=Path, default=RESULTS / "from_scratch.jsonl")
-    parser.add_argument("--known", action="store_true", help="write the page from the runs that are there; train none")
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     settings = {name: getattr(args, name) for name in ("network", "macs", "subset", "epochs", "search", "gate_lr")}
 
@@ -86,7 +80,6 @@ def main() -> None:
                 found.setdefault(method, {})[seed] = line
     if REFERENCE not in found:
         raise SystemExit(f"{args.results} holds none of these runs: leave out --known to train them.")
-    stamps = {(f["date"], f["revision"], f["versions"]) for lines in found.values() for f in lines.values()}
     data = "the bundled digits" if NETWORKS[args.network].bundled else "Fashion-MNIST"
     lines = [
         "# Pruning from Scratch beside pruning after a dense training",
@@ -99,12 +92,9 @@ def main() -> None:
         "|---|---|---|---|---|---|",
         *(row(method, by_seed, found[REFERENCE]) for method, by_seed in found.items()),
         "",
-        *(f"Measured {date}, revision {revision}, {versions}." for date, revision, versions in sorted(stamps)),
+        *stamps(line for by_seed in found.values() for line in by_seed.values()),
     ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text)
+    publish("\n".join(lines) + "\n", args.out)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from lightning_prune import (
 from lightning_prune.callbacks import calibrate
 from lightning_prune.callbacks.methods.channels.anp_vs import BASELINES
 from lightning_prune.zoo.data import DigitsDataModule
+from tests.benchmarks.bench.pipelines import publish
 from tests.benchmarks.bench.table import interval
 
 RESULTS = Path(__file__).parent / "results" / "own_steps.jsonl"
@@ -264,10 +265,7 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     names = QUESTIONS[args.question][1]
     found = {name: [remembered(args.question, name, seed, args.seeds) for seed in args.seeds] for name in names}
-    text = page(args.question, found, args.seeds)
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text)
+    publish(page(args.question, found, args.seeds), args.out)
 
 
 if __name__ == "__main__":

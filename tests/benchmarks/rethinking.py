@@ -14,7 +14,6 @@ import copy
 import functools
 import statistics
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from lightning_prune import NetworkSlimmingCallback, TimmClassifier, prune_chann
 from lightning_prune.rethinking import ARMS
 from tests.benchmarks.bench.command import RESULTS
 from tests.benchmarks.bench.networks import NETWORKS
-from tests.benchmarks.bench.pipelines import quiet_trainer, remembered, trained
+from tests.benchmarks.bench.pipelines import publish, quiet_trainer, remembered, shared_arguments, stamps, trained
 from tests.benchmarks.bench.table import interval
 
 # What `prune_channels` is given, by the method's name; the papers take one share of each layer.
@@ -90,7 +89,6 @@ def page(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> st
     some = next(iter(found.values()))[0]
     epochs = ", ".join(f"{t['arm']} {t['epochs']} ({t['cost']:.2f})" for t in some["trainings"])
     data = "the bundled digits" if NETWORKS[args.network].bundled else "Fashion-MNIST"
-    stamps = {(f["date"], f["revision"], f["versions"]) for lines in found.values() for f in lines}
     lines = [
         "# Rethinking the value of pruning, in small",
         "",
@@ -105,24 +103,19 @@ def page(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> st
         "",
         "After the dense training: of Network Slimming with the channels gone already, of the others before they go.",
         "",
-        *(f"Measured {date}, revision {revision}, {versions}." for date, revision, versions in sorted(stamps)),
+        *stamps(line for lines in found.values() for line in lines),
     ]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", default="data", help="folder of Fashion-MNIST's files, or the one above it")
+    shared_arguments(parser, RESULTS / "rethinking.jsonl", subset=4000)
     parser.add_argument("--network", default="resnet20-14px", choices=list(NETWORKS))
     parser.add_argument("--methods", nargs="+", default=[*SCORES, SLIMMING], help="of the table, or names of scores")
     parser.add_argument("--macs", type=float, default=0.5)
-    parser.add_argument("--subset", type=int, default=4000)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--finetune", type=int, default=4)
-    parser.add_argument("--results", type=Path, default=RESULTS / "rethinking.jsonl")
-    parser.add_argument("--known", action="store_true", help="write the page from the pipelines that are there")
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     settings = {name: getattr(args, name) for name in ("network", "macs", "subset", "epochs", "finetune")}
     found: dict[str, list[dict[str, Any]]] = {}
@@ -134,10 +127,7 @@ def main() -> None:
                 found.setdefault(method, []).append(line)
     if not found:
         raise SystemExit(f"{args.results} holds none of these: leave out --known to train them.")
-    text = page(found, args)
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text)
+    publish(page(found, args), args.out)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
 from lightning_prune import FPGMCallback, LTPCallback, MagnitudeCallback, MRTSCallback, ScorePruningCallback
+from tests.benchmarks.bench.pipelines import publish
 from tests.toy import Toy, samples
 
 LAYERS, CHANNELS, STEPS = 3, 24, 16  # of the toy network and fit: weights, channels, steps that sparsify
@@ -188,9 +189,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows += run_group(processes, Path(folder))
     text = page(sorted(rows, key=lambda row: (list(METHODS).index(row["method"]), row["sharded"], row["processes"])))
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text)
+    publish(text, args.out)
 
 
 if __name__ == "__main__":
