@@ -54,27 +54,44 @@ def keep_count(numel: int, share: float) -> int:
     return max(1, round(numel * share))
 
 
+def cost(counts: Sequence[int], prices: Sequence[float] = ()) -> float:
+    """What that many weights of each layer cost, at the price of one in each; (): their number."""
+    return sum(n * price for n, price in zip(counts, prices, strict=True)) if prices else sum(counts)
+
+
 def floors(numels: Sequence[int], min_keep: float) -> list[int]:
     """Fewest weights each layer must keep: ``min_keep`` of it, rounded up, at least 1."""
     return [max(1, math.ceil(min_keep * n)) for n in numels]
 
 
-def check_feasible(names: Sequence[str], numels: Sequence[int], least: Sequence[int], keep: int) -> None:
-    """Raise `BudgetError`, naming the layers that hold most, if the floors alone exceed ``keep`` weights."""
-    if sum(least) <= keep:
+def check_feasible(
+    names: Sequence[str], numels: Sequence[int], least: Sequence[int], keep: float, prices: Sequence[float] = ()
+) -> None:
+    """Raise `BudgetError`, naming the layers that hold most, if the floors alone exceed ``keep`` weights, or MACs."""
+    alone = cost(least, prices)
+    if alone <= keep:
         return
-    worst = sorted(zip(least, names, numels, strict=True), reverse=True)[:5]
-    listing = ", ".join(f"{name} ({floor} of {numel})" for floor, name, numel in worst)
+    worst = sorted(zip(least, prices or [1.0] * len(least), names, numels, strict=True), key=lambda x: -x[0] * x[1])[:5]
+    listing = ", ".join(f"{name} ({floor} of {numel})" for floor, _, name, numel in worst)
+    unit = "MACs" if prices else "weights"
     raise BudgetError(
-        f"The target keeps {keep} of {sum(numels)} weights, but min_keep per layer alone keeps {sum(least)}. "
-        f"The layers that hold it back most: {listing}. Lower min_keep, lower the target, or exclude layers."
+        f"The target keeps {keep:.10g} of {cost(numels, prices):.10g} {unit}, but min_keep per layer alone keeps "
+        f"{alone:.10g}. The layers that hold it back most: {listing}. Lower min_keep, ask for less, or exclude layers."
     )
 
 
 def exact_masks(
-    scores: Sequence[Tensor], least: Sequence[int], keep: int, shards: Shards = WHOLE, total: int | None = None
+    scores: Sequence[Tensor],
+    least: Sequence[int],
+    keep: float,
+    shards: Shards = WHOLE,
+    total: float | None = None,
+    prices: Sequence[float] = (),
 ) -> list[Tensor]:
     """Masks that keep exactly ``keep`` weights in all: the highest scores, each layer at least its floor.
+
+    With prices, a kept weight counts what its layer's weights cost (their MACs, say): the highest scores are kept as
+    long as they cost no more than ``keep``, which leaves less than the price of one weight unspent.
 
     With scores ``w²/τ_l`` this is one common factor on all learned thresholds, chosen so that the budget is met to the
     weight; ties go to the lower index.
@@ -82,38 +99,56 @@ def exact_masks(
     Args:
         scores: one tensor a layer, any shapes, higher is kept first; of layers in shards, this process's shards.
         least: fewest weights to keep of each whole layer.
-        keep: weights to keep in all, between ``sum(least)`` and the total.
+        keep: weights to keep in all, or what they may cost; between what the floors take and the total.
         shards: how the layers lie over processes; the masks are those of the whole layers.
-        total: weights in all; None: those of ``scores``, which are whole.
+        total: weights in all, or what they cost; None: those of ``scores``, which are whole.
+        prices: of a weight of each layer, > 0; (): 1 each.
 
     Returns:
-        One bool tensor a layer, shaped as its scores, True where kept; ``keep`` True values in all.
+        One bool tensor a layer, shaped as its scores, True where kept; without prices ``keep`` True values in all.
     """
-    total = sum(s.numel() for s in scores) if total is None else total
-    if not sum(least) <= keep <= total:
-        raise BudgetError(f"Cannot keep {keep} weights: between {sum(least)} (floors) and {total} (all) can be kept.")
+    total = cost([s.numel() for s in scores], prices) if total is None else total
+    floor_cost = cost(least, prices)
+    if not floor_cost <= keep <= total:
+        unit = "MACs" if prices else "weights"
+        raise BudgetError(f"Cannot keep {keep} {unit}: between {floor_cost} (floors) and {total} (all) can be kept.")
     lost = shards.total(torch.stack([s.isnan().any() for s in scores]).long())
     if bool(lost.any()):
         bad = lost.nonzero().squeeze(1).tolist()
         raise BudgetError(f"Scores of layers {bad} hold NaN: the weights have diverged; lower the learning rate.")
     order = [keys(s) for s in scores]
     kept = _highest(order, least, shards)
-    if keep == sum(least):
+    if keep == floor_cost:
         return kept
     for key, floor in zip(order, kept, strict=True):
         key.masked_fill_(floor, torch.iinfo(key.dtype).max)  # above an infinite score: floors are met first
-    return _highest(order, [keep], shards)
+    return _highest(order, [keep], shards, prices)
 
 
-def _highest(order: Sequence[Tensor], ks: Sequence[int], shards: Shards) -> list[Tensor]:
-    """Where each tensor's k highest keys are, or the k highest of all; of equal ones the first."""
-    cuts = kth_keys(order, ks, shards).expand(len(order))
+def _highest(
+    order: Sequence[Tensor], ks: Sequence[float], shards: Shards, prices: Sequence[float] = ()
+) -> list[Tensor]:
+    """Where each tensor's k highest keys are, or those of all, or with prices what k buys; of equal ones the first."""
+    cuts = kth_keys(order, ks, shards, prices).expand(len(order))
     above = [key > cut for key, cut in zip(order, cuts, strict=True)]
-    counts = torch.stack([torch.count_nonzero(a) for a in above])
-    counts = shards.total(counts if len(ks) == len(order) else counts.sum(0, keepdim=True))
-    wanted = torch.tensor(ks, device=counts.device) - counts
     ties = [key == cut for key, cut in zip(order, cuts, strict=True)]
-    return [a | t for a, t in zip(above, first_ties(ties, wanted, shards), strict=True)]
+    counts = torch.stack([torch.count_nonzero(a) for a in above])
+    if prices:
+        equal = shards.total(torch.stack([torch.count_nonzero(t) for t in ties]))
+        wanted = torch.tensor(_affordable(ks[0], shards.total(counts).tolist(), equal.tolist(), prices))
+    else:
+        counts = shards.total(counts if len(ks) == len(order) else counts.sum(0, keepdim=True))
+        wanted = torch.tensor(ks, device=counts.device) - counts
+    return [a | t for a, t in zip(above, first_ties(ties, wanted.to(counts.device), shards), strict=True)]
+
+
+def _affordable(budget: float, taken: Sequence[int], equal: Sequence[int], prices: Sequence[float]) -> list[int]:
+    """How many of each layer's equal values fit in what the taken ones leave of a budget, layer after layer."""
+    left, found = budget - cost(taken, prices), []
+    for count, price in zip(equal, prices, strict=True):
+        found.append(min(count, int(max(left, 0.0) / price * (1 + 1e-12))))
+        left -= found[-1] * price
+    return found
 
 
 def at_least(

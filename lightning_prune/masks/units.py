@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_prune.functional import budget
 from lightning_prune.functional.ltp import at_least_float32
 from lightning_prune.functional.order.kth import WHOLE, Shards
 from lightning_prune.masks.shards import local
@@ -22,11 +23,13 @@ class WeightUnits:
         targets: the layers' weights, tied ones once.
         floors: fewest weights that each keeps.
         shards: how the weights lie over processes.
+        prices: what a kept weight of each layer costs, in MACs; (): each counts 1.
     """
 
     targets: tuple[Target, ...]
     floors: tuple[int, ...]
     shards: Shards = WHOLE
+    prices: tuple[float, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -37,6 +40,24 @@ class WeightUnits:
     def numel(self) -> int:
         """Weights in all."""
         return sum(t.numel for t in self.targets)
+
+    @property
+    def cost(self) -> float:
+        """What all weights cost."""
+        return budget.cost([t.numel for t in self.targets], self.prices)
+
+    def share(self, kept: Tensor) -> Tensor:
+        """What that many kept weights of each layer [layers] cost, as a share of what all do; a scalar."""
+        return (kept * kept.new_tensor(self.prices or 1.0)).sum() / self.cost
+
+    def allowed(self, share: float) -> float:
+        """The cost that a share of it allows, in whole weights where each counts 1."""
+        return self.cost * share if self.prices else budget.keep_count(self.numel, share)
+
+    def best(self, score: Tensor, share: float) -> list[Tensor]:
+        """Masks of the highest scores [weights] that a share of the cost allows, each layer at least its floor."""
+        keep = max(self.allowed(share), budget.cost(self.floors, self.prices))
+        return budget.exact_masks(self.split(score), self.floors, keep, self.shards, self.cost, self.prices)
 
     def weights(self) -> list[Tensor]:
         """Each layer's weights now, in float32 or wider, detached; of layers in shards, this process's shards."""

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_prune.callbacks import calibrate
+from lightning_prune.callbacks.families.target import WeightTarget
 from lightning_prune.callbacks.families.zeros import ZeroKeeper, check_zeros, fold_everywhere, prune_everywhere
 from lightning_prune.callbacks.lifecycle import PruningCallback
 from lightning_prune.callbacks.logs import PHASES, by_reason
@@ -35,7 +36,8 @@ class WeightPruning(PruningCallback):
 
     Args:
         target_sparsity: share of prunable weights that are zero after the prune, met to the weight; in [0, 1).
-        target_compression: the same as prunable weights / non-zero ones, ≥ 1; give one of the two.
+        target_compression: the same as prunable weights / non-zero ones, ≥ 1; give one of the targets.
+        target_macs: share of the network's sparse MACs that may be left, in (0, 1), see `WeightTarget`.
         warmup: dense training first. An int counts epochs, a float is a share of the training, "300 steps" steps.
         sparsify: training under the masks, up to the hard prune; as ``warmup``.
         finetune: training after the prune; None takes what is left.
@@ -64,6 +66,7 @@ class WeightPruning(PruningCallback):
         self,
         target_sparsity: float | None = None,
         target_compression: float | None = None,
+        target_macs: float | None = None,
         warmup: Duration = 0,
         sparsify: Duration = 0.6,
         finetune: Duration | None = None,
@@ -81,7 +84,7 @@ class WeightPruning(PruningCallback):
     ) -> None:
         if not 0 <= min_keep < 1:
             raise ValueError(f"min_keep={min_keep} is a share of each layer, in [0, 1).")
-        self.target_sparsity = budget.one_target(target_sparsity, target_compression)
+        self.target = WeightTarget(target_sparsity, target_compression, target_macs)
         self.layers = {"include": include, "exclude": exclude, "skip_first": skip_first, "skip_last": skip_last}
         self.min_keep = min_keep
         self.trail = TrailWriter(trail, trail_dir, trail_metric) if trail else None
@@ -91,25 +94,28 @@ class WeightPruning(PruningCallback):
         super().reset()
         self.units = WeightUnits((), ())
         self.left: dict[str, nn.Parameter] = {}  # what could be a target, and did not train when they were chosen
+        self.target.restore({})
         self._chosen = False  # for good: what trains may change up to the sparsify phase
         self.zeros_at_prune: list[int] = []
         self._keeper = ZeroKeeper()
         if self.trail is not None:
             self.trail.load({"entries": []})
 
+    @property
+    def target_sparsity(self) -> float | None:
+        """The share of weights that are to be zero, if that is the target."""
+        return self.target.sparsity
+
     # ---- what a method may say further ------------------------------------------------------------------------------
 
     def final_masks(self, score: Tensor, early: bool) -> list[Tensor]:
-        """What to keep at the hard prune, one bool tensor a layer: the highest scores, to the weight.
+        """What to keep at the hard prune, one bool tensor a layer: the highest scores that the target allows.
 
         Args:
             score: [weights].
             early: the phase was cut short; a method that prunes step by step may keep more.
         """
-        assert self.target_sparsity is not None
-        keep = budget.keep_count(self.units.numel, 1 - self.target_sparsity)
-        units = self.units
-        return budget.exact_masks(units.split(score), units.floors, keep, units.shards, units.numel)
+        return self.units.best(score, self.target.share(self.units))
 
     def layer_zeros(self) -> list[int]:
         """Zeros of each layer; in the sparsify phase those that the method would leave now."""
@@ -119,10 +125,10 @@ class WeightPruning(PruningCallback):
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         by_target = type(self).final_masks is WeightPruning.final_masks
-        if self.prunes and by_target and self.target_sparsity is None:
+        if self.prunes and by_target and not self.target.given:
             raise ValueError(
-                f"{type(self).__name__} has neither target_sparsity nor target_compression, and nothing else says how "
-                "many weights go: give one, such as target_sparsity=0.9."
+                f"{type(self).__name__} has neither target_sparsity nor target_compression nor target_macs, and "
+                "nothing else says how many weights go: give one, such as target_sparsity=0.9."
             )
         self.root = pl_module
         trains = self.trained(trainer)
@@ -149,19 +155,23 @@ class WeightPruning(PruningCallback):
     def _take(self, targets: Sequence[Target], candidates: Sequence[Target]) -> None:
         numels = [t.numel for t in targets]
         shards = shards_of([t.param for t in targets], [t.name for t in targets])
-        self.units = WeightUnits(tuple(targets), tuple(budget.floors(numels, self.min_keep)), shards)
+        floors, prices = budget.floors(numels, self.min_keep), self.target.prices(targets)
+        self.units = WeightUnits(tuple(targets), tuple(floors), shards, prices)
         chosen = set(self.units.names)
         self.left = {t.name: t.param for t in candidates if t.name not in chosen}
-        if self.target_sparsity is not None:
-            keep = budget.keep_count(sum(numels), 1 - self.target_sparsity)
-            budget.check_feasible(self.units.names, numels, self.units.floors, keep)
+        self.target.check(self.units)
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         self.root = pl_module
         if not self._chosen:
+            self.target.count(trainer, pl_module, self._candidates(), batch, self.calibration_forward)
             self.choose(self.trained(trainer), last=True)
 
     def rehearse(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        if self.target.macs is not None:
+            candidates = self._candidates()
+            self.target.count(trainer, pl_module, candidates, batch, self.calibration_forward)
+            self._take(self.units.targets, candidates)
         if type(self).observe is not PruningMethod.observe:
             calibrate.rehearse(trainer, pl_module, [batch], self.calibration_forward)
         elif self.recalibrate_batches:
@@ -223,7 +233,8 @@ class WeightPruning(PruningCallback):
         numbers["compression"] = 1 / kept.clamp_min(1 / self.units.numel)
         if self.prunes and self.phases is not None:
             own = self.metrics() if self.stage == "soft" else {}
-            numbers = {**own, **numbers, "phase": PHASES[self.phases.at(self.seen)]}
+            cost = self.target.metrics(self.units, self.layer_zeros()) if self.stage != "dense" else {}
+            numbers = {**own, **cost, **numbers, "phase": PHASES[self.phases.at(self.seen)]}
         self.monitor.scalars(pl_module, "sparsity", numbers)
 
     def log_epoch(self, trainer: Trainer) -> None:
@@ -261,7 +272,7 @@ class WeightPruning(PruningCallback):
 
     def state(self) -> dict[str, Any]:
         trail = {} if self.trail is None else {"trail": self.trail.state()}
-        return {"names": self.units.names, "left": list(self.left)} | trail
+        return {"names": self.units.names, "left": list(self.left)} | trail | self.target.state()
 
     def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
         candidates = {t.name: t for t in self._candidates()}
@@ -273,6 +284,7 @@ class WeightPruning(PruningCallback):
                 f"The checkpoint's pruned layers are not this run's: it also has {gone[:5]}, this run also has "
                 f"{new[:5]}. Resume with the same model, include, exclude, skip_first and skip_last."
             )
+        self.target.restore(state)
         if state["stage"] != "dense":
             self._take([candidates[name] for name in names], list(candidates.values()))
             self._chosen = True

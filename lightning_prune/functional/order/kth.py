@@ -55,7 +55,9 @@ def values_of(some: Tensor) -> Tensor:
     return torch.where(some < 0, some ^ _MOST, some).view(torch.float32)
 
 
-def kth_keys(parts: Sequence[Tensor], ks: Sequence[int], shards: Shards = WHOLE) -> Tensor:
+def kth_keys(
+    parts: Sequence[Tensor], ks: Sequence[float], shards: Shards = WHOLE, prices: Sequence[float] = ()
+) -> Tensor:
     """The key of each part's k-th largest value, int32 [parts]; of all parts together for a single k, [1].
 
     32 rounds, one sum of ``len(ks)`` counts over the processes in each.
@@ -64,20 +66,30 @@ def kth_keys(parts: Sequence[Tensor], ks: Sequence[int], shards: Shards = WHOLE)
         parts: what `keys` gave, any shapes: this process's shards. Some may be empty.
         ks: which value of each part, from 1, or one for all.
         shards: how the parts lie over processes.
+        prices: with a single k, of a value of each part: the key is then the largest from which on the values' prices,
+            and not their number, add up to k. (): 1 each.
 
     Raises:
-        ValueError: as many parts as ks are wanted, or one k.
+        ValueError: as many parts as ks are wanted, or one k; prices are for one k.
     """
+    if prices and (len(ks) != 1 or len(prices) != len(parts)):
+        raise ValueError(
+            f"{len(prices)} prices for {len(parts)} parts and {len(ks)} ranks: give one a part, and one rank."
+        )
     if len(ks) not in (1, len(parts)):
         raise ValueError(f"{len(parts)} parts have {len(ks)} ranks: give one a part, or one for all.")
     chunks = [part.reshape(-1).split(_CHUNK) for part in parts]
-    wanted = torch.tensor(ks, device=parts[0].device)
-    low, high = torch.full_like(wanted, _LEAST), torch.full_like(wanted, _MOST)
+    device = parts[0].device
+    wanted, each = torch.tensor(ks, device=device), torch.tensor(prices, dtype=torch.float64, device=device)
+    low, high = (torch.full((len(ks),), end, device=device) for end in (_LEAST, _MOST))
     for _ in range(32):
         middle = low + (high - low + 1) // 2
         limits = middle.to(torch.int32).expand(len(parts))
         counts = torch.stack([_at_least(part, limit) for part, limit in zip(chunks, limits, strict=True)])
-        enough = shards.total(counts if len(ks) == len(parts) else counts.sum(0, keepdim=True)) >= wanted
+        if prices:
+            enough = (shards.total(counts) * each).sum(0, keepdim=True) >= wanted
+        else:
+            enough = shards.total(counts if len(ks) == len(parts) else counts.sum(0, keepdim=True)) >= wanted
         low, high = torch.where(enough, middle, low), torch.where(enough, high, middle - 1)
     return low.to(torch.int32)
 

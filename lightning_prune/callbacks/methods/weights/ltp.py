@@ -56,7 +56,9 @@ class LTPCallback(ThresholdPruning):
             the network needs them. None: 1 (straight through), and 0 in mode "paper" [eq. 14].
         fuse: run the masks through torch.compile: about half the cost of a step, for about 30 s at the start (less
             once its cache is warm) and a compiler that torch.compile can use.
-        target_compression: the same as prunable weights / non-zero ones, ≥ 1; give one of the two.
+        target_compression: the same as prunable weights / non-zero ones, ≥ 1; give one of the targets.
+        target_macs: share of the network's sparse MACs that may be left, in (0, 1), see `WeightTarget`; a weight then
+            costs in proportion to its MACs.
         warmup: dense training first. An int counts epochs, a float is a share of the training, "300 steps" steps.
         sparsify: training under the masks, up to the hard prune; as ``warmup``.
         finetune: training after the prune; None takes what is left.
@@ -92,6 +94,7 @@ class LTPCallback(ThresholdPruning):
         feedback: float | None = None,
         fuse: bool = False,
         target_compression: float | None = None,
+        target_macs: float | None = None,
         warmup: Duration = 0,
         sparsify: Duration = 0.6,
         finetune: Duration | None = None,
@@ -107,7 +110,7 @@ class LTPCallback(ThresholdPruning):
         trail_metric: str | None = None,
         histogram_every: int = 0,
     ) -> None:
-        if target_sparsity is None and target_compression is None and lam is None:
+        if (target_sparsity, target_compression, target_macs, lam) == (None, None, None, None):
             target_sparsity = 0.9
         super().__init__(**options_of(ThresholdPruning, locals()))
         if lam is not None and lam < 0:
@@ -118,7 +121,7 @@ class LTPCallback(ThresholdPruning):
             raise ValueError(
                 f"temperature={temperature} must be positive and at most temperature_start={temperature_start}."
             )
-        if mode == "normalized" and lam is not None and (target_sparsity, target_compression) != (None, None):
+        if mode == "normalized" and lam is not None and self.target.given:
             raise ValueError(
                 f"lam={lam} and a target decide the same thing: the price follows from the target. Give one of them."
             )
@@ -136,7 +139,7 @@ class LTPCallback(ThresholdPruning):
     @property
     def steered(self) -> bool:
         """Whether the kept share follows a path to a target, and the price from it."""
-        return self.mode == "normalized" and self.target_sparsity is not None
+        return self.mode == "normalized" and self.target.given
 
     def start(self, units: WeightUnits) -> None:
         super().start(units)
@@ -156,6 +159,7 @@ class LTPCallback(ThresholdPruning):
         self._price = torch.tensor(self.lam or 0.0, device=device)
         fans = [_fans(t) for t in units.targets]
         self._own = path.fan_prior(fans, [t.numel for t in units.targets]).to(device)
+        self._prices = vector(units.prices or [1.0] * n) * (units.numel / units.cost)  # 1 for the mean weight
         self._correction = torch.zeros((), device=device)
         self._steps = torch.zeros((), dtype=torch.int64)
         self._empty_bands = 0
@@ -182,7 +186,8 @@ class LTPCallback(ThresholdPruning):
         if self.steered:
             self._follow(stats, active)
         else:
-            grad = -self._scale * (stats[:, TASK] + self.price * stats[:, BAND])  # dL/du = σ² dL/dτ, the exact gradient
+            cost = self.price * self._prices * stats[:, BAND]
+            grad = -self._scale * (stats[:, TASK] + cost)  # dL/du = σ² dL/dτ, the exact gradient
             if self.mode == "paper":
                 assert self.threshold_lr is not None
                 self._u.sub_(torch.where(active, self.threshold_lr * grad, torch.zeros_like(grad)))
@@ -195,7 +200,7 @@ class LTPCallback(ThresholdPruning):
     def _follow(self, stats: Tensor, active: Tensor) -> None:
         """Move the layers' own parts along the exact gradient in log u, and the common factor along the path."""
         tau = self.thresholds()
-        task, band = tau * stats[:, TASK], tau * stats[:, BAND]
+        task, band = tau * stats[:, TASK], tau * self._prices * stats[:, BAND]
         fresh = torch.where(active.any(), path.balanced_price(task, band), self._price)
         self._price.lerp_(fresh, 1 - _AVERAGE if int(self._steps) else 1.0)
         grad = -(task + self._price * band)
@@ -206,13 +211,13 @@ class LTPCallback(ThresholdPruning):
 
     @property
     def price(self) -> Tensor:
-        """λ, the price of one kept weight in units of the loss; a scalar."""
+        """λ, the price of one kept weight in units of the loss, with `target_macs` of an average one; a scalar."""
         return self._price / self.units.numel if self.mode == "normalized" and not self.steered else self._price
 
     def metrics(self) -> dict[str, Tensor | float]:
         price, common = self.price, super().metrics()
         self._warn_if_vanishing(float(common["band"]))
-        soft_loss = price * self.stats[:, KEPT].sum().float()
+        soft_loss = price * (self._prices * self.stats[:, KEPT]).sum().float()
         return common | {"lambda": price, "temperature": self._t0(), "soft_loss": soft_loss}
 
     def _warn_if_vanishing(self, band: float) -> None:
@@ -225,11 +230,10 @@ class LTPCallback(ThresholdPruning):
             )
 
     def _kept(self) -> Tensor:
-        return (self.stats[:, KEPT].sum() / self.units.numel).float()
+        return ((self._prices * self.stats[:, KEPT]).sum() / self.units.numel).float()
 
     def _goal(self) -> float:
-        assert self.target_sparsity is not None
-        return cubic_path(self.progress, 1 - self.target_sparsity, _HOLD)
+        return cubic_path(self.progress, self.target.share(self.units), _HOLD)
 
     def _step_size(self) -> float:
         if self.threshold_lr is not None:

@@ -105,7 +105,7 @@ class ThresholdPruning(WeightPruning):
 
     def final_masks(self, score: Tensor, early: bool) -> list[Tensor]:
         self.final_thresholds = self.thresholds().clone()
-        if self.target_sparsity is not None and not early:
+        if self.target.given and not early:
             return super().final_masks(score, early)
         weights: Sequence[Tensor] = self.units.weights()
         by_threshold = [w.square() > tau for w, tau in zip(weights, self.thresholds(), strict=True)]
