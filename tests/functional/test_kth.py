@@ -85,6 +85,18 @@ def test_masks_of_shards_are_those_of_the_whole_and_no_weight_is_sent(keep):
     assert sent <= 32 * (3 + 1) + 2 * (3 * SIZE) + 3 * 3  # counts of two bisections, the tables of ties, NaN and cuts
 
 
+def test_what_a_price_buys_is_the_same_on_shards():
+    generator = torch.Generator().manual_seed(0)
+    scores = [torch.rand(shape, generator=generator).round(decimals=1) for shape in [(10, 5, 3), (2, 16), (100, 2)]]
+    least, prices = [20, 5, 15], (7.0, 1.5, 2.0)
+    total = budget.cost([s.numel() for s in scores], prices)
+    whole = budget.exact_masks(scores, least, 700.0, prices=prices)
+    shards, _ = on_shards(lambda parts, s: budget.exact_masks(parts, least, 700.0, s, total, prices), scores)
+    assert all(torch.equal(a, b) for a, b in zip(shards, whole, strict=True))
+    with pytest.raises(ValueError, match="2 prices for 3 parts and 1 ranks"):
+        kth_keys([keys(s) for s in scores], [700.0], prices=(7.0, 1.5))
+
+
 def test_ties_go_to_the_first_of_the_whole():
     equal = [torch.ones(6, 2), torch.ones(7)]
     masks, _ = on_shards(lambda parts, s: budget.exact_masks(parts, [1, 1], 14, s, 19), equal)

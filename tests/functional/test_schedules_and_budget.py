@@ -47,6 +47,20 @@ def test_exact_masks_keep_exactly_and_the_best(keep):
         assert all(float(s[~m].max()) <= lowest_kept for s, m in zip(scores, masks, strict=True) if (~m).any())
 
 
+@pytest.mark.parametrize("budget_of", [30.0, 77.5, 400.0, 1210.0])
+def test_with_prices_the_highest_scores_stay_that_the_budget_pays_for(budget_of):
+    generator = torch.Generator().manual_seed(0)
+    scores = [torch.rand(n, generator=generator).round(decimals=1) for n in (100, 200, 50)]  # ties all over
+    prices, least = (9.0, 1.0, 2.5), [1, 2, 3]
+    masks = budget.exact_masks(scores, least, budget_of, prices=prices)
+    spent = budget.cost([int(m.sum()) for m in masks], prices)
+    assert budget_of - max(prices) < spent <= budget_of
+    assert all(int(m.sum()) >= n for m, n in zip(masks, least, strict=True))
+    above = [int(m.sum()) > n for m, n in zip(masks, least, strict=True)]  # these keep more than their floor
+    cut = min(float(s[m].min()) for s, m, more in zip(scores, masks, above, strict=True) if more)
+    assert all(float(s[~m].max()) <= cut for s, m in zip(scores, masks, strict=True))
+
+
 def test_exact_masks_break_ties_and_survive_infinite_scores():
     equal = [torch.ones(50), torch.full((50,), torch.inf)]
     masks = budget.exact_masks(equal, [1, 1], 37)
