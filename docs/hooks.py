@@ -34,7 +34,7 @@ def measurements(pages: dict[str, str]) -> str:
     parts = ["# Measurements"]
     for stem, text in pages.items():
         title, rest = re.match(r"(?:# (.*)\n)?((?s:.*))", text).groups()  # type: ignore[union-attr]
-        section = re.sub(r"^#", "##", rest.strip(), flags=re.MULTILINE)
+        section = re.sub(r"^#", "##", rest.strip(), flags=re.MULTILINE).replace("](../../docs/", "](")
         parts.append(f"## {title or stem.replace('_', ' ').capitalize()} {{ #{stem} }}\n\n{section}")
     return "\n\n".join(parts) + "\n"
 
