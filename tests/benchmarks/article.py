@@ -36,8 +36,8 @@ from tests.benchmarks.bench.runs import circumstances
 
 LAYER = "net.4.weight"  # the second of the hidden layers
 PAPER: dict[str, Any] = {"mode": "paper", "lam": 1e-4, "threshold_lr": 1e-5, "temperature": 1e-2, "sparsify": 1.0}
-GAP: dict[str, Any] = {"threshold_lr": 1e-6}  # slower thresholds, so that a gap has the time to open
-KEPT = (0.5, 0.3, 0.2, 0.15, 0.1)
+SLOWER: dict[str, Any] = {"threshold_lr": 1e-6}  # a gap has the time to open, and a run passes every kept share
+KEPT = (0.7, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05)
 AROUND = 0.5  # of τ, on both sides
 
 
@@ -193,7 +193,13 @@ def page(penalties: Mapping[str, Watch], gap: Mapping[str, Watch], runs: Sequenc
         "",
         "![Accuracy, kept share and threshold under three penalties](../../docs/images/article_penalties.png)",
     ]
-    lines += ["", "## The gap around the threshold", "", f"Thresholds move ten times slower here ({GAP}).", ""]
+    lines += [
+        "",
+        "## The gap around the threshold",
+        "",
+        f"From here on thresholds move ten times slower, `{SLOWER}`.",
+        "",
+    ]
     lines += ["| weights follow | within a tenth of τ, of those within a half | kept | accuracy |", "|---|---|---|---|"]
     for name, watch in gap.items():
         end = watch.points[-1]
@@ -221,7 +227,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="page to write")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    for name in ("lightning.pytorch", "lightning_prune"):
+    for name in ("lightning.pytorch", "lightning_prune", "matplotlib.font_manager"):
         logging.getLogger(name).setLevel(logging.ERROR)
     torch.set_num_threads(1)
     clock = time.process_time()
@@ -232,9 +238,9 @@ def main() -> None:
     def made(seed: int, kind: type[LTPCallback] = LTPCallback, decay: float = 0.0, **options: Any) -> Watch:
         return pruned(start, seed, args.epochs, kind(**PAPER | options), decay)
 
-    runs = [made(seed) for seed in range(1, args.runs + 1)]
-    penalties = {"none": made(1, lam=0.0), "L2": made(1, decay=0.03, lam=0.0), "soft L0": runs[0]}
-    gap = {"g·m (eq. 14)": made(1, **GAP), "the exact gradient": made(1, FullGradient, **GAP)}
+    penalties = {"none": made(1, lam=0.0), "L2": made(1, decay=0.03, lam=0.0), "soft L0": made(1)}
+    runs = [made(seed, **SLOWER) for seed in range(1, args.runs + 1)]
+    gap = {"g·m (eq. 14)": runs[0], "the exact gradient": made(1, FullGradient, **SLOWER)}
     draw_penalties(penalties, args.images / "article_penalties.png")
     draw_gap(gap, args.images / "article_gap.png")
     draw_spread(runs, dense, args.images / "article_spread.png")
