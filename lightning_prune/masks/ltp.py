@@ -23,6 +23,7 @@ from lightning_prune.functional.ltp import GATE_RANGE, at_least_float32
 CHUNK = 1 << 19
 _local = threading.local()
 _TINY = 1e-30  # far below any weight that matters
+_sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # found once: a name of torch.ops is looked up slowly
 
 Sums = tuple[float, float]
 
@@ -91,7 +92,7 @@ def soft_mask(
         F.hardtanh_(m, -GATE_RANGE, GATE_RANGE).sigmoid_()  # a clamp, and faster
         torch.mul(x, m, out=v)
         kept += m.sum().item()
-        band += torch.ops.aten.sigmoid_backward.grad_input(one, m, grad_input=m).sum().item()  # m(1 − m) in one pass
+        band += _sigmoid_backward(one, m, grad_input=m).sum().item()  # m(1 − m) in one pass
     return out, (kept, band)
 
 
@@ -141,6 +142,10 @@ def soft_step_(
 
 def _weight_step_(x: Tensor, g: Tensor, v: Tensor, scratch: Tensor, feedback: float) -> float:
     """One chunk's weight gradient, in ``g``; returns its Σ m(1 − m)·g·w."""
+    if feedback == 1:  # g stays, and w·m(1 − m) = v − v·m takes a pass less
+        rest = torch.addcmul(v, v, torch.div(v, x, out=scratch), value=-1, out=scratch)
+        task = torch.dot(g, rest).item()
+        return task if not math.isnan(task) else torch.dot(g, rest.nan_to_num_(0.0)).item()  # 0/0, as below
     rest = torch.sub(x, v, out=scratch)  # w(1 − m)
     if not feedback:
         g.mul_(v).div_(x)  # g·m
@@ -148,8 +153,7 @@ def _weight_step_(x: Tensor, g: Tensor, v: Tensor, scratch: Tensor, feedback: fl
     task = torch.dot(g, rest.mul_(v).div_(x)).item()
     if math.isnan(task):  # 0/0, as below
         task = torch.dot(g, rest.nan_to_num_(0.0)).item()
-    if feedback < 1:
-        g.mul_(torch.div(v, x, out=scratch).nan_to_num_(0.0).mul_(1 - feedback).add_(feedback))
+    g.mul_(torch.div(v, x, out=scratch).nan_to_num_(0.0).mul_(1 - feedback).add_(feedback))
     return task
 
 

@@ -43,7 +43,11 @@ def test_two_layers_in_closed_form() -> None:
     masks = units.best(score, target.share(units))
     kept = [int(m.sum()) for m in masks]
     assert kept == [44, 2]  # the floor of the second layer, and 44 · 9 + 2 ≤ 400 < 45 · 9 + 2
-    assert target.metrics(units, [56, 198]) == {"sparse_macs": pytest.approx((300 + 398) / 1400)}
+    assert target.sparse_macs(units, [56, 198]) == pytest.approx((300 + 398) / 1400)
+    with pytest.raises(
+        ValueError, match=r"target_macs=0.5, and the checkpoint is one of a pruning to a share of weights"
+    ):
+        target.restore({"stage": "soft"})
     kept = [int(m.sum()) for m in units.best(-score, target.share(units))]
     assert kept == [22, 200]
     target.macs = 0.2

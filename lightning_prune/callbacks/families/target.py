@@ -154,16 +154,26 @@ class WeightTarget:
             numels, allowed = [t.numel for t in units.targets], units.allowed(self.share(units))
             budget.check_feasible(units.names, numels, units.floors, allowed, units.prices)
 
-    def metrics(self, units: WeightUnits, zeros: Sequence[int]) -> dict[str, float]:
-        """``sparse_macs``, the share of the network's MACs that is left, if MACs are the target."""
-        if self.costs is None:
-            return {}
+    def sparse_macs(self, units: WeightUnits, zeros: Sequence[int]) -> float:
+        """The share of the network's MACs that is left with that many zeros in each layer, where they were counted."""
+        assert self.costs is not None
         kept = torch.tensor([t.numel - z for t, z in zip(units.targets, zeros, strict=True)], dtype=torch.float64)
-        return {"sparse_macs": 1 - (1 - float(units.share(kept))) * self.costs.prunable(units.targets)}
+        return 1 - (1 - float(units.share(kept))) * self.costs.prunable(units.targets)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to hold."""
         return {} if self.costs is None else {"costs": asdict(self.costs)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.costs = Costs(**state["costs"]) if "costs" in state else None
+        """Take over what a checkpoint holds.
+
+        Raises:
+            ValueError: it is one of a pruning to another kind of target.
+        """
+        if self.macs is not None and "costs" in state:
+            self.costs = Costs(**state["costs"])
+        elif self.macs is not None and state["stage"] != "dense":
+            raise ValueError(
+                f"target_macs={self.macs}, and the checkpoint is one of a pruning to a share of weights: resume with "
+                "its target, or from a checkpoint of the warm-up."
+            )

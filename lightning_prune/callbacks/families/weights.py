@@ -94,7 +94,7 @@ class WeightPruning(PruningCallback):
         super().reset()
         self.units = WeightUnits((), ())
         self.left: dict[str, nn.Parameter] = {}  # what could be a target, and did not train when they were chosen
-        self.target.restore({})
+        self.target.costs = None
         self._chosen = False  # for good: what trains may change up to the sparsify phase
         self.zeros_at_prune: list[int] = []
         self._keeper = ZeroKeeper()
@@ -233,8 +233,10 @@ class WeightPruning(PruningCallback):
         numbers["compression"] = 1 / kept.clamp_min(1 / self.units.numel)
         if self.prunes and self.phases is not None:
             own = self.metrics() if self.stage == "soft" else {}
-            cost = self.target.metrics(self.units, self.layer_zeros()) if self.stage != "dense" else {}
-            numbers = {**own, **cost, **numbers, "phase": PHASES[self.phases.at(self.seen)]}
+            numbers = {**own, **numbers, "phase": PHASES[self.phases.at(self.seen)]}
+        if self.target.costs is not None and self.stage != "dense":
+            zeros = self.zeros_at_prune if self.stage == "pruned" else self.layer_zeros()
+            numbers["sparse_macs"] = self.target.sparse_macs(self.units, zeros)
         self.monitor.scalars(pl_module, "sparsity", numbers)
 
     def log_epoch(self, trainer: Trainer) -> None:
