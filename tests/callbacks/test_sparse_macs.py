@@ -16,7 +16,7 @@ from lightning_prune.masks import find_targets
 from lightning_prune.masks.units import WeightUnits
 from tests.callbacks import test_behaviours as promises
 from tests.callbacks import test_behaviours_checkpoints as checkpoints
-from tests.callbacks.methods import METHODS, PHASES, fit, macs, sparse_macs
+from tests.callbacks.methods import METHODS, PHASES, SPARSE, fit, macs, sparse_macs
 from tests.toy import Toy, loaders, network, trainer
 
 NAME = "ltp macs"
@@ -70,6 +70,24 @@ def test_any_score_is_cut_where_the_macs_are_spent(tmp_path: Path) -> None:
     left, step = sparse_macs(module.net)
     assert 0.3 * macs(network()) - step < left <= 0.3 * macs(network())
     assert logged[-1] == pytest.approx(left / macs(network()))
+
+
+@pytest.mark.parametrize("name", ["magnitude", "st3", "taylor weights"])
+def test_a_gradual_score_follows_the_path_in_macs(name: str, tmp_path: Path) -> None:
+    soft: list[float] = []
+
+    class Noting(METHODS[name]):  # type: ignore[misc]
+        """What the mask keeps before the last cut."""
+
+        def final_masks(self, score: torch.Tensor, early: bool) -> list[torch.Tensor]:
+            kept = [t.numel - zeros for t, zeros in zip(self.units.targets, self.layer_zeros(), strict=True)]
+            soft.append(float(self.units.share(torch.tensor(kept, dtype=torch.float64))))
+            return super().final_masks(score, early)
+
+    module, _, _ = fit(tmp_path, Noting, options={"target_macs": SPARSE}, max_epochs=4)
+    left, step = sparse_macs(module.net)
+    assert SPARSE * macs(network()) - step < left <= SPARSE * macs(network())
+    assert soft == [pytest.approx(SPARSE, rel=0.05)]
 
 
 def test_a_weight_is_priced_by_its_macs(tmp_path: Path) -> None:

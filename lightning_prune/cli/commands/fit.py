@@ -26,7 +26,7 @@ What is pruned:
   --prune METHOD            how; default LTPCallback. Options of a method follow as --prune.OPTION VALUE:
   --prune.target_sparsity S   methods that zero weights: the share that is zero at the end, such as 0.9
   --prune.target_macs S       methods that remove channels: the share of multiply-accumulates left, such as 0.5
-                              (also target_params, target_channels, target_latency)
+                              (also target_params, target_channels, target_latency); LTP: those without a zero weight
   --prune.warmup D            dense training first: epochs (3), a share of the training (0.4) or "300 steps"
   --prune.sparsify D          training up to the removal; finetune takes what is left
   --prune.help=METHOD         all options of a method

@@ -26,7 +26,8 @@ class MagnitudeCallback(ThresholdPruning):
         schedule: "cubic" prunes along the sparsify phase; "oneshot" trains dense through it and prunes at its end.
         feedback: share of their gradient that pruned weights get in the sparsify phase, in [0, 1]: 0 freezes them, 1 is
             dynamic pruning with feedback (Lin et al. 2020, arXiv 2006.07253).
-        target_compression: the same as prunable weights / non-zero ones, ≥ 1; give one of the two.
+        target_compression: the same as prunable weights / non-zero ones, ≥ 1; give one of the targets.
+        target_macs: share of the network's sparse MACs that may be left, in (0, 1), see `WeightTarget`.
         warmup: dense training first. An int counts epochs, a float is a share of the training, "300 steps" steps.
         sparsify: training under the masks, up to the hard prune; as ``warmup``.
         finetune: training after the prune; None takes what is left.
@@ -59,6 +60,7 @@ class MagnitudeCallback(ThresholdPruning):
         schedule: Literal["cubic", "oneshot"] = "cubic",
         feedback: float = 0.0,
         target_compression: float | None = None,
+        target_macs: float | None = None,
         warmup: Duration = 0,
         sparsify: Duration = 0.6,
         finetune: Duration | None = None,
@@ -74,7 +76,7 @@ class MagnitudeCallback(ThresholdPruning):
         trail_metric: str | None = None,
         histogram_every: int = 0,
     ) -> None:
-        if target_sparsity is None and target_compression is None:
+        if (target_sparsity, target_compression, target_macs) == (None, None, None):
             target_sparsity = 0.9
         if schedule not in ("cubic", "oneshot"):
             raise ValueError(f"schedule={schedule!r} must be 'cubic' or 'oneshot'.")
@@ -102,16 +104,16 @@ class MagnitudeCallback(ThresholdPruning):
         return super().tensors() | {"tau": self._tau, "steps": self._steps}
 
     def learn(self, stats: Tensor, active: Tensor) -> None:
-        assert self.target_sparsity is not None
         self._steps += 1
         every = max(1, self.sparsify_steps // self.updates)
         if self.schedule == "oneshot" or int(self._steps) % every:
             return
         units = self.units
-        keep = budget.keep_count(units.numel, cubic_path(self.progress, 1 - self.target_sparsity))
+        keep = units.allowed(cubic_path(self.progress, self.target.share(units)))
         weights = units.weights()
         caps = budget.largest_thresholds(weights, units.floors, units.shards)
         cut = caps.new_zeros(1)
-        if keep < units.numel:
-            cut = values_of(kth_keys([keys(w.square()) for w in weights], [keep + 1], units.shards))
+        if keep < units.cost:
+            first = keep if units.prices else keep + 1  # the last weight that does not fit goes
+            cut = values_of(kth_keys([keys(w.square()) for w in weights], [first], units.shards, units.prices))
         self._tau.copy_(torch.minimum(cut.expand_as(caps), caps))

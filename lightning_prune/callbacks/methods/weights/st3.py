@@ -25,7 +25,8 @@ class ST3Callback(MagnitudeCallback):
     Args:
         target_sparsity: share of weights to prune; 0.9 if no target is given.
         feedback: share of their gradient that pruned weights get in the sparsify phase, in [0, 1]; 1 is ST-3.
-        target_compression: the same as prunable weights / non-zero ones, ≥ 1; give one of the two.
+        target_compression: the same as prunable weights / non-zero ones, ≥ 1; give one of the targets.
+        target_macs: share of the network's sparse MACs that may be left, in (0, 1), see `WeightTarget`.
         warmup: dense training first. An int counts epochs, a float is a share of the training, "300 steps" steps.
         sparsify: training under the masks, up to the hard prune; as ``warmup``.
         finetune: training after the prune; None takes what is left.
@@ -53,6 +54,7 @@ class ST3Callback(MagnitudeCallback):
         target_sparsity: float | None = None,
         feedback: float = 1.0,
         target_compression: float | None = None,
+        target_macs: float | None = None,
         warmup: Duration = 0,
         sparsify: Duration = 0.6,
         finetune: Duration | None = None,

@@ -12,7 +12,6 @@ from lightning_prune.callbacks.methods.weights.thresholds import share_of_gradie
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.callbacks.step import Step
-from lightning_prune.functional import budget
 from lightning_prune.functional.ltp import at_least_float32
 from lightning_prune.functional.schedules import cubic_path
 from lightning_prune.masks import FixedGate, Gate
@@ -36,7 +35,8 @@ class TaylorWeightCallback(WeightPruning):
         target_sparsity: share of weights to prune; 0.9 if no target is given.
         feedback: share of their gradient that pruned weights get in the sparsify phase, in [0, 1]. With 0 they stay
             pruned; else they train, and come back when their score is high again.
-        target_compression: the same as prunable weights / non-zero ones, ≥ 1; give one of the two.
+        target_compression: the same as prunable weights / non-zero ones, ≥ 1; give one of the targets.
+        target_macs: share of the network's sparse MACs that may be left, in (0, 1), see `WeightTarget`.
         warmup: dense training first. An int counts epochs, a float is a share of the training, "300 steps" steps.
         sparsify: training under the masks, up to the hard prune; as ``warmup``.
         finetune: training after the prune; None takes what is left.
@@ -62,6 +62,7 @@ class TaylorWeightCallback(WeightPruning):
         target_sparsity: float | None = None,
         feedback: float = 0.0,
         target_compression: float | None = None,
+        target_macs: float | None = None,
         warmup: Duration = 0,
         sparsify: Duration = 0.6,
         finetune: Duration | None = None,
@@ -77,7 +78,7 @@ class TaylorWeightCallback(WeightPruning):
         trail_metric: str | None = None,
         histogram_every: int = 0,
     ) -> None:
-        if target_sparsity is None and target_compression is None:
+        if (target_sparsity, target_compression, target_macs) == (None, None, None):
             target_sparsity = 0.9
         super().__init__(**options_of(WeightPruning, locals()))
         self.feedback = share_of_gradient(feedback, 0.0)
@@ -107,10 +108,8 @@ class TaylorWeightCallback(WeightPruning):
                 gate.step_(target.param, grad, step.logged)
         self._steps += 1
         if int(self._steps) % max(1, self.sparsify_steps // _UPDATES) == 0:
-            assert self.target_sparsity is not None
-            keep = budget.keep_count(units.numel, cubic_path(self.progress, 1 - self.target_sparsity))
-            keep = max(keep, sum(units.floors))
-            self._mask.copy_(units.join(budget.exact_masks(units.split(self.score(units)), units.floors, keep)))
+            share = cubic_path(self.progress, self.target.share(units))
+            self._mask.copy_(units.join(units.best(self.score(units), share)))
 
     def score(self, units: WeightUnits) -> Tensor:
         return self._mean if self.feedback else self._mean.masked_fill(~self._mask, -1.0)
