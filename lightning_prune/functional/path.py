@@ -18,7 +18,7 @@ from lightning_prune.functional.ltp import gaussian_threshold
 
 _GAIN, _STEP, _RANGE = 0.3, 0.3, 3.0  # share of the gap closed in a step, largest step and correction, in log u
 _POWER = 0.75  # of the prior
-_LEAST = 1e-6  # of u, before anything is pruned
+_LEAST, _MOST = 1e-6, 1e3  # of c: before anything is pruned, and beyond any budget
 
 
 def fan_prior(fans: Sequence[tuple[int, int]], numels: Sequence[int]) -> Tensor:
@@ -39,6 +39,27 @@ def fan_prior(fans: Sequence[tuple[int, int]], numels: Sequence[int]) -> Tensor:
     inputs, outputs = torch.tensor(fans, dtype=torch.float64).unbind(1)
     logs, n = _POWER * (inputs * outputs / (inputs + outputs)).log(), torch.tensor(numels, dtype=torch.float64)
     return (logs - (logs * n).sum() / n.sum()).float()
+
+
+def prior_shares(log_r: Tensor, numels: Sequence[float], goal: float) -> tuple[Tensor, Tensor]:
+    """Thresholds ``u_l = c·r_l`` at which normal weights keep a share ``goal`` of all, and what each layer keeps.
+
+    Args:
+        log_r: of each layer.
+        numels: weights of each layer, or what they cost.
+        goal: share of all of it to keep, in (0, 1].
+
+    Returns:
+        (u, kept shares), float64 [layers].
+    """
+    r, n = log_r.double().exp().cpu(), torch.tensor(numels, dtype=torch.float64)
+    low, high = math.log(_LEAST), math.log(_MOST)
+    for _ in range(60):
+        middle = (low + high) / 2
+        kept = torch.erfc((math.exp(middle) * r / 2).sqrt())
+        low, high = (middle, high) if float((kept * n).sum() / n.sum()) > goal else (low, middle)
+    u = math.exp(low) * r
+    return u, torch.erfc((u / 2).sqrt())
 
 
 def balanced_price(task: Tensor, band: Tensor) -> Tensor:

@@ -51,3 +51,14 @@ def test_the_correction_finds_the_goal_for_other_weights(goal: float, degrees: f
         kept = (w.square() > path.common_factor(goal, correction).exp()).float().mean()
         correction = path.corrected(correction, kept, goal)
     assert float(kept) == pytest.approx(goal, rel=0.02)
+
+
+def test_prior_shares_meet_the_goal_and_are_those_of_normal_weights() -> None:
+    numels = [9 * 32, 96 * 32, 400_000]
+    log_r = path.fan_prior([(9, 32), (96, 32), (800, 500)], numels)
+    u, shares = path.prior_shares(log_r, numels, 0.05)
+    assert float((shares * torch.tensor(numels)).sum()) / sum(numels) == pytest.approx(0.05, rel=1e-6)
+    assert ((u / u[0]).log() - (log_r - log_r[0])).abs().max() < 1e-5
+    w = torch.randn(400_000, generator=torch.Generator().manual_seed(1))
+    for threshold, share in zip(u.tolist(), shares.tolist(), strict=True):
+        assert float((w.square() > threshold).double().mean()) == pytest.approx(share, rel=0.05)

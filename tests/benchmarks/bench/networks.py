@@ -25,6 +25,7 @@ class Network:
         lr, prune_lr: peak learning rates of the dense training, and of what follows it.
         weight_decay: of conv and linear weights.
         optimizer: "sgd" or "adamw".
+        batch_size: of the training.
         epochs: of dense training, of the phase that prunes, and of finetuning.
         kwargs: of ``timm.create_model``.
         bundled: train on the digits that come with scikit-learn, in place of Fashion-MNIST.
@@ -37,6 +38,7 @@ class Network:
     prune_lr: float = 0.05
     weight_decay: float = 5e-4
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    batch_size: int = 128
     epochs: tuple[int, int, int] = (10, 8, 4)
     kwargs: dict[str, Any] = field(default_factory=dict)
     bundled: bool = False
@@ -51,7 +53,9 @@ class Network:
 
     def data(self, root: str, subset: int, seed: int) -> ImageDataModule:
         """Images of its size; ``subset`` 0 takes all that train."""
-        options: dict[str, Any] = {"subset": subset or None, "seed": seed, "image_size": self.image_size}
+        options: dict[str, Any] = {
+            "subset": subset or None, "seed": seed, "image_size": self.image_size, "batch_size": self.batch_size,
+        }  # fmt: skip
         return DigitsDataModule(**options) if self.bundled else FashionMNISTDataModule(root=root, **options)
 
 
@@ -75,6 +79,9 @@ def _lite0_weights(model: torch.nn.Module) -> None:
     model.load_state_dict(state)
 
 
+SHORT: dict[str, Any] = {"lr": 0.05, "prune_lr": 0.03, "batch_size": 64, "epochs": (10, 4, 2)}
+"""For the compact networks on small images, of which an epoch takes a core half a minute."""
+
 NETWORKS = {
     "resnet20": Network("resnet20_cifar"),
     "smoke": Network("resnet20_cifar", 8, kwargs={"width": 4}, epochs=(1, 2, 1), bundled=True),
@@ -88,6 +95,9 @@ NETWORKS = {
     "mobilenetv2": Network("mobilenetv2_100", 64),
     "efficientnet_b0": Network("efficientnet_b0", 64),
     "mixnet_s": Network("mixnet_s", 64),
+    "mobilenetv2-32px": Network("mobilenetv2_100", 32, **SHORT),
+    "efficientnet_b0-32px": Network("efficientnet_b0", 32, **SHORT),
+    "mixnet_s-32px": Network("mixnet_s", 32, **SHORT),
     "lite0-pretrained": Network(
         "tf_efficientnet_lite0",
         64,

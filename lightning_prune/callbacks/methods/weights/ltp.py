@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_prune.callbacks.methods.weights.thresholds import ThresholdPruning, share_of_gradient
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
-from lightning_prune.functional import ltp, path
+from lightning_prune.functional import budget, ltp, path
 from lightning_prune.functional.adam import adam_step_
 from lightning_prune.functional.schedules import Shape, anneal, cubic_path
 from lightning_prune.masks import Gate, SoftGate, Target
@@ -43,8 +43,9 @@ class LTPCallback(ThresholdPruning):
         target_sparsity: share of weights to prune; 0.9 if no target and no ``lam`` is given.
         lam: instead of a target, the price of keeping all prunable weights, λ·N, in units of the loss. In mode
             "paper", the price λ of one weight, with a target or without.
-        mode: "normalized" learns ``u = τ/σ²`` (σ² = mean w² of the layer when the phase begins) with Adam, so one
-            setting serves layers of every size; "paper" learns raw τ by plain gradient descent, T0 constant.
+        mode: "normalized" learns ``u = τ/σ²`` (σ² = mean w² of the layer when the phase begins; with a target, what
+            would prune normal weights alike) with Adam, so one setting serves layers of every size; "paper" learns raw
+            τ by plain gradient descent, T0 constant.
         temperature: final T0; a layer's temperature is ``T0·Var(|w|)`` [eq. 15].
         temperature_start: T0 at the start of the phase, annealed down to ``temperature``; unused in mode "paper".
         temperature_schedule: how it is annealed.
@@ -53,7 +54,8 @@ class LTPCallback(ThresholdPruning):
             of e, or three times the way to a sparsity of 0.9, over the phase's steps. In mode "paper" the raw learning
             rate of τ, required there.
         feedback: ρ, the share of their gradient that weights below the threshold get, in [0, 1]; they can come back if
-            the network needs them. None: 1 (straight through), and 0 in mode "paper" [eq. 14].
+            the network needs them. Where hardly a weight of an output is left, its gradient shrinks
+            (`masks.rows`). None: 1 (straight through), and 0 in mode "paper" [eq. 14].
         fuse: run the masks through torch.compile: about half the cost of a step, for about 30 s at the start (less
             once its cache is warm) and a compiler that torch.compile can use.
         target_compression: the same as prunable weights / non-zero ones, ≥ 1; give one of the targets.
@@ -149,17 +151,16 @@ class LTPCallback(ThresholdPruning):
             return torch.tensor(values, dtype=torch.float32, device=device)
 
         self._numels = vector([t.numel for t in units.targets])
+        self._prices = vector(units.prices or [1.0] * n) * (units.numel / units.cost)  # 1 for the mean weight
         self._t0_floor = vector([ltp.temperature_floor(t.numel, self.weights_in_band) for t in units.targets])
-        mean_square = (self._sums(torch.square) / self._numels).clamp_min(1e-12)
-        self._scale = mean_square if self.mode == "normalized" else torch.ones(n, device=device)
+        fans = [_fans(t) for t in units.targets]
+        self._own = path.fan_prior(fans, [t.numel for t in units.targets]).to(device)
+        self._scale = self._scales().clamp_min(1e-12) if self.mode == "normalized" else torch.ones(n, device=device)
         self._variance = self._variances().clamp_min(torch.finfo(torch.float32).tiny)
         self._u, self._mean, self._square, self._count = (torch.zeros(n, device=device) for _ in range(4))
         self._cap = torch.full((n,), torch.inf, device=device)
         self._slope, self._shift = torch.ones(n, device=device), torch.zeros(n, device=device)
         self._price = torch.tensor(self.lam or 0.0, device=device)
-        fans = [_fans(t) for t in units.targets]
-        self._own = path.fan_prior(fans, [t.numel for t in units.targets]).to(device)
-        self._prices = vector(units.prices or [1.0] * n) * (units.numel / units.cost)  # 1 for the mean weight
         self._correction = torch.zeros((), device=device)
         self._steps = torch.zeros((), dtype=torch.int64)
         self._empty_bands = 0
@@ -239,8 +240,14 @@ class LTPCallback(ThresholdPruning):
         if self.threshold_lr is not None:
             return self.threshold_lr
         way = _LEARN if self.steered else _TRAVEL * ltp.gaussian_threshold(0.9)
-        settle = min(1.0, (1 - self.progress) / _HOLD)  # masks come to rest while the path is level
-        return settle * min(way / self.sparsify_steps, 0.1)
+        return self._settle() * min(way / self.sparsify_steps, 0.1)
+
+    def _settle(self) -> float:
+        """From 1 to 0 while the path is level: thresholds come to rest, and no layer is left softer than another.
+
+        Behind a BatchNorm an output that lives on half closed gates is as strong as any, and the prune would kill it.
+        """
+        return min(1.0, (1 - self.progress) / _HOLD)
 
     def _t0(self) -> float:
         if self.mode == "paper":
@@ -251,7 +258,7 @@ class LTPCallback(ThresholdPruning):
         """Set the gates from thresholds and temperatures."""
         t0 = torch.full_like(self._t0_floor, self._t0())
         if self.mode != "paper":
-            t0 = torch.maximum(t0, self._t0_floor)
+            t0 = torch.maximum(t0, self._settle() * self._t0_floor)
         torch.reciprocal(t0 * self._variance, out=self._slope)
         torch.mul(self._slope, -self.thresholds(), out=self._shift)
 
@@ -261,6 +268,21 @@ class LTPCallback(ThresholdPruning):
         self._variance.copy_(torch.where(fresh > 0, fresh, self._variance))
         if self.mode != "paper":
             self._cap.copy_(self.highest_thresholds())
+
+    def _scales(self) -> Tensor:
+        """What ``u`` is in units of, float32 [layers]: σ², or with a target what makes the prior true at the target.
+
+        A layer with few large and many small weights, such as a stem, would lose far more at ``u·σ²`` than normal
+        weights do, and that is what the prior is made for.
+        """
+        if not self.steered:
+            return self._sums(torch.square) / self._numels
+        units, costs = self.units, (self._prices * self._numels).tolist()
+        u, shares = path.prior_shares(self._own, costs, self.target.share(units))
+        parts = zip(shares.tolist(), units.targets, units.floors, strict=True)
+        counts = [max(least, round(share * target.numel)) for share, target, least in parts]
+        taus = budget.largest_thresholds(units.weights(), counts, units.shards)
+        return taus / u.to(taus.device, taus.dtype)
 
     def _variances(self) -> Tensor:
         """Var|w| of each layer, float32 [layers]."""
