@@ -85,8 +85,12 @@ def test_a_notebook_becomes_a_page_with_its_outputs() -> None:
 
 def test_pages_of_the_benches_are_sections_found_by_their_names() -> None:
     hooks = runpy.run_path(str(DOCS / "hooks.py"))
-    one = hooks["measurements"]({"accuracy": "# Accuracy here\n\ntext\n\n## More\n", "step_cost": "a table\n"})
-    sections = ["## Accuracy here { #accuracy }\n\ntext\n\n### More", "## Step cost { #step_cost }\n\na table"]
+    picture = "![a](../../docs/images/a.png)"
+    one = hooks["measurements"]({"accuracy": f"# Accuracy here\n\n{picture}\n\n## More\n", "step_cost": "a table\n"})
+    sections = [
+        "## Accuracy here { #accuracy }\n\n![a](images/a.png)\n\n### More",
+        "## Step cost { #step_cost }\n\na table",
+    ]
     assert one == "\n\n".join(["# Measurements", *sections]) + "\n"
     page = SimpleNamespace(file=SimpleNamespace(src_uri="methods/weights.md"))
     moved = hooks["on_page_markdown"]("[a](../../tests/benchmarks/accuracy.md)", page=page)
