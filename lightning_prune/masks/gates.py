@@ -16,7 +16,6 @@ from torch import Tensor
 from lightning_prune.functional.ltp import at_least_float32
 from lightning_prune.functional.shrink import rescaling, soft_threshold
 from lightning_prune.masks import ltp as kernels
-from lightning_prune.masks.rows import slow_fading_rows_
 
 _MARGIN = 1e-3  # share of its magnitude that the smallest kept weight is left with
 
@@ -148,12 +147,7 @@ class SoftGate(MaskGate):
 
     def step_(self, w: Tensor, grad: Tensor, count: bool) -> Tensor:
         masked = self._cached(w)  # the forward's own, unless it was compiled
-        stats = kernels.soft_step_(
-            w, grad, masked, self._sums, self.slope, self.shift, count, self.fuse, self.feedback
-        )  # fmt: skip
-        if self.feedback:
-            slow_fading_rows_(w, masked, grad)
-        return stats
+        return kernels.soft_step_(w, grad, masked, self._sums, self.slope, self.shift, count, self.fuse, self.feedback)
 
 
 class HardGate(MaskGate):
@@ -178,8 +172,6 @@ class HardGate(MaskGate):
         above = self.keeps(w.detach())
         if self.feedback < 1:
             grad.mul_(torch.where(above, 1.0, self.feedback).to(grad.dtype) if self.feedback else above)
-        if self.feedback:
-            slow_fading_rows_(w, self._cached(w), grad)
         kept = above.sum().to(torch.float32)
         zero = torch.zeros_like(kept)
         return torch.stack([zero, zero, kept, kept, zero])

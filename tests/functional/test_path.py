@@ -62,3 +62,16 @@ def test_prior_shares_meet_the_goal_and_are_those_of_normal_weights() -> None:
     w = torch.randn(400_000, generator=torch.Generator().manual_seed(1))
     for threshold, share in zip(u.tolist(), shares.tolist(), strict=True):
         assert float((w.square() > threshold).double().mean()) == pytest.approx(share, rel=0.05)
+
+
+def test_prior_scales_keep_the_prior_share_whatever_the_weights_are() -> None:
+    """σ² for normal weights; for heavy tails far less, as few of them are above u·σ²."""
+    torch.manual_seed(0)
+    normal, heavy = torch.randn(300, 300), torch.distributions.StudentT(2.2).sample((300, 300))
+    log_r = torch.tensor([0.3, -0.3])
+    scales = path.prior_scales(log_r, [normal, heavy], [1, 1], [90_000, 90_000], 0.1)
+    u, shares = path.prior_shares(log_r, [90_000, 90_000], 0.1)
+    assert float(scales[0]) == pytest.approx(1.0, rel=0.03)
+    assert float(scales[1]) < 0.5 * float(heavy.square().mean())
+    for w, scale, threshold, share in zip((normal, heavy), scales, u, shares, strict=True):
+        assert float((w.square() > scale * threshold).double().mean()) == pytest.approx(float(share), rel=1e-3)

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_prune.callbacks.methods.weights.thresholds import ThresholdPruning, share_of_gradient
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
-from lightning_prune.functional import budget, ltp, path
+from lightning_prune.functional import ltp, path
 from lightning_prune.functional.adam import adam_step_
 from lightning_prune.functional.schedules import Shape, anneal, cubic_path
 from lightning_prune.masks import Gate, SoftGate, Target
@@ -54,8 +54,8 @@ class LTPCallback(ThresholdPruning):
             of e, or three times the way to a sparsity of 0.9, over the phase's steps. In mode "paper" the raw learning
             rate of τ, required there.
         feedback: ρ, the share of their gradient that weights below the threshold get, in [0, 1]; they can come back if
-            the network needs them. Where hardly a weight of an output is left, its gradient shrinks
-            (`masks.rows`). None: 1 (straight through), and 0 in mode "paper" [eq. 14].
+            the network needs them. An output whose gradient is far larger than those of its layer's others then gets
+            less of it (`masks.rows`). None: 1 (straight through), and 0 in mode "paper" [eq. 14].
         fuse: run the masks through torch.compile: about half the cost of a step, for about 30 s at the start (less
             once its cache is warm) and a compiler that torch.compile can use.
         target_compression: the same as prunable weights / non-zero ones, ≥ 1; give one of the targets.
@@ -150,12 +150,20 @@ class LTPCallback(ThresholdPruning):
         def vector(values: Sequence[float]) -> Tensor:
             return torch.tensor(values, dtype=torch.float32, device=device)
 
-        self._numels = vector([t.numel for t in units.targets])
+        numels = [t.numel for t in units.targets]
+        self._numels = vector(numels)
         self._prices = vector(units.prices or [1.0] * n) * (units.numel / units.cost)  # 1 for the mean weight
-        self._t0_floor = vector([ltp.temperature_floor(t.numel, self.weights_in_band) for t in units.targets])
-        fans = [_fans(t) for t in units.targets]
-        self._own = path.fan_prior(fans, [t.numel for t in units.targets]).to(device)
-        self._scale = self._scales().clamp_min(1e-12) if self.mode == "normalized" else torch.ones(n, device=device)
+        self._t0_floor = vector([ltp.temperature_floor(count, self.weights_in_band) for count in numels])
+        prior = path.fan_prior([_fans(t) for t in units.targets], numels)
+        self._own = prior.to(device)
+        if self.steered:
+            self._scale = path.prior_scales(
+                prior, units.weights(), units.floors, numels, self.target.share(units), units.shards, units.prices
+            )
+        else:
+            normalized = self.mode == "normalized"
+            self._scale = self._sums(torch.square) / self._numels if normalized else torch.ones(n, device=device)
+        self._scale.clamp_(min=1e-12)
         self._variance = self._variances().clamp_min(torch.finfo(torch.float32).tiny)
         self._u, self._mean, self._square, self._count = (torch.zeros(n, device=device) for _ in range(4))
         self._cap = torch.full((n,), torch.inf, device=device)
@@ -268,21 +276,6 @@ class LTPCallback(ThresholdPruning):
         self._variance.copy_(torch.where(fresh > 0, fresh, self._variance))
         if self.mode != "paper":
             self._cap.copy_(self.highest_thresholds())
-
-    def _scales(self) -> Tensor:
-        """What ``u`` is in units of, float32 [layers]: σ², or with a target what makes the prior true at the target.
-
-        A layer with few large and many small weights, such as a stem, would lose far more at ``u·σ²`` than normal
-        weights do, and that is what the prior is made for.
-        """
-        if not self.steered:
-            return self._sums(torch.square) / self._numels
-        units, costs = self.units, (self._prices * self._numels).tolist()
-        u, shares = path.prior_shares(self._own, costs, self.target.share(units))
-        parts = zip(shares.tolist(), units.targets, units.floors, strict=True)
-        counts = [max(least, round(share * target.numel)) for share, target, least in parts]
-        taus = budget.largest_thresholds(units.weights(), counts, units.shards)
-        return taus / u.to(taus.device, taus.dtype)
 
     def _variances(self) -> Tensor:
         """Var|w| of each layer, float32 [layers]."""

@@ -13,8 +13,9 @@ from lightning_prune.callbacks.families.weights import WeightPruning
 from lightning_prune.callbacks.step import Step
 from lightning_prune.callbacks.trainer import log_to_loggers
 from lightning_prune.functional import budget
-from lightning_prune.masks import MaskGate
+from lightning_prune.masks import MaskGate, Target
 from lightning_prune.masks.ltp import HARD_KEPT, IN_BAND, KEPT, STATS, TASK
+from lightning_prune.masks.rows import limit_rows_
 from lightning_prune.masks.shards import local
 from lightning_prune.masks.units import WeightUnits
 
@@ -40,7 +41,10 @@ class ThresholdPruning(WeightPruning):
     Attributes:
         stats: the last sums of each layer, [layers, len(STATS)]; float64 on the CPU.
         final_thresholds: those of the hard prune; None before it.
+        feedback: ρ, the share of their gradient that pruned weights get.
     """
+
+    feedback = 0.0
 
     def reset(self) -> None:
         super().reset()
@@ -78,6 +82,7 @@ class ThresholdPruning(WeightPruning):
             assert isinstance(gate, MaskGate)
             assert target.param.grad is not None
             sums.append(gate.step_(local(target.param), local(target.param.grad), step.logged))
+        self._limit([units.targets[i] for i in stepped])
         for i, of_layer in zip(stepped, units.shards.total(torch.stack(sums)) if sums else (), strict=True):
             self.stats[i] = of_layer
         self._expire()  # what follows looks at weights, not at the masked ones that stand in shards
@@ -85,6 +90,12 @@ class ThresholdPruning(WeightPruning):
         finite = torch.isfinite(self.stats[:, TASK])
         active = torch.tensor(ready, device=self.stats.device) & finite & finite.all()
         self.learn(self.stats, active)
+
+    def _limit(self, targets: Sequence[Target]) -> None:
+        """Where pruned weights train too, no row's gradient may be far larger than the others' of its layer."""
+        fed = [t for t in targets if self.feedback]
+        grads = [local(t.param.grad) for t in fed if t.param.grad is not None]
+        limit_rows_(grads, self.units.shards, [len(t.param) for t in fed])
 
     def highest_thresholds(self) -> Tensor:
         """What ``thresholds`` may not exceed, [layers]: of nearly empty layers what leaves their floor, else inf."""
