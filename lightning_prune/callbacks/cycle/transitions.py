@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_prune.callbacks import calibrate
 from lightning_prune.callbacks.families.gates import GateTrainer
-from lightning_prune.callbacks.guard import OptimizerGuard
+from lightning_prune.callbacks.guard import OptimizerGuard, check_diverged
 from lightning_prune.callbacks.method import PruningMethod
 from lightning_prune.callbacks.training_step import hold_step
 from lightning_prune.errors import CalibrationError
@@ -52,6 +52,8 @@ class Transitions(PruningMethod):
     @torch.no_grad()
     def _remove(self, trainer: Trainer, pl_module: LightningModule, early: bool = False) -> None:
         self._expire()
+        # Scores of gates may be finite all the same, and ranks that hold parts of the weights differ in what is lost.
+        check_diverged(self.scored_by(), type(self).__name__, self.seen, trainer=trainer)
         batches = calibrate.calibration_batches(trainer, self.recalibrate_batches)
         soft = self._calibrated(trainer, pl_module, batches, calibrate.recalibrate, calibrate.accuracy)
         removed = self.remove(trainer, pl_module, early)

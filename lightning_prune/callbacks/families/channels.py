@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lightning_prune.callbacks.families.aim import LatencyAim
 from lightning_prune.callbacks.families.choice import ChannelChoice
-from lightning_prune.callbacks.guard import check_diverged
 from lightning_prune.callbacks.logs import PHASES, tell_removed
 from lightning_prune.callbacks.options import check_channel_options
 from lightning_prune.callbacks.phases import Duration
@@ -120,7 +119,6 @@ class ChannelPruning(ChannelChoice):
 
     def remove(self, trainer: Trainer, pl_module: LightningModule, early: bool) -> bool:
         assert self.selector is not None
-        check_diverged(self.root, type(self).__name__, self.seen, None)  # scores of gates may be finite all the same
         # Before the first step, norms that start at zero have not had their time.
         selection = self.select(trainer, pl_module, aim=True, removal=self.seen > 0)
         selector, self.selector = self.selector, None

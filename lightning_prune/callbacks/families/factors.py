@@ -11,7 +11,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_prune.callbacks.families.shapes import ShapePruning
-from lightning_prune.callbacks.guard import check_diverged
 from lightning_prune.callbacks.logs import PHASES, by_reason
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.callbacks.step import trained_by
@@ -137,7 +136,6 @@ class FactorPruning(ShapePruning):
         return {t.name: t.module for t in self.units.targets}
 
     def remove(self, trainer: Trainer, pl_module: LightningModule, early: bool) -> bool:
-        check_diverged(self.root, type(self).__name__, self.seen, None)
         detach(pl_module)
         if not self._gates:
             self._measure(trainer, self.units.targets)
