@@ -26,8 +26,7 @@ def classifier() -> TimmClassifier:
     return TimmClassifier("test_resnet", num_classes=4, in_chans=1)
 
 
-@pytest.mark.parametrize("share", [0.3, 0.8])
-@pytest.mark.parametrize("resource", ["macs", "params", "channels"])
+@pytest.mark.parametrize(("resource", "share"), [("macs", 0.3), ("params", 0.8), ("channels", 0.3)])
 def test_targets_and_logged_numbers_are_shares_that_are_left(
     make: Make, resource: str, share: float, tmp_path: Path
 ) -> None:
