@@ -1,4 +1,8 @@
-"""The notebooks run from top to bottom, and hold the outputs of the code that they show."""
+"""The notebooks run from top to bottom, and hold the outputs of the code that they show.
+
+Two of them train for a few batches an epoch here; ``python -m tests.notebooks``, which stores their outputs, and
+``-m sweep`` train them whole.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +20,29 @@ from tests.notebooks import NOTEBOOKS, ROOT, fingerprint, scrub, sources
 LOADED = {path.stem: json.loads(path.read_text()) for path in NOTEBOOKS}
 
 
+# What Lightning takes for the Trainer's defaults, and the notebooks that keep their assertions with them.
+SHORT = {f"PL_TRAINER_LIMIT_{part}_BATCHES": "3" for part in ("TRAIN", "VAL", "TEST")}
+SHORTENED = ("1_ltp", "2_mrts")
+
+
 @pytest.mark.parametrize("name", LOADED)
 def test_notebook_runs(name: str, tmp_path: Path) -> None:
+    check(name, tmp_path, SHORT if name in SHORTENED else {})
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", SHORTENED)
+def test_notebook_runs_whole(name: str, tmp_path: Path) -> None:
+    check(name, tmp_path, {})
+
+
+def check(name: str, tmp_path: Path, defaults: dict[str, str]) -> None:
     """In a process of its own, as a kernel is: what one leaves behind is not there for the next."""
     cells = [f"# code cell {number}\n{source}" for number, source in enumerate(sources(LOADED[name]))]
     script = tmp_path / f"{name}.py"
     script.write_text("\n\n".join(cells))
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    settings = {"MPLBACKEND": "agg", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    settings = defaults | {"MPLBACKEND": "agg", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     command = [sys.executable, str(script)]
     run = subprocess.run(command, cwd=tmp_path, env=os.environ | settings, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-4000:]

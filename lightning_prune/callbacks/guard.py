@@ -61,9 +61,28 @@ def check_norms(network: nn.Module, callback: str, way_out: str = "") -> None:
         )
 
 
-def check_diverged(network: nn.Module, callback: str, batches: int, failure: Exception | None) -> None:
-    """Raise if weights of a network that could not be scored are NaN or infinite; ``failure``: what scoring raised."""
-    lost = [name for name, p in network.named_parameters() if not bool(local(p).isfinite().all())]
+def check_diverged(
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    callback: str,
+    batches: int,
+    failure: Exception | None = None,
+    trainer: Trainer | None = None,
+) -> None:
+    """Raise DivergenceError if parameters that units are scored by are NaN or infinite.
+
+    Args:
+        parameters: by name.
+        callback: its name.
+        batches: seen so far.
+        failure: what scoring raised.
+        trainer: what any of its ranks has lost, all are told of, so that none waits for another; None: this rank asks.
+    """
+    named = dict(parameters)
+    flags = torch.tensor([not bool(local(p).isfinite().all()) for p in named.values()])
+    if trainer is not None and trainer.world_size > 1:
+        counts = trainer.strategy.reduce(flags.float().to(trainer.strategy.root_device), reduce_op="sum")
+        flags = counts > 0  # type: ignore[operator]
+    lost = [name for name, flag in zip(named, flags.tolist(), strict=True) if flag]
     if lost:
         raise DivergenceError(
             f"The training has diverged: after {batches} batches {len(lost)} parameters are NaN or infinite "

@@ -17,29 +17,22 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks import calibrate
-from lightning_prune.callbacks.families.gates import GateTrainer
+from lightning_prune.callbacks.cycle.transitions import Transitions
+from lightning_prune.callbacks.cycle.turns import check_alone, phases_in_turn
 from lightning_prune.callbacks.guard import LastFit, Lockstep, OptimizerGuard, check_strategy, goes_on
-from lightning_prune.callbacks.method import PruningMethod
 from lightning_prune.callbacks.options import naming_near_options
 from lightning_prune.callbacks.phases import Phases, carried_over, training_length
 from lightning_prune.callbacks.step import Step, trained_by
 from lightning_prune.callbacks.trainer import beside, count_epoch, writes_logs_now
 from lightning_prune.callbacks.training_step import check_automatic, hold_step
-from lightning_prune.callbacks.turns import check_alone, phases_in_turn
-from lightning_prune.errors import CalibrationError
-from lightning_prune.masks import attach, in_shards
-from lightning_prune.support.swap.training_step import unwrap_training_step
 
 
-class PruningCallback(PruningMethod, Callback):
+class PruningCallback(Transitions, Callback):
     """Base of all callbacks that prune: `WeightPruning` and `ChannelPruning` are what to subclass."""
 
     def __init__(self, *args: Any) -> None:
         self._guard, self._lockstep = OptimizerGuard(self._after_step), Lockstep()
-        self._gate_trainer: GateTrainer | None = None
-        self._loaded: dict[str, Any] | None = None
         self._last_fit: LastFit | None = None
-        self._goes_on = self._resumed = self._rehearsed = False
         super().__init__(*args)
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -57,11 +50,11 @@ class PruningCallback(PruningMethod, Callback):
                 check_alone(trainer, self)
             self.check(trainer)
             self.release(pl_module)
-            self._goes_on = self.stage == "pruned" and self.prunes and goes_on(self._last_fit, trainer, pl_module)
-            if not self._goes_on:
+            pruned = self.stage == "pruned" and self.prunes and goes_on(self._last_fit, trainer, pl_module)
+            self._fit_from = "pruned" if pruned else "dense"
+            if not pruned:
                 self.reset()
             self._last_fit = weakref.ref(trainer), weakref.ref(pl_module)
-            self._rehearsed = False
         self._loaded = None
         self.open(trainer, pl_module)
 
@@ -69,12 +62,11 @@ class PruningCallback(PruningMethod, Callback):
         """Called with the model final and a checkpoint's weights loaded: takes its state over too."""
         if self.owns_steps:
             check_automatic(pl_module)
-        if self._goes_on:
+        if self._fit_from == "pruned":
             rank_zero_info(f"{type(self).__name__}: the model is pruned already, and this fit goes on with finetune.")
             return
         self.averages.note(pl_module, trained_by(trainer.optimizers))
         self.prepare(trainer, pl_module)
-        self._resumed = False
         self._restore(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -82,12 +74,12 @@ class PruningCallback(PruningMethod, Callback):
         self.accumulate = trainer.accumulate_grad_batches
         self._lockstep.begin(trainer)
         self._restore(trainer, pl_module)  # of weights in shards, which are loaded after `on_fit_start`
-        if self._goes_on:
+        if self._fit_from == "pruned":
             assert self.phases is not None
             self.phases = Phases(min(self.phases.begin, self.seen), min(self.phases.prune, self.seen), self.seen)
         elif self.prunes:
             self.seen, self.batches_per_epoch = carried_over(trainer, self.seen, self.batches_per_epoch)
-            self.phases = phases_in_turn(trainer, self, self._resumed)
+            self.phases = phases_in_turn(trainer, self, self._fit_from == "checkpoint")
         else:
             self.phases = Phases(0, 0, 0)
         self._guard.watch(trainer.optimizers, self.watched())
@@ -100,8 +92,8 @@ class PruningCallback(PruningMethod, Callback):
         assert self.phases is not None
         count_epoch(trainer)
         self._guard.new_batch()
-        if not self._rehearsed:
-            self._rehearsed = True
+        if self._fit_from != "under way":
+            self._fit_from = "under way"
             self.averages.note(pl_module, trained_by(trainer.optimizers), beside(trainer, self))
             if self.stage == "dense" and self.prunes:
                 with isolate_rng():
@@ -223,77 +215,3 @@ class PruningCallback(PruningMethod, Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Called before the model is final; the state is put in place when it is."""
         self._loaded = state_dict
-
-    # ---- transitions ------------------------------------------------------------------------------------------------
-
-    def _begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        self.begin(trainer, pl_module, batch)
-        self.start(self.units)
-        self._gates = in_shards(self.root, self.gates(self.units))
-        self._gate_trainer = GateTrainer(self._gates, self.root, self.gate_optimizer)
-        attach(self.root, self._gates)
-        self._guard.watch(trainer.optimizers, self.watched())  # there may be other units than before
-        self.stage = "soft"
-        hold_step(self, pl_module)
-
-    def _remove_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self.phases is not None
-        if self.stage != "pruned" and self.seen >= self.phases.prune and self.ready(pl_module):
-            if self.stage == "dense":
-                self._begin(trainer, pl_module, None)
-            self._remove(trainer, pl_module)
-
-    @torch.no_grad()
-    def _remove(self, trainer: Trainer, pl_module: LightningModule, early: bool = False) -> None:
-        self._expire()
-        batches = calibrate.calibration_batches(trainer, self.recalibrate_batches)
-        soft = self._calibrated(trainer, pl_module, batches, calibrate.recalibrate, calibrate.accuracy)
-        removed = self.remove(trainer, pl_module, early)
-        self.stage, self._gates, self._gate_trainer = "pruned", {}, None
-        hold_step(self, pl_module)
-        if removed:
-            hard = self._calibrated(trainer, pl_module, batches, calibrate.recalibrate, calibrate.accuracy)
-            self.log_removal(trainer, soft, hard)
-
-    def _calibrated(self, trainer: Trainer, pl_module: LightningModule, batches: list[Any], *functions: Any) -> Any:
-        """What the last of some functions of `calibrate` returns. A network that cannot be run is a warning, once."""
-        try:
-            return [f(trainer, pl_module, batches, self.calibration_forward) for f in functions][-1]
-        except CalibrationError as error:
-            self.monitor.warn_once(
-                "forward", f"BatchNorm statistics are not re-estimated: {error}, or set recalibrate_batches=0."
-            )
-            return None
-
-    def _before_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != "fit" and type(self).gates is not PruningMethod.gates:
-            if self._loaded is not None:
-                self.prepare(trainer, pl_module)
-                self._restore(trainer, pl_module)
-            elif self.stage == "soft" and set(self.root.parameters()) <= set(pl_module.parameters()):
-                attach(self.root, self._gates)  # a fit of this very model that did not reach its removal
-        self._expire()
-
-    def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        state, self._loaded = self._loaded, None
-        if state is None:
-            return
-        self._resumed, self.seen, self.batches_per_epoch = True, state["seen"], state.get("batches_per_epoch")
-        self.averages.load(state["averages"])
-        self.restore(pl_module, state)
-        if state["stage"] == "soft":
-            self._begin(trainer, pl_module, None)
-            for name, tensor in self.tensors().items():
-                tensor.copy_(state["tensors"][name])
-            assert self._gate_trainer is not None
-            self._gate_trainer.load(state["gates"])
-        self.stage = state["stage"]
-
-    def _expire(self) -> None:
-        for gate in self._gates.values():
-            gate.expire()
-
-    def _release(self, pl_module: LightningModule) -> None:
-        self._guard.release()
-        unwrap_training_step(pl_module, self.around_step)
-        self.release(pl_module)

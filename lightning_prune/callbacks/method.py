@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -188,11 +188,11 @@ class PruningMethod:
         failure: ValueError | None = None
         try:
             score = self.score(self.units)
-            if not self.lost(score):
+            if not bool(score.isnan().any()):
                 return score
         except ValueError as error:
             failure = error
-        check_diverged(self.root, type(self).__name__, self.seen, failure)
+        check_diverged(self.root.named_parameters(), type(self).__name__, self.seen, failure)
         if failure is not None:
             raise failure
         return score
@@ -207,9 +207,9 @@ class PruningMethod:
 
     # ---- what a family says -----------------------------------------------------------------------------------------
 
-    def lost(self, score: Tensor) -> bool:
-        """Whether any score is NaN."""
-        return bool(score.isnan().any())
+    def scored_by(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """The parameters that units are scored by, with their names: at the removal they must be finite."""
+        return self.root.named_parameters()
 
     def check(self, trainer: Trainer) -> None:
         """Refuse what this family cannot do; called when a fit is set up."""

@@ -29,6 +29,9 @@ class ShardGate(MaskGate):
     Args:
         gate: what masks a tensor.
         param: in shards.
+
+    Attributes:
+        inside: whether the masked weight stands in the place of the weight.
     """
 
     def __init__(self, gate: MaskGate, param: Tensor) -> None:
@@ -36,13 +39,13 @@ class ShardGate(MaskGate):
         self.gate, self.param = gate, param
         self.site: Site | None = None
         self._aside: Tensor | None = None
-        self._inside = False
+        self.inside = False
 
     def mask(self, w: Tensor, out: Tensor | None) -> Tensor:
         return self.gate.mask(w, out)
 
     def step_(self, w: Tensor, grad: Tensor, count: bool) -> Tensor:
-        own = self._aside if self._inside else None
+        own = self._aside if self.inside else None
         return self.gate.step_(w if own is None else own, grad, count)
 
     def fold(self, w: Tensor, kept: Tensor) -> Tensor | None:
@@ -62,14 +65,14 @@ class ShardGate(MaskGate):
             with torch.inference_mode(False):  # made in validation, it must serve training too
                 self._aside = torch.empty_like(shard)
         self.gate.into(self._aside.copy_(shard), shard)
-        self._inside = True
+        self.inside = True
 
     @torch.no_grad()
     def take_out(self) -> None:
         """Put the weight back."""
-        if self._inside and self._aside is not None:
+        if self.inside and self._aside is not None:
             local(self.param).copy_(self._aside)
-        self._inside = False
+        self.inside = False
         self.gate.forget()
 
 
@@ -77,7 +80,7 @@ class Site:
     """The gates on one network's shards: all are in, or none is. They go in when the network is run."""
 
     def __init__(self, root: nn.Module, gates: Sequence[ShardGate]) -> None:
-        self.root, self.gates, self._inside = root, gates, False
+        self.root, self.gates = root, gates
         # before fully_shard's own hooks, which gather
         self._handles: list[RemovableHandle] = [
             module.register_forward_pre_hook(self._before_forward, prepend=True)
@@ -88,18 +91,21 @@ class Site:
         for gate in gates:
             gate.site = self
 
+    @property
+    def inside(self) -> bool:
+        """Whether the gates are in."""
+        return any(gate.inside for gate in self.gates)
+
     def _before_forward(self, *_: Any) -> None:
-        if not self._inside:
+        if not self.inside:
             reshard(self.root)  # what was gathered for an evaluation, the weights unmasked
-            self._inside = True
             for gate in self.gates:
                 gate.put_in()
 
     def take_out(self) -> None:
         """Put the weights back, and free what was gathered of the masked ones."""
-        if self._inside:
+        if self.inside:
             reshard(self.root)
-            self._inside = False
             for gate in self.gates:
                 gate.take_out()
 

@@ -41,8 +41,8 @@ def test_checkpoints_are_plain(method: str, tmp_path: Path) -> None:
 
 
 def test_nothing_is_left(method: str, tmp_path: Path) -> None:
-    left_behind.test_nothing_is_left_on_the_module(method, "init", tmp_path)
-    left_behind.test_an_exception_leaves_a_plain_module_and_a_second_fit_works(method, "training_step", tmp_path)
+    left_behind.test_nothing_is_left_on_the_module(method, tmp_path)
+    left_behind.test_an_exception_leaves_a_plain_module_and_a_second_fit_works(method, tmp_path)
 
 
 def test_manual_optimization_is_refused_before_any_batch(method: str, tmp_path: Path) -> None:

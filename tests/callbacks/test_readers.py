@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_prune import MRTSCallback
-from lightning_prune.callbacks.families.readers import Readers
+from lightning_prune.callbacks.families.readers import _MIXING, Readers
 from lightning_prune.channels.graph.graph import ChannelGraph
 from tests.callbacks.methods import equal, fit, keep_all
 from tests.callbacks.situations.modules import Projects, Reads
@@ -50,6 +50,33 @@ def test_a_frozen_convolution_ends_the_search() -> None:
     assert read(module, module).keys() == {"net.4.weight", "net.4.bias"}
     module.net[0].requires_grad_(False)
     assert read(module, module).keys() == {"net.4.weight", "net.4.bias"}
+
+
+MIXING = {
+    "conv1d": lambda x, w: F.conv1d(x[0], w[0]),
+    "conv2d": lambda x, w: F.conv2d(x, w),
+    "conv_transpose2d": lambda x, w: F.conv_transpose2d(x, w),
+    "linear with a bias": lambda x, w: F.linear(x[0, 0], w[0, 0], w[0, 0, 0]),
+    "linear without": lambda x, w: F.linear(x[0, 0], w[0, 0]),
+    "linear over positions": lambda x, w: F.linear(x, w[0, 0], w[0, 0, 0]),
+    "matmul": lambda x, w: x[0, 0] @ w[0, 0],
+    "bmm": lambda x, w: torch.bmm(x[0], w[0]),
+    "baddbmm": lambda x, w: torch.baddbmm(x[0], x[0], w[0]),
+    "mv": lambda x, w: torch.mv(w[0, 0], x[0, 0, 0]),
+    "addmv": lambda x, w: torch.addmv(x[0, 0, 0], w[0, 0], x[0, 0, 0]),
+}
+
+
+@pytest.mark.parametrize("operator", MIXING)
+def test_autograd_calls_sums_over_channels_by_the_names_that_readers_know(operator: str) -> None:
+    """Nodes of autograd have nothing but their names to tell them by; in torch 2.14 these."""
+    x, w = torch.ones(3, 3, 3, 3), torch.ones(3, 3, 3, 3, requires_grad=True)
+    names, stack = set[str](), [MIXING[operator](x, w).grad_fn]
+    while stack:
+        node = stack.pop()
+        names.add(node.name())
+        stack += [child for child, _ in node.next_functions if child is not None]
+    assert [name for name in names if name.startswith(_MIXING)], f"torch {torch.__version__} names {sorted(names)}"
 
 
 class Sequences(Toy):

@@ -17,7 +17,11 @@ from tests.callbacks.methods import CHANNELS, equal, fit, keep_all, run
 from tests.channels.latency.clocks import Counter
 from tests.toy import Toy, loaders, trainer
 
+# Of each family: with thresholds that learn, gates that do, scores of batches, and factors.
+OF_EACH_KIND = ["ltp", "mrts", "taylor", "flop", "toy gates", "toy channel gates"]
 
+
+@pytest.mark.parametrize("method", OF_EACH_KIND)
 def test_with_accumulation(method: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"accumulate_grad_batches": 2}
     module, _, _ = run(tmp_path / "whole", method, callbacks=[keep_all(tmp_path)], **options)
@@ -25,6 +29,7 @@ def test_with_accumulation(method: str, tmp_path: Path) -> None:
     assert equal(module, again)
 
 
+@pytest.mark.parametrize("method", OF_EACH_KIND)
 def test_with_averaging(method: str, tmp_path: Path) -> None:
     module, _, _ = run(tmp_path / "whole", method, callbacks=[EMAWeightAveraging(decay=0.9), keep_all(tmp_path)])
     for step in (15, 45):

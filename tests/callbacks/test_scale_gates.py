@@ -52,8 +52,8 @@ def test_checkpoints(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left(tmp_path: Path) -> None:
-    left_behind.test_nothing_is_left_on_the_module(NAME, "configure_model", tmp_path)
-    left_behind.test_an_exception_leaves_a_plain_module_and_a_second_fit_works(NAME, "training_step", tmp_path)
+    left_behind.test_nothing_is_left_on_the_module(NAME, tmp_path)
+    left_behind.test_an_exception_leaves_a_plain_module_and_a_second_fit_works(NAME, tmp_path)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

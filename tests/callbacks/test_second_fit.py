@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from lightning_prune.callbacks.guard import check_diverged
 from lightning_prune.errors import DivergenceError
 from tests.callbacks.methods import METHODS, PHASES, check_budget, target
 from tests.toy import Toy, loaders, trainer
@@ -58,3 +61,20 @@ def test_a_loss_that_is_nan_is_told_in_one_wording(name: str, tmp_path: Path) ->
     message = r"The training has diverged: after \d+ batches .* infinite \((net\.)?0\.weight.* Lower the learning rate"
     with pytest.raises(DivergenceError, match=message):
         trainer(tmp_path, [callback]).fit(Diverges(), **loaders())
+
+
+def test_what_another_rank_has_lost_is_told_on_this_one() -> None:
+    network, reduced = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), list[torch.Tensor]()
+
+    def reduce(flags: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        reduced.append(flags)
+        return flags + torch.tensor([0.0, 0.0, 1.0, 0.0])  # the other rank's
+
+    ranks: Any = SimpleNamespace(world_size=2, strategy=SimpleNamespace(reduce=reduce, root_device=torch.device("cpu")))
+    with pytest.raises(DivergenceError, match=r"after 7 batches 1 parameters are NaN or infinite \(1\.weight, "):
+        check_diverged(network.named_parameters(), "It", 7, trainer=ranks)
+    assert reduced[0].tolist() == [0.0] * 4
+    check_diverged(network.named_parameters(), "It", 7)
+    network[0].bias.data[1] = torch.inf
+    with pytest.raises(DivergenceError, match=r"1 parameters .* \(0\.bias, "):
+        check_diverged(network.named_parameters(), "It", 7)

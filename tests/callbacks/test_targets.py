@@ -26,8 +26,7 @@ def classifier() -> TimmClassifier:
     return TimmClassifier("test_resnet", num_classes=4, in_chans=1)
 
 
-@pytest.mark.parametrize("share", [0.3, 0.8])
-@pytest.mark.parametrize("resource", ["macs", "params", "channels"])
+@pytest.mark.parametrize(("resource", "share"), [("macs", 0.3), ("params", 0.8), ("channels", 0.3)])
 def test_targets_and_logged_numbers_are_shares_that_are_left(
     make: Make, resource: str, share: float, tmp_path: Path
 ) -> None:
@@ -70,6 +69,7 @@ def test_a_latency_is_a_target_as_the_others_are(make: Make) -> None:
     assert not MRTSCallback(delta=1e-3).targeted
 
 
+@pytest.mark.parametrize("make", ["mrts"], indirect=True)
 def test_a_latency_target_is_met_by_measuring(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock that counts a network's parameters, of which its table of MACs knows nothing."""
     meter = Counter(by="parameters")
@@ -86,6 +86,7 @@ def test_a_latency_target_is_met_by_measuring(make: Make, tmp_path: Path, monkey
     assert len(meter.asked) == measured  # the file has them all
 
 
+@pytest.mark.parametrize("make", ["mrts"], indirect=True)
 def test_a_compact_classifier_saves_loads_and_goes_without_a_trainer(make: Make, tmp_path: Path) -> None:
     module, callback, run = fit(tmp_path, make, classifier(), options={"target_macs": 0.5}, max_epochs=5)
     assert 0.49 <= callback.numbers["macs"] <= 0.5

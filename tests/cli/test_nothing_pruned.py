@@ -32,8 +32,9 @@ def interrupted(path: Path, at: int, *arguments: str) -> str:
     return message
 
 
-@pytest.mark.parametrize("method", ["LTPCallback", "MRTSCallback"])
-@pytest.mark.parametrize(("at", "place"), [(6, "in the sparsify phase"), (10, "in finetune")])
+@pytest.mark.parametrize(
+    ("method", "at", "place"), [("MRTSCallback", 6, "in the sparsify phase"), ("LTPCallback", 10, "in finetune")]
+)
 def test_ctrl_c_says_how_to_resume(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, at: int, place: str
 ) -> None:

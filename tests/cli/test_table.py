@@ -10,18 +10,17 @@ import pytest
 from lightning_prune import load_pruned, sparsity_report
 from tests.cli.job import fit, rows
 
-METHODS = ["LTPCallback", "MRTSCallback"]
 
-
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
-    "phases",
+    ("method", "phases"),
     [
-        ["--prune.warmup=1", "--prune.sparsify=2"],  # to the end: nothing is left to finetune
-        ["--prune.warmup=2 steps", "--prune.sparsify=6 steps"],  # a warm-up shorter than an epoch
-        ["--prune.warmup=0", "--prune.sparsify=1", "--trainer.check_val_every_n_epoch=10"],  # no validation in the fit
+        ("LTPCallback", ["--prune.warmup=1", "--prune.sparsify=2"]),  # to the end: nothing is left to finetune
+        ("MRTSCallback", ["--prune.warmup=1", "--prune.sparsify=2"]),
+        ("MRTSCallback", ["--prune.warmup=2 steps", "--prune.sparsify=6 steps"]),  # a warm-up shorter than an epoch
+        # no validation in the fit
+        ("LTPCallback", ["--prune.warmup=0", "--prune.sparsify=1", "--trainer.check_val_every_n_epoch=10"]),
     ],
-    ids=["to the end", "short warm-up", "no validation"],
+    ids=["to the end, weights", "to the end, channels", "short warm-up", "no validation"],
 )
 def test_no_cell_is_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, phases: list[str]) -> None:
     fit(tmp_path, f"--prune={method}", phases=phases)

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_prune.callbacks.families.readers import Readers, may_be_read
-from lightning_prune.callbacks.lifecycle import PruningCallback
+from lightning_prune.callbacks.families.shapes import ShapePruning
 from lightning_prune.callbacks.method import PruningMethod
 from lightning_prune.channels.graph.graph import ChannelGraph
 
@@ -62,7 +62,7 @@ class Begun:
         return {name: f"read by {reader} outside of forward" for name, reader in self.read.items()}
 
 
-class PhaseOfOneNetwork(PruningCallback):
+class PhaseOfOneNetwork(ShapePruning):
     """The part of `ChannelPruning` that looks beyond the network's `forward`: who else reads it, whose steps count."""
 
     def reset(self) -> None:

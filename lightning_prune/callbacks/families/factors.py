@@ -10,10 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_prune.callbacks.checkpoint import ShapeHooks, note_shapes
-from lightning_prune.callbacks.families.zeros import warn_if_zeros_are_free
-from lightning_prune.callbacks.guard import check_diverged, check_launcher
-from lightning_prune.callbacks.lifecycle import PruningCallback
+from lightning_prune.callbacks.families.shapes import ShapePruning
 from lightning_prune.callbacks.logs import PHASES, by_reason
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.callbacks.step import trained_by
@@ -29,7 +26,7 @@ from lightning_prune.support.network import find_network
 _ASKED_FOR = ("excluded", "not in include", "first or last layer")
 
 
-class FactorPruning(PruningCallback):
+class FactorPruning(ShapePruning):
     """Base of the methods that make two layers of lower rank of one. A subclass gives ``score(units) -> [components]``.
 
     Up to the removal the network and its checkpoints are the dense ones. Then a weight is what its kept components
@@ -56,7 +53,6 @@ class FactorPruning(PruningCallback):
         ValueError: an argument out of its range.
     """
 
-    removes_at = "batch start"
     units: FactorUnits
 
     def __init__(
@@ -79,10 +75,9 @@ class FactorPruning(PruningCallback):
             raise ValueError(f"min_keep={min_keep} is a share of each layer's components, in [0, 1).")
         given = one_share({"params": target_params})
         self.target_params = 0.5 if given is None else given[1]
-        self.network_name, self.min_keep = network, min_keep
+        self.min_keep = min_keep
         self.layers = {"include": include, "exclude": exclude, "skip_first": skip_first, "skip_last": skip_last}
-        self._hooks = ShapeHooks()
-        super().__init__(warmup, sparsify, finetune, recalibrate_batches, max_gap, histogram_every)
+        super().__init__(network, warmup, sparsify, finetune, recalibrate_batches, max_gap, histogram_every)
 
     def reset(self) -> None:
         super().reset()
@@ -99,15 +94,8 @@ class FactorPruning(PruningCallback):
 
     # ---- the family -------------------------------------------------------------------------------------------------
 
-    def check(self, trainer: Trainer) -> None:
-        check_launcher(trainer, type(self).__name__)
-
-    def open(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._hooks.wrap(pl_module, lambda: averaged_copies(trainer))
-
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.root = find_network(pl_module, self.network_name, self.averages.parameters())
-        warn_if_zeros_are_free(trainer, self.root)
+        super().prepare(trainer, pl_module)
         if self._loaded is not None and self._loaded["stage"] == "pruned":
             return  # the removal is behind a run that is resumed
         targets, _ = find_layers(self.root, **self.layers, trains=lambda p: True)  # type: ignore[arg-type]
@@ -148,7 +136,6 @@ class FactorPruning(PruningCallback):
         return {t.name: t.module for t in self.units.targets}
 
     def remove(self, trainer: Trainer, pl_module: LightningModule, early: bool) -> bool:
-        check_diverged(self.root, type(self).__name__, self.seen, None)
         detach(pl_module)
         if not self._gates:
             self._measure(trainer, self.units.targets)
@@ -181,10 +168,6 @@ class FactorPruning(PruningCallback):
             return [*self.root.parameters()]
         return [t.param for t in self.units.targets]
 
-    def release(self, pl_module: LightningModule) -> None:
-        detach(pl_module)
-        self._hooks.release()
-
     def log_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.phases is not None
         own = self.metrics() if self.stage == "soft" else {}
@@ -210,6 +193,3 @@ class FactorPruning(PruningCallback):
     def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
         self.numbers = dict(state["numbers"])
         self._begun = {name: state[name] for name in ("network", "names") if name in state}
-
-    def save(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        note_shapes(pl_module, checkpoint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -188,9 +188,8 @@ class WeightPruning(PruningCallback):
     def held(self, step: Step) -> None:
         self._keeper.after(step.optimizer)
 
-    def lost(self, score: Tensor) -> bool:
-        lost = torch.stack([score.isnan().any(), *(~w.isfinite().all() for w in self.units.weights())])
-        return bool(self.units.shards.total(lost.any().long()))
+    def scored_by(self) -> Iterable[tuple[str, nn.Parameter]]:
+        return ((t.name, t.param) for t in self.units.targets)
 
     def sites(self) -> Mapping[str, nn.Module]:
         return {t.name: t.module for t in self.units.targets}

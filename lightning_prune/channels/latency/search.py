@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +73,7 @@ class LatencySearch:
                 "narrower. Use target_macs or target_params, or print the ChannelGraph for the reasons"
             )
         self.tables: list[LayerTable] = measure(self.layers, meter, selector.divisor, self.known)
+        self._ratios: dict[tuple[int, ...], float] = {}  # measured, by the shapes of the compact network
 
     # ---- by the table -----------------------------------------------------------------------------------------------
 
@@ -143,8 +145,8 @@ class LatencySearch:
     def aim(self, score: Tensor, example_input: Any, target: float, *, removal: bool = False) -> Aim:
         """The selection whose compact network takes ``target`` of the dense latency, measured; within 3 %.
 
-        Each guess is cut from a copy and timed beside the dense network. Where widths are so coarse that none lies
-        within 3 %, it is the nearest that was found.
+        Each guess is cut from a copy and timed beside the dense network, once for all guesses of the same shapes, in
+        later calls too. Where widths are so coarse that none lies within 3 %, it is the nearest that was found.
 
         Args:
             score: as for `Selector.select`.
@@ -155,7 +157,7 @@ class LatencySearch:
         Raises:
             PlanError: even the smallest network is not as fast.
         """
-        dense = self._load(example_input)
+        dense = functools.cache(lambda: self._load(example_input))
         everything = torch.ones(self.selector.units.size, dtype=torch.bool)
         whole, share = self.seconds(everything), target
         low, high = (0.0, 0.0), (1.0, 1.0)  # (share of the table's time, measured ratio) on both sides of the target
@@ -164,8 +166,11 @@ class LatencySearch:
             keep = self.solve_near(score, share * whole)
             floor = self.seconds(keep) > share * whole * (1 + 1e-9)
             selection = self.selector.select(score, removal=removal, keep=keep)
-            small = self._load(example_input, selection.keep)
-            ratio = compare_loaded(self.meter, dense, small, self.batch).ratio
+            shapes = self._shapes(selection.keep)
+            if shapes not in self._ratios:
+                small = self._load(example_input, selection.keep)
+                self._ratios[shapes] = compare_loaded(self.meter, dense(), small, self.batch).ratio
+            ratio = self._ratios[shapes]
             found.append(Aim(selection, share * whole, ratio))
             if abs(ratio / target - 1) <= NEAR:
                 break
@@ -184,6 +189,11 @@ class LatencySearch:
                 "Raise the target, lower min_keep, or set divisor=8 or 16, which makes the same channels faster."
             )
         return best
+
+    def _shapes(self, keep: Tensor) -> tuple[int, ...]:
+        """The sizes that dims with channels have when some groups stay: what a network's time depends on."""
+        axes = self.selector.units.graph.axes.values()
+        return tuple(int(((ids < 0) | keep[ids.clamp_min(0)]).sum()) for dims in axes for ids in dims.values())
 
     def _load(self, example_input: Any, keep: Tensor | None = None) -> Call:
         """The network, or what it is when some groups stay, in the meter's runtime."""

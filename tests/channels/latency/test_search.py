@@ -89,6 +89,12 @@ def test_the_compact_network_takes_what_was_asked_though_the_table_knows_only_a_
     found = search(model, meter)
     aim = found.aim(scores(found), x, target)
     assert aim.ratio == pytest.approx(target, rel=0.03)
+    loaded = len(meter.batches)
+    assert loaded > 2  # the dense network, and what was tried
+    again = found.aim(scores(found), x, target, removal=True)  # no score has moved: nothing is cut or timed anew
+    assert len(meter.batches) == loaded
+    assert again.ratio == aim.ratio
+    assert torch.equal(again.selection.keep, aim.selection.keep)
     pruned = remove_channels(model, x, found.selector, aim.selection, constants="drop", verify=False)
     dense, compact = (1e5 + macs for macs in pruned.macs)
     assert compact / dense == pytest.approx(aim.ratio, rel=1e-3)

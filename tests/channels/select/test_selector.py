@@ -1,5 +1,7 @@
 """Scale factors by channel group, and selections that meet their budget."""
 
+import functools
+
 import pytest
 import timm
 import torch
@@ -13,14 +15,20 @@ X = torch.randn(2, 3, 64, 64)
 DEFAULTS = {"rule": "css", "budget": ("macs", 0.5), "delta": 1e-3, "min_channels": 0.05, "divisor": 1}
 
 
-def parts(name, exclude=(), **options):
+@functools.cache
+def traced(name):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10)
     with torch.no_grad():
         for m in model.modules():
             if isinstance(m, torch.nn.BatchNorm2d):
                 m.weight.uniform_(0.1, 1.0)
-    graph = ChannelGraph.trace(model, X)
+    return model, ChannelGraph.trace(model, X)
+
+
+def parts(name, exclude=(), **options):
+    """Of a network that is made and traced once for all tests."""
+    model, graph = traced(name)
     units = ChannelUnits.of(model, graph, exclude=exclude, scales_only=True)
     return model, graph, units.scales, Selector(units, **(DEFAULTS | options))
 
@@ -41,6 +49,7 @@ def test_importance_is_the_root_mean_square_of_tied_factors_and_spreading_scales
     ratio = torch.rand(len(factors.groups))
     factors.write(gamma * factors.spread(ratio, 1.0))
     torch.testing.assert_close(factors.importance(factors.read()), sizes * ratio)
+    factors.write(gamma)  # as it was, for the other tests
     assert graph.norm_channels()[0] == len(gamma)
     assert factors.members.sum() == len(gamma)
 

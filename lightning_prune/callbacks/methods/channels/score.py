@@ -128,7 +128,8 @@ class ScorePruningCallback(ChannelPruning):
         def run(batch: Any) -> tuple[Any, Tensor | None]:
             return calibrate.run(trainer, pl_module, batch, self.calibration_forward)
 
-        check_diverged(self.root, type(self).__name__, self.seen, None)  # what some scores and proofs choke on
+        # What some scores and proofs choke on.
+        check_diverged(self.root.named_parameters(), type(self).__name__, self.seen)
         data = self.rating.needs != "weights"
         batches = calibrate.calibration_batches(trainer, self.score_batches) if data else ()
         found = collect(self.rating, self.units, batches, run, loss_scale(trainer), module=pl_module)
