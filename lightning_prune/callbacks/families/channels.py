@@ -17,7 +17,6 @@ from lightning_prune.callbacks import calibrate
 from lightning_prune.callbacks.checkpoint import ShapeHooks, note_shapes
 from lightning_prune.callbacks.families.aim import LatencyAim
 from lightning_prune.callbacks.families.begun import Begun, PhaseOfOneNetwork
-from lightning_prune.callbacks.families.zeros import warn_if_zeros_are_free
 from lightning_prune.callbacks.guard import check_diverged, check_launcher
 from lightning_prune.callbacks.logs import PHASES, by_reason, log_selection, tell_removed
 from lightning_prune.callbacks.options import check_channel_options
@@ -170,10 +169,6 @@ class ChannelPruning(PhaseOfOneNetwork):
     def open(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._hooks.wrap(pl_module, lambda: averaged_copies(trainer))
 
-    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.root = find_network(pl_module, self.network_name, self.averages.parameters())
-        warn_if_zeros_are_free(trainer, self.root)
-
     def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         """Trace the network on this batch's input, or on one of the shapes that a checkpoint names."""
         name = self._begun.network if self._begun is not None else self.network_name
@@ -182,8 +177,7 @@ class ChannelPruning(PhaseOfOneNetwork):
             self.example = calibrate.network_input(trainer, pl_module, network, batch, self.calibration_forward)
         else:
             self.example = pytree.tree_map_only(Tensor, lambda t: t.to(pl_module.device), self.example)
-        options = {k: v for k, v in self.surgery.items() if k != "form"}
-        graph = ChannelGraph.trace(network, self.example, **options)
+        graph, self._foreseen = self.traced(network, self.example).graph, None
         if self._begun is None:
             trains = (lambda p: True) if self.prune_frozen else trained_by(trainer.optimizers)
             self._begun = Begun.now(pl_module, network, graph, trains, self._readers)
@@ -192,13 +186,17 @@ class ChannelPruning(PhaseOfOneNetwork):
         self.units = self.find_units(network, graph, lambda p: id(p) not in held, self._begun.reasons())
         for line in by_reason((n, why) for n, why in self.units.frozen.items() if why != "the network's output"):
             self.monitor.warn_once(line, f"{type(self).__name__} leaves whole {line}.")
-        self.selector = Selector(
-            self.units, rule=self.rule, budget=self.budget, delta=self.delta, min_channels=self.min_keep,
+        self.selector = self._selector(self.units)
+
+    def check_some_may_go(self, graph: ChannelGraph, stay: Mapping[str, str]) -> None:
+        units = self.find_units(self.root, graph, lambda p: True, stay)
+        self._selector(units).select(torch.ones(units.size), budget=self.budget_now())
+
+    def _selector(self, units: ChannelUnits) -> Selector:
+        return Selector(
+            units, rule=self.rule, budget=self.budget, delta=self.delta, min_channels=self.min_keep,
             divisor=self.divisor, form=self.surgery.get("form", "auto"),
         )  # fmt: skip
-
-    def rehearse(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        calibrate.network_input(trainer, pl_module, self.root, batch, self.calibration_forward)
 
     def before_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.phases is not None

@@ -216,7 +216,7 @@ class ANPVSCallback(ChannelPruning):
             masks.price = self.beta / (length * len(x) * trainer.world_size)
             drawn = masks.draw(self._noise, len(x))
             leaf = drawn.detach().requires_grad_()
-            masks.drawn = drawn.detach() if self.trains_to_the_end else leaf
+            masks.drawn = drawn.detach()
 
         def task(inputs: Tensor) -> Tensor:
             return self.loss(*self.calibration_forward(pl_module, [inputs, *rest]))
@@ -226,9 +226,10 @@ class ANPVSCallback(ChannelPruning):
             with mode(pl_module, False):
                 start = 2 * self._noise.uniform(*x.shape, like=x).to(x.dtype) - 1
                 attacked = self.attack(lambda inputs: scale * task(inputs), x, start)
+        if masks is not None:
+            masks.drawn = leaf  # up to the optimizer's step: activation checkpointing runs both passes again
+        if self.trains_to_the_end:
             clean, output = self._features(lambda: step(batch))
-            if masks is not None:
-                masks.drawn = leaf
             adversarial, found = self._features(lambda: task(attacked))
         else:
             output = step(batch)
