@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.callbacks.methods import METHODS, removes_channels
-from tests.callbacks.situations import beside, data, fits, networks, optimizing, trainers
+from tests.callbacks.situations import beside, data, fits, networks, optimizing, ranks, standalone, steps, trainers
 from tests.callbacks.situations.cell import Situation
 
 SITUATIONS: dict[str, Situation] = {
@@ -13,6 +13,9 @@ SITUATIONS: dict[str, Situation] = {
     **data.SITUATIONS,
     **networks.SITUATIONS,
     **fits.SITUATIONS,
+    **steps.SITUATIONS,
+    **standalone.SITUATIONS,
+    **ranks.SITUATIONS,
 }
 
 _WEIGHTS = [name for name in METHODS if not removes_channels(name)]
