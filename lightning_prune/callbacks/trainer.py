@@ -7,7 +7,7 @@ import gc
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+T = TypeVar("T")
 
-def is_a(thing: object, kind: type) -> bool:
+
+def is_a(thing: object, kind: type[T]) -> TypeGuard[T]:
     """As isinstance, for a class of Lightning's or its twin in the standalone package ``pytorch_lightning``."""
     twin = kind.__module__.replace("lightning.pytorch", "pytorch_lightning"), kind.__name__
     return isinstance(thing, kind) or any((base.__module__, base.__name__) == twin for base in type(thing).__mro__)

@@ -16,7 +16,7 @@ from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration, training_length
 from lightning_prune.callbacks.step import Step
 from lightning_prune.callbacks.trainer import loss_scale
-from lightning_prune.callbacks.training_step import inputs_of, loss_of, with_loss
+from lightning_prune.callbacks.training_step import check_takes_batches, inputs_of, loss_of, with_loss
 from lightning_prune.channels.select.taps import module_of
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.functional.attacks import PGD
@@ -203,6 +203,7 @@ class ANPVSCallback(ChannelPruning):
         return task_loss(output, labels)
 
     def rehearse(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        check_takes_batches(pl_module)
         inputs_of(batch)
         super().rehearse(trainer, pl_module, batch)
         calibrate.rehearse(trainer, pl_module, [batch], self.calibration_forward, self.loss)
