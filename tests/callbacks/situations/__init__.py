@@ -23,5 +23,9 @@ _CHANNELS = [name for name in METHODS if removes_channels(name)]
 
 
 def rotating() -> list[tuple[str, str]]:
-    """(situation, method): each situation with a method that zeroes weights and one that cuts channels, in turn."""
-    return [(s, names[i % len(names)]) for i, s in enumerate(SITUATIONS) for names in (_WEIGHTS, _CHANNELS)]
+    """(situation, method): each situation with a method that zeroes weights and one that cuts channels, in turn.
+
+    What takes processes of its own has the latter alone; `test_ddp` has the others.
+    """
+    kinds = {s: (_CHANNELS,) if situation.judged else (_WEIGHTS, _CHANNELS) for s, situation in SITUATIONS.items()}
+    return [(s, names[i % len(names)]) for i, s in enumerate(SITUATIONS) for names in kinds[s]]
