@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,28 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class _Mallinfo2(ctypes.Structure):
+    """What glibc's malloc says of itself, all in bytes or numbers of blocks; see mallinfo2(3)."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
+
+
+def malloc_in_use() -> int:
+    """Bytes that malloc has given out and not got back, those of tensors on the CPU among them; needs glibc 2.33.
+
+    The memory of a process holds what malloc keeps for later too, and grows as that falls into pieces.
+    """
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = _Mallinfo2
+    info = mallinfo2()
+    return int(info.uordblks + info.hblkhd)
 
 
 class Largest(TorchDispatchMode):

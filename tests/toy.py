@@ -97,13 +97,13 @@ class Toy(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def trainer(path: Any, callbacks: list[Any], **options: Any) -> lightning.Trainer:
-    """A quiet CPU trainer."""
+def trainer(path: Any, callbacks: list[Any], make: Any = lightning.Trainer, **options: Any) -> Any:
+    """A quiet CPU trainer; ``make``: its class, if it is that of the standalone package."""
     defaults: dict[str, Any] = {
         "max_epochs": 6, "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "log_every_n_steps": 1,
         "enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": str(path),
     }  # fmt: skip
-    return lightning.Trainer(callbacks=callbacks, **(defaults | options))
+    return make(callbacks=callbacks, **(defaults | options))
 
 
 def ours_left_on(module: nn.Module) -> list[str]:

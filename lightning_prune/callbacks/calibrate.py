@@ -40,6 +40,11 @@ def calibration_batches(trainer: Trainer, limit: int) -> list[Any]:
         return [batch_on_device(trainer, batch) for batch in islice(fresh_pass(trainer), limit)]
 
 
+def batch_at_hand(trainer: Trainer, batch: Any) -> Any:
+    """The batch that a hook is given; where it is given none, as ``training_step`` takes the iterator, a fresh one."""
+    return batch if batch is not None else next(iter(calibration_batches(trainer, 1)), None)
+
+
 def forward_first_element(module: LightningModule, batch: Any) -> tuple[Any, Tensor | None]:
     """Run ``module`` on a batch's input: the batch itself, or its first element. Returns (output, labels or None)."""
     if isinstance(batch, (tuple, list)):

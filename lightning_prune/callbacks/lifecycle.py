@@ -97,9 +97,9 @@ class PruningCallback(Transitions, Callback):
             self.averages.note(pl_module, trained_by(trainer.optimizers), beside(trainer, self))
             if self.stage == "dense" and self.prunes:
                 with isolate_rng():
-                    self.rehearse(trainer, pl_module, batch)
+                    self.rehearse(trainer, pl_module, calibrate.batch_at_hand(trainer, batch))
         if self.stage == "dense" and self.phases.at(self.seen) != "warmup" and self.ready(pl_module):
-            self._begin(trainer, pl_module, batch)
+            self._begin(trainer, pl_module, calibrate.batch_at_hand(trainer, batch))
         if self.removes_at == "batch start":
             self._remove_if_due(trainer, pl_module)
         if self.stage == "soft":

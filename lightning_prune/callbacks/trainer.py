@@ -7,7 +7,7 @@ import gc
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,6 +18,14 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
+
+T = TypeVar("T")
+
+
+def is_a(thing: object, kind: type[T]) -> TypeGuard[T]:
+    """As isinstance, for a class of Lightning's or its twin in the standalone package ``pytorch_lightning``."""
+    twin = kind.__module__.replace("lightning.pytorch", "pytorch_lightning"), kind.__name__
+    return isinstance(thing, kind) or any((base.__module__, base.__name__) == twin for base in type(thing).__mro__)
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
@@ -32,7 +40,7 @@ def beside(trainer: Trainer, callback: Callback) -> dict[str, Callback]:
 
 def thaws_later(trainer: Trainer) -> bool:
     """Whether a callback lets layers train that do not when the fit begins (BackboneFinetuning)."""
-    return any(isinstance(callback, BaseFinetuning) for callback in callbacks_of(trainer))
+    return any(is_a(callback, BaseFinetuning) for callback in callbacks_of(trainer))
 
 
 def shards_parameters(trainer: Trainer) -> bool:
@@ -42,12 +50,12 @@ def shards_parameters(trainer: Trainer) -> bool:
 
 def splits_rows(trainer: Trainer) -> bool:
     """Whether the strategy leaves it to the module to shard its weights, by ``fully_shard`` (FSDP2)."""
-    return isinstance(trainer.strategy, ModelParallelStrategy)
+    return is_a(trainer.strategy, ModelParallelStrategy)
 
 
 def trains_in_child_processes(trainer: Trainer) -> bool:
     """Whether the training runs in child processes of this one, from which only weights come back."""
-    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+    return is_a(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 
 def writes_logs_now(trainer: Trainer) -> bool:
@@ -165,12 +173,12 @@ def announce_removal(trainer: Trainer, module: LightningModule, plan: Any) -> No
         listener = getattr(callback, "on_channels_removed", None)
         if callable(listener):
             listener(trainer, module, plan)
-        elif isinstance(callback, ModelCheckpoint):
+        elif is_a(callback, ModelCheckpoint):
             callback.best_k_models = {}
             callback.best_model_path = callback.kth_best_model_path = ""
             callback.best_model_score = callback.current_score = None
             callback.kth_value = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
-        elif isinstance(callback, EarlyStopping):
+        elif is_a(callback, EarlyStopping):
             worst = torch.tensor(torch.inf)
             callback.best_score = worst if callback.monitor_op is torch.lt else -worst
             callback.wait_count = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -27,6 +28,15 @@ def check_automatic(module: LightningModule) -> None:
             f"{type(module).__name__} optimizes by hand (automatic_optimization=False), and this method changes the "
             "loss that training_step returns, which nobody would read. Return the loss and leave the optimizer to "
             "Lightning."
+        )
+
+
+def check_takes_batches(module: LightningModule) -> None:
+    """Raise NotImplementedError for a step that takes the iterator over the data: a method has batches of its own."""
+    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+        raise NotImplementedError(
+            f"training_step of {type(module).__name__} takes dataloader_iter, and this method has to see the batch "
+            "that it works on. Let it take (batch, batch_idx)."
         )
 
 

@@ -38,7 +38,8 @@ INTRODUCTION = (
     "A row is a way to train, a column a method; what a row does stands in `tests/callbacks/situations/`. **ok**: the",
     "budget is met, zeros or shapes hold to the end, what is left trains, checkpoints of both phases load with",
     "`weights_only=True` into a plain module, nothing is left on the module. **refused**: an error before the first",
-    "batch, with the module as it was. **told**: an error later on that names the cause, where nobody can know before.",
+    "batch, with the module as it was; where only the first batch can show the cause, before its backward pass or as",
+    "its step ends. **told**: an error later on that names the cause, where nobody can know before.",
     "–: not run yet; the cells of the default suite (`tests/callbacks/test_table.py`) are run first.",
     "",
 )

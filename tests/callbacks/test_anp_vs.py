@@ -19,6 +19,7 @@ from lightning_prune.channels.select.taps import scale_readers_
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.functional.beta_bernoulli import divergence
 from tests.callbacks.methods import check_budget, fit
+from tests.callbacks.situations.networks import Twice
 from tests.toy import Toy, samples
 
 SHORT: dict[str, Any] = {"max_epochs": 2, "limit_val_batches": 0}
@@ -101,6 +102,19 @@ def test_weights_and_masks_get_their_own_losses(tmp_path: Path) -> None:
     drawn.backward(mask_grad)
     torch.testing.assert_close(found["masks"], [fresh.a.grad, fresh.b.grad], rtol=1e-4, atol=1e-7)
     assert found["price"] == pytest.approx(2.0 / 64)  # β over 8 batches of 8
+
+
+def test_activation_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
+    """The masks of a step are the same when the backward pass runs the layers again."""
+    found = []
+    for again in (False, True):
+        module, gradients = Spying(), Gradients()
+        module.net = Twice(module.net) if again else module.net
+        fit(tmp_path, ANPVSCallback, module, [gradients], options=PHASES | ATTACK, **SHORT)
+        found.append([*gradients.found["weights"].values(), *gradients.found["masks"]])
+    assert len(found[0]) == len(found[1]) == 12
+    for plain, repeated in zip(*found, strict=True):
+        torch.testing.assert_close(plain, repeated)
 
 
 def test_the_price_moves_masks_by_the_divergence_alone(tmp_path: Path) -> None:

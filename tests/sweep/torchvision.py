@@ -4,7 +4,8 @@
     python -m tests.sweep.torchvision --table tests/sweep/torchvision.md --out tests/sweep/torchvision.jsonl
 
 As `tests.sweep.channels`, with the L1 norm as the score, which needs no BatchNorm. A detector, which gives as many
-boxes as it finds and so cannot be traced as a whole, is pruned through its backbone, and proved in the whole.
+boxes as it finds and so cannot be traced as a whole, is pruned through its backbone, and proved in the whole; which
+parts the error of the whole names is written down beside.
 Quantizable networks are taken as they are before anything is quantized. Nothing is downloaded.
 """
 
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from lightning_prune.channels import Pruned, prune_channels
-from lightning_prune.channels.graph.modes import OUTPUT
+from lightning_prune.channels.graph.modes import OUTPUT, trace_modes
+from lightning_prune.errors import TraceError
 from tests.sweep.channels import failure, record, sweep
 from tests.sweep.channels_table import RATIO
 from tests.sweep.networks import randomise, train_step
@@ -98,6 +100,16 @@ def rows_of_weights(done: Pruned) -> list[Tensor]:
     return found
 
 
+def advice_on_the_whole(model: nn.Module, example: Any) -> str:
+    """What the error says, that a detector as a whole ends in, of the parts to prune instead."""
+    try:
+        trace_modes(model, example)
+    except TraceError as error:
+        _, found, parts = str(error).partition("A part of it can be traced")
+        return f"as a whole: not traced; a part can be{parts}" if found else "as a whole: not traced, and no part named"
+    return "as a whole: traced"
+
+
 def run_one(name: str) -> dict[str, Any]:
     """Prunes one architecture; never raises."""
     row: dict[str, Any] = {"name": name}
@@ -106,11 +118,13 @@ def run_one(name: str) -> dict[str, Any]:
         example = runnable(name, model)
         leaf = next(t for t in torch.utils._pytree.tree_leaves(example) if isinstance(t, Tensor))
         row |= {"parameters": sum(p.numel() for p in model.parameters()), "size": leaf.shape[-1]}
-        start = time.process_time()
         part = "backbone" if kind(name) == "detection" else None
+        told = [advice_on_the_whole(model, example)] if part else []
+        start = time.process_time()
         done = prune_channels(model, example, score="l1", ratio=RATIO, network=part)
         row["seconds"] = round(time.process_time() - start, 2)
         row |= record(done, rows_of_weights(done))
+        row["notes"] = [*told, *row["notes"]]
         row["after"] = sum(p.numel() for p in model.parameters())
         if isinstance(example, Tensor):
             row["stuck"] = train_step(model, example)

@@ -83,8 +83,7 @@ class ChannelChoice(PhaseOfOneNetwork):
             self.example = calibrate.network_input(trainer, pl_module, network, batch, self.calibration_forward)
         else:
             self.example = pytree.tree_map_only(Tensor, lambda t: t.to(pl_module.device), self.example)
-        options = {k: v for k, v in self.surgery.items() if k != "form"}
-        graph = ChannelGraph.trace(network, self.example, **options)
+        graph, self._foreseen = self.traced(network, self.example).graph, None
         if self._begun is None:
             trains = (lambda p: True) if self.prune_frozen else trained_by(trainer.optimizers)
             self._begun = Begun.now(pl_module, network, graph, trains, self._readers)
@@ -93,13 +92,17 @@ class ChannelChoice(PhaseOfOneNetwork):
         self.units = self.find_units(network, graph, lambda p: id(p) not in held, self._begun.reasons())
         for line in by_reason((n, why) for n, why in self.units.frozen.items() if why != "the network's output"):
             self.monitor.warn_once(line, f"{type(self).__name__} leaves whole {line}.")
-        self.selector = Selector(
-            self.units, rule=self.rule, budget=self.budget, delta=self.delta, min_channels=self.min_keep,
+        self.selector = self._selector(self.units)
+
+    def check_some_may_go(self, graph: ChannelGraph, stay: Mapping[str, str]) -> None:
+        units = self.find_units(self.root, graph, lambda p: True, stay)
+        self._selector(units).select(torch.ones(units.size), budget=self.budget_now())
+
+    def _selector(self, units: ChannelUnits) -> Selector:
+        return Selector(
+            units, rule=self.rule, budget=self.budget, delta=self.delta, min_channels=self.min_keep,
             divisor=self.divisor, form=self.surgery.get("form", "auto"),
         )  # fmt: skip
-
-    def rehearse(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        calibrate.network_input(trainer, pl_module, self.root, batch, self.calibration_forward)
 
     def before_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.phases is not None

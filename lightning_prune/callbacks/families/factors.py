@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_prune.callbacks.families.shapes import ShapePruning
 from lightning_prune.callbacks.logs import PHASES, by_reason
 from lightning_prune.callbacks.phases import Duration
-from lightning_prune.callbacks.step import trained_by
+from lightning_prune.callbacks.step import may_train, trained_by
 from lightning_prune.callbacks.trainer import announce_removal, averaged_copies, log_to_loggers, shapes_may_change
 from lightning_prune.factors.units import FactorUnits, find_layers
 from lightning_prune.functional.budget import one_share
@@ -99,6 +99,8 @@ class FactorPruning(ShapePruning):
         if self._loaded is not None and self._loaded["stage"] == "pruned":
             return  # the removal is behind a run that is resumed
         targets, _ = find_layers(self.root, **self.layers, trains=lambda p: True)  # type: ignore[arg-type]
+        may = may_train(trainer)
+        targets = [t for t in targets if may(t.param)] or targets
         FactorUnits.check(self.root, targets, self.min_keep, self.target_params)
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:

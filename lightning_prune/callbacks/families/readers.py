@@ -32,8 +32,8 @@ class Readers:
         self.meets: dict[str, list[str]] = {}
         self._looked, self._training = 0, set[str]()
 
-    def see(self, module: nn.Module, loss: Tensor) -> None:
-        """Follow a loss back to the parameters of a LightningModule.
+    def see(self, module: nn.Module, loss: Tensor) -> bool:
+        """Follow a loss back to the parameters of a LightningModule. Returns whether it shows anything new.
 
         Nothing is done once each parameter that trains has been met, or after a number of losses.
         """
@@ -41,10 +41,12 @@ class Readers:
         if not self._training >= set(names.values()):  # more trains than before: a layer was thawed
             self._looked, self._training = 0, set(names.values())
         if self._looked >= _LOSSES or self.meets.keys() >= set(names.values()):
-            return
+            return False
         self._looked += 1
+        before = dict(self.meets)
         for reader, read in _meetings(loss, names):
             self.meets[reader] = sorted({*self.meets.get(reader, ()), *read})
+        return self.meets != before
 
     def of(self, module: nn.Module, network: nn.Module, graph: ChannelGraph) -> dict[str, str]:
         """{parameter of a network: who reads its output channels beside `forward`}.

@@ -55,14 +55,12 @@ SITUATIONS: dict[str, Situation] = {
     "compiled inside, in place": Situation(lambda: compiled(True)),
     "built in setup": Situation(lambda: Toy("setup")),
     "built in configure_model": Situation(lambda: Toy("configure_model")),
-    # Masks of each sample are drawn between its forward pass and the one that the backward pass repeats: PyTorch says
-    # so in the first step of the sparsify phase. Nothing shows before that a forward will be repeated.
-    "activation checkpointing": Situation(Checkpointed, told={"anp-vs": r"CheckpointError: .*different metadata"}),
+    "activation checkpointing": Situation(Checkpointed),
     "shared weights": Situation(modules.Shared),
     "reused layers": Situation(modules.Reused),
     "a frozen layer": Situation(modules.Frozen),
     # Parameters of a network count whether they train or not, and only a name tells which part is meant.
-    "a teacher in the module": Situation(modules.Taught, told={"flop": "fewest components alone take"}),
+    "a teacher in the module": Situation(modules.Taught, refused={"flop": "fewest components alone take"}),
     "a teacher of the same architecture": Situation(WithTeacher),
     "a GAN": Situation(modules.Gan, network="net", refused=BY_HAND),
     "a head that training_step alone calls": Situation(modules.Reads, options={"weights": {"include": ["net.*"]}}),
@@ -72,7 +70,8 @@ SITUATIONS: dict[str, Situation] = {
     "heads that read all channels": Situation(
         modules.Projects,
         network="net",
-        told={"flop": "", "channels": r"read by features.weight outside of forward"},
+        refused={"flop": "", "channels": r"read by features.weight outside of forward"},
+        shown="loss",
     ),
     "steps that return None": Situation(modules.Skips),
     # The search of Pruning from Scratch trains no weights: they are lost after it, and nobody looks at them again.

@@ -27,7 +27,7 @@ SITUATIONS: dict[str, Situation] = {
     "manual": Situation(modules.Manual, refused=BY_HAND),
     "manual, accumulated by hand": Situation(ByHand, refused=BY_HAND),
     "manual, two optimizers": Situation(TwoOptimizers, network="net", refused=BY_HAND),
-    "manual, raw optimizer": Situation(Raw, refused=RAW, moves=True),
+    "manual, raw optimizer": Situation(Raw, refused=RAW, shown="step"),
     "accumulation": Situation(trainer=lambda: {"accumulate_grad_batches": 3}),
     "accumulation by schedule": Situation(beside=lambda _: [GradientAccumulationScheduler({0: 1, 2: 2, 3: 4})]),
     "clipping by norm": Situation(trainer=lambda: {"gradient_clip_val": 0.05}),

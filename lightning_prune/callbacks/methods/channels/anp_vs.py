@@ -16,7 +16,7 @@ from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration, training_length
 from lightning_prune.callbacks.step import Step
 from lightning_prune.callbacks.trainer import loss_scale
-from lightning_prune.callbacks.training_step import inputs_of, loss_of, with_loss
+from lightning_prune.callbacks.training_step import check_takes_batches, inputs_of, loss_of, with_loss
 from lightning_prune.channels.select.taps import module_of
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.functional.attacks import PGD
@@ -203,6 +203,7 @@ class ANPVSCallback(ChannelPruning):
         return task_loss(output, labels)
 
     def rehearse(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        check_takes_batches(pl_module)
         inputs_of(batch)
         super().rehearse(trainer, pl_module, batch)
         calibrate.rehearse(trainer, pl_module, [batch], self.calibration_forward, self.loss)
@@ -216,7 +217,7 @@ class ANPVSCallback(ChannelPruning):
             masks.price = self.beta / (length * len(x) * trainer.world_size)
             drawn = masks.draw(self._noise, len(x))
             leaf = drawn.detach().requires_grad_()
-            masks.drawn = drawn.detach() if self.trains_to_the_end else leaf
+            masks.drawn = drawn.detach()
 
         def task(inputs: Tensor) -> Tensor:
             return self.loss(*self.calibration_forward(pl_module, [inputs, *rest]))
@@ -226,9 +227,10 @@ class ANPVSCallback(ChannelPruning):
             with mode(pl_module, False):
                 start = 2 * self._noise.uniform(*x.shape, like=x).to(x.dtype) - 1
                 attacked = self.attack(lambda inputs: scale * task(inputs), x, start)
+        if masks is not None:
+            masks.drawn = leaf  # up to the optimizer's step: activation checkpointing runs both passes again
+        if self.trains_to_the_end:
             clean, output = self._features(lambda: step(batch))
-            if masks is not None:
-                masks.drawn = leaf
             adversarial, found = self._features(lambda: task(attacked))
         else:
             output = step(batch)

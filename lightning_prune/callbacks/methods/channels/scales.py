@@ -137,14 +137,16 @@ class ScalePruning(ChannelPruning):
     def find_units(
         self, network: nn.Module, graph: ChannelGraph, trains: Callable[[Tensor], bool], stay: Mapping[str, str]
     ) -> ChannelUnits:
-        units = scaled_units(network, graph, exclude=self.exclude, trains=trains, stay=stay, scales=self.scale_kind)
-        assert units.scales is not None
-        if gates := sum(len(gate) for gate in units.scales.gates):
-            of = by_reason((names[0], "") for names in units.layers[-len(units.scales.gates) :])[0].rstrip(": ")
-            norms = len(units.scales.groups) - gates
+        return scaled_units(network, graph, exclude=self.exclude, trains=trains, stay=stay, scales=self.scale_kind)
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        super().begin(trainer, pl_module, batch)
+        scales, layers = self.units.scales, self.units.layers
+        if scales is not None and (gates := sum(len(gate) for gate in scales.gates)):
+            of = by_reason((names[0], "") for names in layers[-len(scales.gates) :])[0].rstrip(": ")
+            norms = len(scales.groups) - gates
             beside = f", and by BatchNorm scale factors on {norms}" if norms else ""
             rank_zero_info(f"{type(self).__name__} decides by gates on {gates} channel groups ({of}){beside}.")
-        return units
 
     def score(self, units: ChannelUnits) -> Tensor:
         return units.from_scales(self.factors.importance(self.factors.read()))

@@ -119,6 +119,7 @@ class ScorePruningCallback(ChannelPruning):
 
     @torch.no_grad()
     def rehearse(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        self._check_steps(trainer)
         super().rehearse(trainer, pl_module, batch)
         if "gradients" in self.rating.needs:
             with mode(pl_module, False), torch.compiler.set_stance("force_eager"):
@@ -158,7 +159,7 @@ class ScorePruningCallback(ChannelPruning):
     def shares(self, selection: Selection) -> dict[str, float]:
         return {name: value * self.whole.get(name, 1.0) for name, value in super().shares(selection).items()}
 
-    def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+    def _check_steps(self, trainer: Trainer) -> None:
         least = self.steps - 1
         length = self.phases.prune - self.phases.begin if self.phases is not None else least
         if length < least and not getattr(trainer, "fast_dev_run", False):
@@ -166,6 +167,9 @@ class ScorePruningCallback(ChannelPruning):
                 f"steps={self.steps} removals need a sparsify phase of {least} batches or more, found {length}: give "
                 "sparsify=..., such as 0.3 of the training."
             )
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        self._check_steps(trainer)
         super().begin(trainer, pl_module, batch)
 
     def before_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:

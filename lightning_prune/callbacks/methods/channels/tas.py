@@ -17,6 +17,7 @@ from lightning_prune.callbacks.held_out import HeldOut, first_loader
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.callbacks.trainer import loss_scale
+from lightning_prune.callbacks.training_step import check_takes_batches
 from lightning_prune.channels.graph.cost import ChannelCost
 from lightning_prune.channels.graph.expected import ExpectedMacs
 from lightning_prune.channels.select.units import ChannelUnits
@@ -180,6 +181,7 @@ class TASCallback(ChannelPruning):
     def rehearse(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         super().rehearse(trainer, pl_module, batch)
         if self.held_out is None and first_loader(trainer.val_dataloaders) is None:
+            check_takes_batches(pl_module)
             calibrate.rehearse(trainer, pl_module, [batch], self.calibration_forward, self.loss)
 
     def train_on(self, pl_module: LightningModule, step: Callable[[Any], Any], batch: Any) -> Any:
