@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from lightning_prune.callbacks.options import check_channel_options
 from lightning_prune.callbacks.phases import Duration, training_length
 from lightning_prune.callbacks.step import trained_by
 from lightning_prune.callbacks.trainer import announce_removal, averaged_copies, log_to_loggers, shapes_may_change
+from lightning_prune.channels.analysis.stages import silence_
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.remove import Pruned, remove_channels
 from lightning_prune.channels.select.selection import Resource, Selection
@@ -46,8 +47,9 @@ _SELECTIONS = 8  # times in the phase, at least, that the channels are selected 
 class ChannelPruning(PhaseOfOneNetwork):
     """Base of the methods that remove channels. A subclass gives ``score(units) -> [groups]`` and what else it needs.
 
-    `ChannelUnits.aggregate` makes scores of groups from values of channels; a group of score +inf stays. Names of gates
-    are those of modules (their outputs) or parameters of the network; after the removal, what is kept has no gate.
+    `ChannelUnits.aggregate` makes scores of groups from values of channels. A group of score +inf stays; a layer of
+    groups of -inf goes whole, where another path leads around it. Names of gates are those of modules (their outputs)
+    or parameters of the network; after the removal, what is kept has no gate.
 
     Args:
         target_macs: share of the multiply-accumulates that may be left, in (0, 1); met within 1 %.
@@ -150,6 +152,10 @@ class ChannelPruning(PhaseOfOneNetwork):
         """{name of one of the units' taps: means of its channels} that biases take over from what is removed."""
         return {}
 
+    def silenced(self) -> Collection[str]:
+        """Paths of layers whose weight and bias become zero at the removal: the ends of branches that go whole."""
+        return ()
+
     def folds(self) -> Tensor | None:
         """By what the readers of each group's channels are multiplied when its gate goes: [groups]; None: by 1."""
         return None
@@ -236,6 +242,8 @@ class ChannelPruning(PhaseOfOneNetwork):
         if (factors := self.folds()) is not None:
             for name in [n for net in (self.root, *copies) for n in scale_readers_(net, self.units.taps, factors)]:
                 self.monitor.warn_once(name, f"The gate on the {name} is dropped: it could not go into a weight.")
+        for net in (self.root, *copies):
+            silence_(net, self.silenced())
         if bool(selection.keep.all()):
             rank_zero_warn(
                 f"{type(self).__name__} removes no channel: the rule {self.rule!r} with delta={self.delta} keeps all "
@@ -272,7 +280,8 @@ class ChannelPruning(PhaseOfOneNetwork):
         self.monitor.late(self.left, trained_by(trainer.optimizers))
         if self.stage == "soft" and self.selection is not None:
             layers = zip(self.units.layers, self.units.by_layer(self.selection.score), strict=True)
-            self.monitor.histograms(trainer, {f"prune/scores/{names[0]}": score for names, score in layers})
+            known = {f"prune/scores/{names[0]}": score[score.isfinite()] for names, score in layers}
+            self.monitor.histograms(trainer, {name: score for name, score in known.items() if len(score)})
 
     def log_removal(self, trainer: Trainer, soft: float | None, hard: float | None) -> None:
         log_to_loggers(trainer, {f"prune/{k}": v for k, v in self.numbers.items() if not math.isnan(v)})
