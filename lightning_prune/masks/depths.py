@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_prune.channels.analysis.branches import Branches
 from lightning_prune.channels.analysis.stages import Branch, Stage, stages_of
-from lightning_prune.channels.select.selection import Resource
+from lightning_prune.channels.select.selection import MISS, Resource
 from lightning_prune.channels.select.selector import Selector
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.masks.gates import Gate
@@ -83,7 +83,7 @@ class Depths:
             for branch in gone:
                 score[branch.inside] = -torch.inf
             everything = torch.ones(selector.units.size, dtype=torch.bool)
-            if selector.select(score, keep=everything).numbers()[budget[0]] >= budget[1]:
+            if selector.select(score, keep=everything).numbers()[budget[0]] >= budget[1] * (1 - MISS):
                 return gone
             counts = self._deeper(counts)
 

@@ -251,7 +251,10 @@ def page(question: str, found: Mapping[str, list[Values]], seeds: list[int]) -> 
     for name in names:
         cells = []
         for column in columns:
-            values = [v[column] for v in found[name]]
+            values = [v[column] for v in found[name] if column in v]
+            if not values:
+                cells.append("–")
+                continue
             cell = f"{statistics.mean(values):.3g}" if max(values) < 10 else f"{statistics.mean(values):.1f}"
             if reference and name != reference and column not in ("MACs left", "branches") and len(seeds) > 1:
                 mean, half = interval([a[column] - b for a, b in zip(found[reference], values, strict=True)])

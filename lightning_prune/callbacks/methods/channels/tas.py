@@ -61,8 +61,8 @@ class TASCallback(ChannelPruning):
         target_params: the same for parameters.
         target_channels: the same for channels, of those that may be removed.
         target_latency: the same for the CPU latency, measured. Give one target.
-        held_out: a loader of batches on which the distributions learn, such as one half of the training data, of which
-            the fit gets the other; None: the fit's validation data, or without any the training batches, with a warning.
+        held_out: a loader of batches on which the distributions learn, such as half of the training data, of which the
+            fit gets the rest; None: the fit's validation data, or without any the training batches, with a warning.
         widths: shares of a layer's channels to choose among, the last 1.
         depths: shares of a stage's blocks to choose among, the last 1; one block stays. (): depth is not searched.
         price: of the MACs in the loss of the distributions.
@@ -162,7 +162,7 @@ class TASCallback(ChannelPruning):
         if self.depth_choices and self.depths is None:
             self.monitor.warn_once(
                 "depths",
-                f"TASCallback finds no residual branches of {type(units.network).__name__} that can be taken out, so it "
+                f"TASCallback finds no residual branches of {type(units.network).__name__} that can be taken out, and "
                 "searches widths alone; depths=() says so.",
             )
         layers = self.depths.layers() if self.depths is not None else None
