@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning_prune.callbacks import ChannelPruning, PruningCallback, WeightPruning
 from lightning_prune.cli.parser import subclasses
-from lightning_prune.zoo.data.module import ImageDataModule
+from lightning_prune.zoo.data.module import ReplayDataModule
 
 _WIDTH = 120
 
@@ -14,7 +14,7 @@ def pages(text: str) -> str:
     return (
         text.replace("{weights}", _listed(_methods(WeightPruning)))
         .replace("{channels}", _listed(_methods(ChannelPruning)))
-        .replace("{data}", ", ".join(_ours(ImageDataModule, "DataModule")))
+        .replace("{data}", ", ".join(_ours(ReplayDataModule, "DataModule")))
     )
 
 
@@ -24,7 +24,8 @@ def _methods(family: type[PruningCallback]) -> list[str]:
 
 def _ours(base: type, ending: str) -> list[str]:
     found = [c.__name__ for c in subclasses(base) if c.__module__.startswith("lightning_prune.")]
-    return sorted(name for name in found if name.endswith(ending) and name != f"InMemory{ending}")
+    bases = (f"InMemory{ending}", f"Image{ending}")
+    return sorted(name for name in found if name.endswith(ending) and name not in bases)
 
 
 def _listed(names: list[str]) -> str:
