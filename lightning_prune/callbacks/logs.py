@@ -86,7 +86,7 @@ def log_selection(
 
 def tell_removed(callback: str, left: Mapping[str, float], branches: Sequence[str]) -> None:
     """What a removal left, and the branches that it took whole."""
-    gone = f" Removed branches, of which nothing had any effect: {', '.join(branches)}." if branches else ""
+    gone = f" Branches removed whole: {', '.join(branches)}." if branches else ""
     rank_zero_info(
         f"{callback}: {left['macs']:.1%} of the MACs, {left['params']:.1%} of the parameters and "
         f"{left['channels']:.1%} of the removable channels are left.{gone}"
