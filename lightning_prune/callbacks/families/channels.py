@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -19,7 +18,7 @@ from lightning_prune.callbacks.families.aim import LatencyAim
 from lightning_prune.callbacks.families.begun import Begun, PhaseOfOneNetwork
 from lightning_prune.callbacks.families.zeros import warn_if_zeros_are_free
 from lightning_prune.callbacks.guard import check_diverged, check_launcher
-from lightning_prune.callbacks.logs import PHASES, by_reason, log_selection, tell_removed
+from lightning_prune.callbacks.logs import PHASES, by_reason, log_selection, tell_removed, warn_all_stay
 from lightning_prune.callbacks.options import check_channel_options
 from lightning_prune.callbacks.phases import Duration, training_length
 from lightning_prune.callbacks.step import trained_by
@@ -47,9 +46,8 @@ _SELECTIONS = 8  # times in the phase, at least, that the channels are selected 
 class ChannelPruning(PhaseOfOneNetwork):
     """Base of the methods that remove channels. A subclass gives ``score(units) -> [groups]`` and what else it needs.
 
-    `ChannelUnits.aggregate` makes scores of groups from values of channels. A group of score +inf stays; a layer of
-    groups of -inf goes whole, where another path leads around it. Names of gates are those of modules (their outputs)
-    or parameters of the network; after the removal, what is kept has no gate.
+    `ChannelUnits.aggregate` makes scores of groups from values of channels. A group of +inf stays, a layer of -inf goes
+    whole. Names of gates are those of modules (their outputs) or parameters; what is kept has none any more.
 
     Args:
         target_macs: share of the multiply-accumulates that may be left, in (0, 1); met within 1 %.
@@ -135,6 +133,7 @@ class ChannelPruning(PhaseOfOneNetwork):
     # ---- what a method may say further ------------------------------------------------------------------------------
 
     delta = 0.0  # the rule's parameter where there is no target
+    silenced: Collection[str] = ()  # layers whose weight and bias become zero at the removal: ends of whole branches
     if_all_stay = "Raise delta, regularize for longer (sparsify, travel or lam), or give a target."
 
     def selected(self, units: ChannelUnits, selection: Selection) -> None:
@@ -151,10 +150,6 @@ class ChannelPruning(PhaseOfOneNetwork):
     def means(self) -> Mapping[str, Tensor]:
         """{name of one of the units' taps: means of its channels} that biases take over from what is removed."""
         return {}
-
-    def silenced(self) -> Collection[str]:
-        """Paths of layers whose weight and bias become zero at the removal: the ends of branches that go whole."""
-        return ()
 
     def folds(self) -> Tensor | None:
         """By what the readers of each group's channels are multiplied when its gate goes: [groups]; None: by 1."""
@@ -242,13 +237,10 @@ class ChannelPruning(PhaseOfOneNetwork):
         if (factors := self.folds()) is not None:
             for name in [n for net in (self.root, *copies) for n in scale_readers_(net, self.units.taps, factors)]:
                 self.monitor.warn_once(name, f"The gate on the {name} is dropped: it could not go into a weight.")
-        for net in (self.root, *copies):
-            silence_(net, self.silenced())
+        silence_((self.root, *copies), self.silenced)
         if bool(selection.keep.all()):
-            rank_zero_warn(
-                f"{type(self).__name__} removes no channel: the rule {self.rule!r} with delta={self.delta} keeps all "
-                f"of them (layers of {[n for _, n in selection.kept][:5]}... channels). {self.if_all_stay}"
-            )
+            rule = f"the rule {self.rule!r} with delta={self.delta}"
+            warn_all_stay(type(self).__name__, rule, selection.kept, self.if_all_stay)
             return False
         dense = deepcopy(self.root).cpu() if self.aim.batch and trainer.is_global_zero else None
         with shapes_may_change(trainer):
@@ -280,8 +272,7 @@ class ChannelPruning(PhaseOfOneNetwork):
         self.monitor.late(self.left, trained_by(trainer.optimizers))
         if self.stage == "soft" and self.selection is not None:
             layers = zip(self.units.layers, self.units.by_layer(self.selection.score), strict=True)
-            known = {f"prune/scores/{names[0]}": score[score.isfinite()] for names, score in layers}
-            self.monitor.histograms(trainer, {name: score for name, score in known.items() if len(score)})
+            self.monitor.histograms(trainer, {f"prune/scores/{names[0]}": score for names, score in layers})
 
     def log_removal(self, trainer: Trainer, soft: float | None, hard: float | None) -> None:
         log_to_loggers(trainer, {f"prune/{k}": v for k, v in self.numbers.items() if not math.isnan(v)})

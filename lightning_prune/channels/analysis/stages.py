@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -194,8 +194,8 @@ def _shape(node: Node) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def silence_(network: nn.Module, ends: Collection[str]) -> None:
+def silence_(networks: Iterable[nn.Module], ends: Collection[str]) -> None:
     """Makes the weights and biases of layers zero, so that the branches that end there add nothing."""
-    for path in ends:
-        for parameter in network.get_submodule(path).parameters(recurse=False):
+    for module in (network.get_submodule(path) for network in networks for path in ends):
+        for parameter in module.parameters(recurse=False):
             parameter.zero_()

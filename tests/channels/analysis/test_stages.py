@@ -100,7 +100,7 @@ def test_a_silenced_branch_adds_nothing() -> None:
     _, stages = found(net)
     ends = [b.end for b in stages[0].branches]
     assert ends == ["blocks.0.3", "blocks.1.3", "blocks.2.2", "blocks.3.2", "blocks.4.2"]
-    silence_(net, ends)
+    silence_([net], ends)
     whole = net(X).detach()
     net.blocks = nn.ModuleList()
     torch.testing.assert_close(whole, net(X).detach())

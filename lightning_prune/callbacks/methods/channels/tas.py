@@ -17,7 +17,6 @@ from lightning_prune.callbacks.held_out import HeldOut, first_loader
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.callbacks.trainer import loss_scale
-from lightning_prune.channels.analysis.stages import Branch
 from lightning_prune.channels.graph.cost import ChannelCost
 from lightning_prune.channels.graph.expected import ExpectedMacs
 from lightning_prune.channels.select.units import ChannelUnits
@@ -144,7 +143,7 @@ class TASCallback(ChannelPruning):
         super().reset()
         self._stream: HeldOut | None = None
         self.expected: Tensor | float = 1.0  # share of MACs
-        self._gone: list[Branch] = []
+        self.silenced = ()
 
     def start(self, units: ChannelUnits) -> None:
         device = next(self.root.parameters()).device
@@ -267,13 +266,11 @@ class TASCallback(ChannelPruning):
         layer = units.layer[units.free]
         score[units.free] = (best[layer] - rank[units.free]) / sizes[layer]
         if self.depths is not None:
-            self._gone = self.depths.skipped(self.selector, self.budget)
-            for branch in self._gone:
+            gone = self.depths.skipped(self.selector, self.budget)
+            self.silenced = [branch.end for branch in gone]
+            for branch in gone:
                 score[branch.inside] = -torch.inf
         return score
-
-    def silenced(self) -> list[str]:
-        return [branch.end for branch in self._gone]
 
     def metrics(self) -> Mapping[str, Tensor | float]:
         blocks = {} if self.depths is None else {"blocks": float(sum(self.depths.counts.best()))}
