@@ -43,7 +43,7 @@ class Stage:
     """Residual branches one after the other on one stream.
 
     Attributes:
-        blocks: how often something is added to the stream, by an addition that no branch stands at too.
+        blocks: how often something is added to the stream, by branches that stay too.
         branches: those that may be taken out, in the order of the network.
     """
 

@@ -121,10 +121,9 @@ class TASCallback(ChannelPruning):
         histogram_every: int = 0,
         surgery: dict[str, Any] | None = None,
     ) -> None:
-        for name, shares in (("widths", widths), *((("depths", depths),) if depths else ())):
+        for name, shares, none in (("widths", widths, ""), ("depths", depths or DEPTHS, ", or () for none")):
             increasing = all(a < b for a, b in itertools.pairwise((0.0, *shares)))
             if len(shares) < 2 or not increasing or shares[-1] != 1:
-                none = "" if name == "widths" else ", or () for none"
                 raise ValueError(
                     f"{name}={tuple(shares)}: expected two shares or more, increasing, the last of them 1{none}."
                 )
