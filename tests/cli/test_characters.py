@@ -31,6 +31,8 @@ def test_a_language_model_is_fitted_by_name_and_its_file_is_read(
     assert load_pruned(folder / "pruned.safetensors")(torch.zeros(1, 16, dtype=torch.int64)).shape == (1, 256, 16)
     main(["report", str(folder), "--threads=1"])
     assert re.search(r"MACs +", capsys.readouterr().out)
+    main(["compare", str(folder / "pruned.safetensors"), str(folder), f"--data.root={tmp_path / 'text'}"])
+    assert re.search(r"accuracy +(\d+\.\d\d%) +\1 +\+0\.00%", capsys.readouterr().out)
     main(["test", str(folder / "pruned.safetensors"), "--trainer.limit_test_batches=1"])
     assert "test/bits" in capsys.readouterr().out
     with pytest.raises(SystemExit):
