@@ -84,9 +84,17 @@ def log_selection(
     log_to_loggers(trainer, numbers)
 
 
+def warn_all_stay(callback: str, rule: str, kept: Sequence[tuple[int, int]], advice: str) -> None:
+    """A removal took nothing; ``kept``: (kept, all) channels of each layer."""
+    rank_zero_warn(
+        f"{callback} removes no channel: {rule} keeps all of them (layers of {[n for _, n in kept][:_SHOWN]}... "
+        f"channels). {advice}"
+    )
+
+
 def tell_removed(callback: str, left: Mapping[str, float], branches: Sequence[str]) -> None:
     """What a removal left, and the branches that it took whole."""
-    gone = f" Removed branches, of which nothing had any effect: {', '.join(branches)}." if branches else ""
+    gone = f" Branches removed whole: {', '.join(branches)}." if branches else ""
     rank_zero_info(
         f"{callback}: {left['macs']:.1%} of the MACs, {left['params']:.1%} of the parameters and "
         f"{left['channels']:.1%} of the removable channels are left.{gone}"

@@ -70,11 +70,12 @@ def log_to_loggers(trainer: Trainer, numbers: Mapping[str, float]) -> None:
 
 
 def log_histograms(trainer: Trainer, values: Mapping[str, Tensor]) -> None:
-    """Histograms by name, for loggers that take them."""
+    """Histograms of what is finite, by name, for loggers that take them."""
     for logger in trainer.loggers if trainer.is_global_zero else ():
         add: Any = getattr(logger.experiment, "add_histogram", None) if hasattr(logger, "experiment") else None
         for name, value in values.items() if add is not None else ():
-            add(name, value.detach().float(), _logged_step(trainer))
+            if len(finite := value.detach()[value.isfinite()]):
+                add(name, finite.float(), _logged_step(trainer))
 
 
 def log_figures(trainer: Trainer, figures: Mapping[str, Any], folder: Path) -> None:

@@ -9,7 +9,7 @@ import yaml
 
 from lightning_prune.cli.parser import Parser, value_of
 from lightning_prune.cli.training import DATA
-from lightning_prune.zoo.data.module import ImageDataModule
+from lightning_prune.zoo.data.module import ReplayDataModule
 
 
 def config_beside(path: Path) -> Path | None:
@@ -27,6 +27,6 @@ def add_data(parser: Parser, args: Sequence[str], file: Path) -> dict[str, tuple
     config = config_beside(file) if value_of(args, "data") is None else None
     content = yaml.safe_load(config.read_text()) if config is not None else None
     default = (content.get("data") if isinstance(content, dict) else None) or DATA
-    parser.add_subclass_arguments(ImageDataModule, "data", fail_untyped=False)
+    parser.add_subclass_arguments(ReplayDataModule, "data", fail_untyped=False)
     parser.set_defaults({"data": default})
-    return {"data": (ImageDataModule, str(default["class_path"]))}
+    return {"data": (ReplayDataModule, str(default["class_path"]))}

@@ -1,4 +1,4 @@
-"""What the network is fed: one image of the data, so that tables can count FLOPs."""
+"""What the network is fed: one input of the data, so that tables can count FLOPs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class ExampleInput(Callback):
 
 
 def example_input(data: Any) -> Tensor | None:
-    """Zeros of the shape of one image, [1, C, H, W]; None if the data have not been set up with any."""
+    """Zeros of the shape of one image, [1, C, H, W], or of one window of a text, int64 [1, T]; None without any."""
     for name in ("train_set", "val_set", "test_set"):
-        images = getattr(data, name, None)
-        if images is not None and len(images):
-            return torch.zeros(1, *images[0][0].shape)
+        samples = getattr(data, name, None)
+        if samples is not None and len(samples):
+            return torch.zeros_like(samples[0][0])[None]
     return None

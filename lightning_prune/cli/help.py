@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from lightning_prune.callbacks import ChannelPruning, PruningCallback, WeightPruning
 from lightning_prune.cli.parser import subclasses
-from lightning_prune.zoo.data.module import ImageDataModule
+from lightning_prune.zoo.data.module import ReplayDataModule
 
-_WIDTH = 120
+_WIDTH, _INDENT = 120, 28
 
 
 def pages(text: str) -> str:
@@ -14,7 +16,7 @@ def pages(text: str) -> str:
     return (
         text.replace("{weights}", _listed(_methods(WeightPruning)))
         .replace("{channels}", _listed(_methods(ChannelPruning)))
-        .replace("{data}", ", ".join(_ours(ImageDataModule, "DataModule")))
+        .replace("{data}", _wrapped(_ours(ReplayDataModule, "DataModule")))
     )
 
 
@@ -24,7 +26,13 @@ def _methods(family: type[PruningCallback]) -> list[str]:
 
 def _ours(base: type, ending: str) -> list[str]:
     found = [c.__name__ for c in subclasses(base) if c.__module__.startswith("lightning_prune.")]
-    return sorted(name for name in found if name.endswith(ending) and name != f"InMemory{ending}")
+    bases = (f"InMemory{ending}", f"Image{ending}")
+    return sorted(name for name in found if name.endswith(ending) and name not in bases)
+
+
+def _wrapped(names: list[str]) -> str:
+    """Names in the column of what options mean."""
+    return textwrap.fill(", ".join(names), _WIDTH - _INDENT).replace("\n", "\n" + " " * _INDENT)
 
 
 def _listed(names: list[str]) -> str:

@@ -30,7 +30,7 @@ class Opened:
         network: with its zeros, and the shapes that are left.
         path: the file that it was read from.
         said: what that file is, in words.
-        shape: of one input, [C, H, W], as the run that wrote the file had it; None if it is not known.
+        shape: of one input, [C, H, W], or [T] of a text, as the run that wrote the file had it; None: not known.
     """
 
     network: nn.Module
@@ -39,9 +39,13 @@ class Opened:
     shape: tuple[int, ...] | None
 
     def example(self, given: str | None) -> torch.Tensor | None:
-        """An input [1, C, H, W] of zeros, of a size such as "3x224x224" or as the run had it; None if neither says."""
+        """An input [1, C, H, W] of zeros, of a size such as "3x224x224" or as the run had it; None if neither says.
+
+        Of a run on a text int64 [1, T].
+        """
         shape = self.shape if given is None else parse_shape(given)
-        return None if shape is None else torch.zeros(1, *shape)
+        kind = torch.int64 if shape is not None and len(shape) == 1 else None
+        return None if shape is None else torch.zeros(1, *shape, dtype=kind)
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from lightning_prune.callbacks import ChannelPruning, FactorPruning, PruningCallback
 from lightning_prune.io.recipe import network_of
 from lightning_prune.report import sparsity_report
 from lightning_prune.support.table import Table, mib, percent
 
-METRIC = "val/acc"
+METRIC, BITS = "val/acc", "val/bits"
 _STAGES = {"dense": "before the sparsify phase", "soft": "in the sparsify phase"}
 
 
@@ -29,6 +30,7 @@ class BeforeAfter(Callback):
         self.prunings = list(prunings)
         self.before: float | None = None
         self.after: float | None = None
+        self.bits: list[float | None] = [None, None]  # per character, of the same two, of a language model
         self.measured_at = -1  # global step of the last validation of the pruned network
         self.dense_bytes = self.dense_weights = 0
 
@@ -54,21 +56,22 @@ class BeforeAfter(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called after each validation; the sanity check does not count."""
-        score = trainer.callback_metrics.get(METRIC)
+        score, bits = (trainer.callback_metrics.get(name) for name in (METRIC, BITS))
         if score is None or trainer.sanity_checking:
             return
         if all(pruning.stage == "dense" for pruning in self.prunings):
-            self.before = float(score)
+            self.before, self.bits[0] = float(score), _number(bits)
         elif self.pruned:
-            self.after, self.measured_at = float(score), trainer.global_step
+            self.after, self.bits[1], self.measured_at = float(score), _number(bits), trainer.global_step
 
     def state_dict(self) -> dict[str, Any]:
         """What is known of the dense network."""
-        return {"before": self.before, "dense_bytes": self.dense_bytes, "dense_weights": self.dense_weights}
+        known = {"before": self.before, "bits": self.bits[0]}
+        return known | {"dense_bytes": self.dense_bytes, "dense_weights": self.dense_weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over what the interrupted run knew."""
-        self.before = state_dict["before"]
+        self.before, self.bits[0] = state_dict["before"], state_dict.get("bits")
         self.dense_bytes, self.dense_weights = state_dict["dense_bytes"], state_dict["dense_weights"]
 
     def removed_nothing(self, model: LightningModule) -> bool:
@@ -88,6 +91,8 @@ class BeforeAfter(Callback):
             "bytes": [self.dense_bytes, pruned_bytes],
             "input": None if example is None else list(example.shape[1:]),  # type: ignore[union-attr]
         }
+        if self.bits[1] is not None:
+            numbers[BITS] = list(self.bits)
         for pruning in self.prunings:
             if isinstance(pruning, (ChannelPruning, FactorPruning)):
                 shares = ("macs", "params", "channels")
@@ -102,6 +107,8 @@ class BeforeAfter(Callback):
             (METRIC, *(percent(share) for share in found[METRIC])),
             ("prunable weights", *(f"{n:,}" for n in found["prunable weights"])),
         ]
+        if BITS in found:
+            rows.insert(1, ("bits per character", *("" if n is None else f"{n:.3f}" for n in found[BITS])))
         names = {"channels": "removable channels", "macs": "MACs"}
         if any(isinstance(pruning, FactorPruning) for pruning in self.prunings):
             names["params"] = "parameters"
@@ -111,3 +118,7 @@ class BeforeAfter(Callback):
         rows.append(("compression", "1.00x", f"{found['compression']:.2f}x"))
         rows.append(("file", *(mib(size) for size in found["bytes"])))
         return str(Table(rows[0], rows[1:]))
+
+
+def _number(value: Tensor | None) -> float | None:
+    return None if value is None else float(value)

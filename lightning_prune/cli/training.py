@@ -14,7 +14,7 @@ from lightning_prune.cli.mistakes import UserError
 from lightning_prune.cli.models import read_checkpoint
 from lightning_prune.cli.parser import PROGRAM, Parser, check_file, check_names, pairs, value_of
 from lightning_prune.zoo.classifier import TimmClassifier
-from lightning_prune.zoo.data.module import ImageDataModule
+from lightning_prune.zoo.data.module import ReplayDataModule
 
 PRESET = {"class_path": "lightning_prune.LTPCallback", "init_args": {"warmup": 0.4, "sparsify": 0.4}}
 DATA = {"class_path": "lightning_prune.zoo.data.DigitsDataModule", "init_args": {"batch_size": 64}}
@@ -23,7 +23,7 @@ FIRST, THEN = {"warmup": 0.1, "sparsify": 0.4}, {"warmup": 0.6, "sparsify": 0.2}
 BASES = {
     "prune": (PruningCallback, str(PRESET["class_path"])),
     "then": (WeightPruning, "null"),
-    "data": (ImageDataModule, str(DATA["class_path"])),
+    "data": (ReplayDataModule, str(DATA["class_path"])),
 }
 
 
@@ -46,7 +46,7 @@ class PruneCLI(LightningCLI):
         self._given = list(args)
         super().__init__(
             TimmClassifier,
-            ImageDataModule,
+            ReplayDataModule,
             subclass_mode_data=True,
             seed_everything_default=0,
             parser_class=Parser,

@@ -1,4 +1,4 @@
-"""Widths to choose among: one distribution a layer, and gates that mix features of the two widths that are drawn."""
+"""Counts to choose among, with a distribution each: widths of layers and depths of stages; and gates of the widths."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lightning_prune.masks.gates import Gate
 from lightning_prune.support.noise import Noise
 
 
-class Widths:
-    """The widths of some layers.
+class Counts:
+    """How many stay, of the channels of each layer or of the residual branches of each stage: the first of them.
 
     Args:
-        sizes: channels of each layer.
-        shares: of them, what may be chosen, increasing up to 1.
+        sizes: how many there are in each row.
+        shares: of them, what may be chosen, increasing up to 1; at least one stays.
         device: of the logits.
     """
 
@@ -28,28 +28,28 @@ class Widths:
         self.drawn: tuple[list[list[int]], Tensor] | None = None  # choices and weights, while a step runs
 
     def draw(self, noise: Noise, temperature: float, *, learn: bool) -> None:
-        """Draws two widths of each layer and their weights; with ``learn`` the weights carry a gradient."""
+        """Draws two counts of each row and their weights; with ``learn`` the weights carry a gradient."""
         logits = self.logits if learn else self.logits.detach()
         chosen, weights = gumbel_pairs(logits, noise.uniform(*logits.shape, like=logits), temperature)
         self.drawn = chosen.tolist(), weights
 
     def best(self) -> list[int]:
-        """The most likely width of each layer; of several, the widest."""
+        """The most likely count of each row; of several, the largest."""
         chosen = self.logits.shape[1] - 1 - self.logits.detach().flip(1).argmax(1)
         return [counts[i] for counts, i in zip(self.counts, chosen.tolist(), strict=True)]
 
-    def stays(self, layer: Tensor, rank: Tensor) -> Tensor:
-        """The probability that each channel stays: those of the lowest ranks do.
+    def stays(self, row: Tensor, rank: Tensor) -> Tensor:
+        """The probability that each of some channels or branches stays: those of the lowest ranks do.
 
         Args:
-            layer, rank: of each channel, int64 [channels].
+            row, rank: of each, int64 [some].
 
         Returns:
-            [channels], differentiable in the logits.
+            [some], differentiable in the logits.
         """
         counts = torch.tensor(self.counts, device=self.logits.device)
-        inside = rank[:, None] < counts[layer]
-        return (self.logits.softmax(1)[layer] * inside).sum(1)
+        inside = rank[:, None] < counts[row]
+        return (self.logits.softmax(1)[row] * inside).sum(1)
 
 
 class Part(NamedTuple):
@@ -77,7 +77,7 @@ class WidthGate(Gate):
         owner: whether this gate stands for the logits of all.
     """
 
-    def __init__(self, widths: Widths, parts: Sequence[Part], dim: int, owner: bool) -> None:
+    def __init__(self, widths: Counts, parts: Sequence[Part], dim: int, owner: bool) -> None:
         self.widths, self.parts, self.dim, self.owner = widths, parts, dim, owner
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ is the file.
 
 - **Data**: CIFAR recipes read torchvision's folders below `--data.root` (`data`; `--data.download true` fetches them)
   and hold out a tenth for validation. ImageNet recipes read `train/<class>/` and `val/<class>/` below `--data.root`.
-  The digits come with the package.
+  The digits come with the package. enwik8 is one file, unpacked, or a folder that holds it.
 - **Several devices**: `--trainer.devices 8 --trainer.strategy ddp`; `--data.batch_size` is each device's, so divide.
   Several nodes: `--trainer.num_nodes`. Loader processes: `--data.num_workers`.
 - **Precision**: the ImageNet recipes say `bf16-mixed`; `--trainer.precision 16-mixed` suits older GPUs, `32-true` CPUs.

@@ -20,6 +20,7 @@ from lightning_prune.callbacks.families.zeros import warn_if_zeros_are_free
 from lightning_prune.functional.schedules import anneal, piecewise
 from lightning_prune.support.near import did_you_mean
 from lightning_prune.zoo import alexnet as _alexnet  # noqa: F401  registers it with timm
+from lightning_prune.zoo import characters as _characters  # noqa: F401  registers it with timm
 from lightning_prune.zoo import models as _models  # noqa: F401  registers the CIFAR networks with timm
 
 Batch = tuple[Tensor, Tensor]
@@ -29,10 +30,12 @@ class TimmClassifier(CompactCheckpoint, LightningModule):
     """An image classifier with any timm backbone, picked by name.
 
     Checkpoints of a compact one load with a Trainer or without (`CompactCheckpoint`). Logs ``train/loss``,
-    ``train/acc``, ``val/loss``, ``val/acc``, ``test/loss``, ``test/acc``.
+    ``train/acc``, ``val/loss``, ``val/acc``, ``test/loss``, ``test/acc``. A model of characters, which gives logits
+    [N, num_classes, T] for labels [N, T], logs bits per character too, ``val/bits`` and ``test/bits``.
 
     Args:
-        model_name: a name of ``timm.list_models()``, or ours: resnet20_cifar, resnet56_cifar, vgg16_bn_cifar, alexnet.
+        model_name: a name of ``timm.list_models()``, or ours: resnet20_cifar, resnet56_cifar, vgg16_bn_cifar, alexnet,
+            character_transformer.
         num_classes: classes.
         in_chans: channels of the input images.
         pretrained: load timm's weights (from the network or the local cache).
@@ -131,6 +134,8 @@ class TimmClassifier(CompactCheckpoint, LightningModule):
         metric(logits, labels)
         self.log(f"{stage}/loss", loss, on_epoch=True, on_step=stage == "train", prog_bar=stage == "train")
         self.log(f"{stage}/acc", metric, on_epoch=True, on_step=False, prog_bar=True)
+        if labels.ndim > 1 and stage != "train":
+            self.log(f"{stage}/bits", loss / math.log(2), on_epoch=True, on_step=False, prog_bar=True)
         return loss
 
     def configure_optimizers(self) -> Any:

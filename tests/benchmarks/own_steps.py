@@ -39,6 +39,7 @@ from lightning_prune import (
 )
 from lightning_prune.callbacks import calibrate
 from lightning_prune.callbacks.methods.channels.anp_vs import BASELINES
+from lightning_prune.callbacks.methods.channels.tas import DEPTHS
 from lightning_prune.zoo.data import DigitsDataModule
 from tests.benchmarks.bench.pipelines import publish
 from tests.benchmarks.bench.table import interval
@@ -48,6 +49,8 @@ DENSE, SEARCH, FINETUNE = 6, 6, 4  # epochs
 PIXEL = 1 / DigitsDataModule.std[0]  # a change of a whole pixel, in the network's units
 EPS = 0.1 * PIXEL
 BOUNDS = tuple((v - DigitsDataModule.mean[0]) * PIXEL for v in (0.0, 1.0))
+
+BRANCHES = {f"layer{i}.{k}" for i in (1, 2, 3) for k in (0, 1, 2)}  # of ResNet-20
 
 Values = dict[str, float]
 
@@ -172,14 +175,15 @@ def dynamic(name: str, seed: int, seeds: list[int]) -> Values:
     return found
 
 
-# ---- widths: TAS against the same share of every layer --------------------------------------------------------------
+# ---- widths: TAS's search against the same share of every layer -----------------------------------------------------
 
 
 def widths(name: str, seed: int, seeds: list[int]) -> Values:
     options: dict[str, Any] = {"warmup": 0, "sparsify": SEARCH, "target_macs": 0.35}
-    if name.startswith("TAS"):
+    if name.startswith("widths"):
         held = data(seed + 100).val_dataloader()
-        callback: Any = TASCallback(**options, held_out=held, width_lr=0.03)
+        depths = DEPTHS if "depths" in name else ()
+        callback: Any = TASCallback(**options, held_out=held, width_lr=0.03, depths=depths)
     elif name.startswith("uniform"):
         callback = ScorePruningCallback("l2", scope="layer", **options)
     else:
@@ -188,7 +192,12 @@ def widths(name: str, seed: int, seeds: list[int]) -> Values:
     with tempfile.TemporaryDirectory() as folder:
         more = [DistillationCallback(teacher=copy.deepcopy(module.model), teacher_dir=folder)] if "KD" in name else []
         fit(module, SEARCH + FINETUNE, seed + 100, [callback, *more])
-    return {"accuracy": 100 * measured(RobustAccuracy(), module, seed), "MACs left": callback.numbers["macs"]}
+    branches = len(BRANCHES - {path.removesuffix(".conv1") for path in callback.pruned.plan.empty})
+    return {
+        "accuracy": 100 * measured(RobustAccuracy(), module, seed),
+        "MACs left": callback.numbers["macs"],
+        "branches": float(branches),
+    }
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------
@@ -209,9 +218,12 @@ QUESTIONS: dict[str, Question] = {
         "network, which ships, beside one by the Taylor score at the budget. MACs are theoretical and no speed.",
     ),
     "widths": (
-        widths, ["TAS", "TAS + KD", "uniform", "uniform + KD", "Taylor"], "TAS",
-        "Accuracy in per cent on the test digits at 0.35 of the MACs. TAS searches widths on the validation digits, "
-        "which no other method trains on; uniform removes the same share of every layer, the filters of least norm.",
+        widths,
+        [f"{search}{kd}" for search in ("widths and depths", "widths", "uniform") for kd in ("", " + KD")] + ["Taylor"],
+        "widths and depths",
+        "Accuracy in per cent on the test digits at 0.35 of the MACs. TAS searches widths and depths, or widths alone, "
+        "on the validation digits, which no other method trains on; uniform removes the same share of every layer, the "
+        "filters of least norm. Branches: residual branches that are left, of 9.",
     ),
 }  # fmt: skip
 
@@ -239,9 +251,12 @@ def page(question: str, found: Mapping[str, list[Values]], seeds: list[int]) -> 
     for name in names:
         cells = []
         for column in columns:
-            values = [v[column] for v in found[name]]
+            values = [v[column] for v in found[name] if column in v]
+            if not values:
+                cells.append("–")
+                continue
             cell = f"{statistics.mean(values):.3g}" if max(values) < 10 else f"{statistics.mean(values):.1f}"
-            if reference and name != reference and "MACs" not in column and len(seeds) > 1:
+            if reference and name != reference and column not in ("MACs left", "branches") and len(seeds) > 1:
                 mean, half = interval([a[column] - b for a, b in zip(found[reference], values, strict=True)])
                 cell += f" ({mean:+.3g} ± {half:.2g})"
             cells.append(cell)

@@ -15,7 +15,7 @@ def test_a_page_shows_losses_as_losses() -> None:
     found = {name: [{"accuracy": 90.0 + i, "MACs left": 0.35} for i in range(2)] for name in names}
     found["uniform"] = [{"accuracy": 91.0, "MACs left": 0.34}, {"accuracy": 93.0, "MACs left": 0.34}]
     text = own_steps.page("widths", found, [0, 1])
-    assert "| TAS | 90.5 | 0.35 |" in text
+    assert "| widths and depths | 90.5 | 0.35 |" in text
     assert "| uniform | 92.0 (-1.5 ± 6.4) | 0.34 |" in text
     assert "| Taylor | 90.5 (+0 ± 0) | 0.35 |" in text
 

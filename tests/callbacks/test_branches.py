@@ -66,7 +66,7 @@ def test_a_branch_is_removed_in_mid_fit_and_resumes_bit_for_bit(
     )
     plan = plan_of(whole)
     assert branch_names(plan) == ("blocks.0",)
-    assert said[0].endswith("Removed branches, of which nothing had any effect: blocks.0.")
+    assert said[0].endswith("Branches removed whole: blocks.0.")
     assert callback.pruned.proof.equal
     assert callback.numbers["macs"] <= 0.4
     assert callback.numbers["params"] == size(whole) / size(module())

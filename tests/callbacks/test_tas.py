@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from lightning_prune.callbacks.held_out import HeldOut
 from lightning_prune.channels.graph.cost import ChannelCost
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.masks import attach, detach
-from tests.callbacks.methods import fit
+from tests.callbacks.methods import equal, fit, keep_all, macs
+from tests.callbacks.test_branches import module as residual
 from tests.toy import Toy, loaders, network, samples
 
 SHORT: dict[str, Any] = {"max_epochs": 2, "limit_val_batches": 0}
@@ -119,7 +121,10 @@ def test_widths_learn_on_held_out_data_and_weights_on_the_fits(tmp_path: Path) -
 def test_validation_data_is_held_out_and_without_any_that_is_said(tmp_path: Path) -> None:
     _, callback, _ = fit(tmp_path, TASCallback, options=PHASES, max_epochs=2)
     assert callback._stream.loader.dataset.tensors[0].shape[0] == 32
-    with pytest.warns(UserWarning, match="has no held-out data, so widths learn on the batches that weights train on"):
+    with (
+        pytest.warns(UserWarning, match="has no held-out data, so widths learn on the batches that weights train on"),
+        pytest.warns(UserWarning, match="no residual branches of Sequential that can be taken out"),
+    ):
         fit(tmp_path, TASCallback, options=PHASES, **SHORT)
 
 
@@ -183,5 +188,66 @@ def test_what_is_out_of_range_is_named() -> None:
     for widths in ((1.0,), (0.5, 0.4, 1.0), (0.5, 0.9), (0.0, 1.0)):
         with pytest.raises(ValueError, match=r"widths=\(.* increasing, the last of them 1"):
             TASCallback(widths=widths)
+    with pytest.raises(ValueError, match=r"depths=\(0.5,\): .* the last of them 1, or \(\) for none"):
+        TASCallback(depths=(0.5,))
     with pytest.raises(ValueError, match=r"width_lr=-1 and temperature=\(5.0, 0.1\) must be positive"):
         TASCallback(width_lr=-1)
+
+
+class Shallow(TASCallback):
+    """Is nearly sure of one block of two from the beginning."""
+
+    def start(self, units: ChannelUnits) -> None:
+        super().start(units)
+        assert self.depths is not None
+        with torch.no_grad():
+            self.depths.counts.logits.copy_(torch.tensor([[3.0, 0.0]]))
+
+
+def blocks(**options: Any) -> dict[str, Any]:
+    """A short fit of a network of two residual blocks."""
+    given = {"depths": (0.5, 1.0), "sparsify": 2, "held_out": OTHER}
+    return {"module": residual(), "max_epochs": 3, "limit_val_batches": 0, "options": PHASES | given | options}
+
+
+class Removal(lightning.Callback):
+    """The network before the removal and after it, and the names in its checkpoints before."""
+
+    before: Any = None
+    after: Any = None
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        if trainer.callbacks[0].stage == "soft":
+            self.before, self.names = copy.deepcopy(pl_module.net), list(pl_module.state_dict())
+
+    def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if trainer.callbacks[0].stage == "pruned" and self.after is None:
+            self.after = copy.deepcopy(pl_module.net)
+
+
+def test_the_branch_behind_the_most_likely_depth_goes_whole(tmp_path: Path) -> None:
+    removal, path = Removal(), tmp_path / "kept"
+    options: dict[str, Any] = {"target_macs": 0.515}  # what the first block leaves, within 1 %
+    module, callback, _ = fit(tmp_path, Shallow, callbacks=[keep_all(path, 10), removal], **blocks(**options))
+    assert callback.depths.counts.best() == [1]
+    cut = {"blocks.1.0", "blocks.1.1", "blocks.1.3"}
+    assert set(callback.pruned.plan.empty) == cut
+    assert removal.names == list(residual().state_dict())  # checkpoints in mid-search are the dense network's
+    masked, x = removal.before, samples(8).tensors[0]
+    masked.blocks = masked.blocks[:1]
+    torch.testing.assert_close(removal.after.train()(x), masked.train()(x))
+    before, after = (dict(net.named_parameters()) for net in (removal.after, module.net))
+    live = [name for name in before if not name.startswith("blocks.1")]
+    assert all(bool((before[name] != after[name]).any()) for name in live)
+    again, _, _ = fit(tmp_path / "again", Shallow, ckpt_path=path / "step=10.ckpt", **blocks(**options))
+    assert equal(module, again)
+
+
+def test_widths_and_depths_meet_the_budget_together(tmp_path: Path) -> None:
+    start = blocks(target_macs=0.3)
+    dense = macs(start["module"].net)
+    module, callback, _ = fit(tmp_path, Shallow, **start)
+    assert module.net.blocks[1][0].out_channels == 0
+    assert module.net.blocks[0][0].out_channels < 12
+    assert 0.27 < macs(module.net) / dense <= 0.3  # a channel of the first block is a twelfth of a half
+    assert callback.numbers["macs"] == pytest.approx(macs(module.net) / dense, abs=1e-3)

@@ -9,7 +9,7 @@ from torch import nn
 from lightning_prune.masks import Gate, attach, detach
 from lightning_prune.masks.bernoulli import BernoulliGate, BetaBernoulli
 from lightning_prune.masks.saliency import Listener, SaliencyGate
-from lightning_prune.masks.widths import Part, WidthGate, Widths
+from lightning_prune.masks.widths import Counts, Part, WidthGate
 from lightning_prune.support.noise import Noise
 
 CPU = torch.device("cpu")
@@ -74,8 +74,8 @@ def test_a_mask_that_is_expected_to_be_tiny_is_none_and_pays_its_price() -> None
     torch.testing.assert_close(masks.penalty(), 2 * one)
 
 
-def widths_of(choices: list[list[int]], weights: list[list[float]]) -> Widths:
-    widths = Widths([4, 2], (0.5, 1.0), CPU)
+def widths_of(choices: list[list[int]], weights: list[list[float]]) -> Counts:
+    widths = Counts([4, 2], (0.5, 1.0), CPU)
     widths.drawn = choices, torch.tensor(weights)
     return widths
 
@@ -106,7 +106,7 @@ def test_channels_that_occur_often_and_maps_are_mixed_alike() -> None:
 
 
 def test_the_probability_that_channels_stay() -> None:
-    widths = Widths([4, 2], (0.5, 1.0), CPU)
+    widths = Counts([4, 2], (0.5, 1.0), CPU)
     with torch.no_grad():
         widths.logits[0, 1] = 1.0
     wide = float(torch.tensor(1.0).sigmoid())

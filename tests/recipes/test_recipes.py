@@ -29,14 +29,16 @@ SHALLOW = {
     "resnet56_cifar": ["--model.model_name=resnet20_cifar", "--model.model_kwargs={width: 8}"],
     "resnet20_cifar": ["--model.model_kwargs={width: 8}"],
     "vgg16_bn_cifar": ["--model.model_kwargs={width: 8}"],
+    "character_transformer": ["--model.model_kwargs={width: 64, length: 16}"],
     "deit_tiny_patch16_224": ["--model.model_kwargs={img_size: 64, depth: 1}"],
 }
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CIFAR-10, CIFAR-100 and a folder of 1,000 classes, with a few small images."""
+    """CIFAR-10, CIFAR-100 and a folder of 1,000 classes, with a few small images; and a text for enwik8."""
     root = tmp_path_factory.mktemp("data")
+    (root / "enwik8").write_text("a text of some words. " * 100)
     write_cifar(root, hundred=False)
     write_cifar(root, hundred=True)
     noise = np.random.default_rng(0).integers(0, 256, (80, 72, 3), dtype=np.uint8)
@@ -108,6 +110,8 @@ def short(recipe: Any, data: Path, path: Path) -> list[str]:
     module = recipe.data.class_path.split(".")[-1]
     if module != "DigitsDataModule":
         options.append(f"--data.root={data}")
+    if module == "CharactersDataModule":
+        options.append("--data.length=16")
     if module == "ImageFolderDataModule":
         options.append(f"--data.image_size={32 if 'resnet' in recipe.model.model_name else 64}")
     return options

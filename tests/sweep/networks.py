@@ -28,7 +28,7 @@ def listing(path: Path) -> list[dict[str, Any]]:
     if path.exists():
         return json.loads(path.read_text())
     rows = []
-    for name in timm.list_models():
+    for name in timm.list_models(exclude_filters="character_*"):
         with torch.device("meta"):
             model = timm.create_model(name)
         norms = [m for m in model.modules() if is_norm(m)]

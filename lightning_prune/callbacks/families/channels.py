@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_prune.callbacks.families.aim import LatencyAim
 from lightning_prune.callbacks.families.choice import ChannelChoice
-from lightning_prune.callbacks.logs import PHASES, tell_removed
+from lightning_prune.callbacks.logs import PHASES, tell_removed, warn_all_stay
 from lightning_prune.callbacks.options import check_channel_options
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.callbacks.step import trained_by
 from lightning_prune.callbacks.trainer import announce_removal, averaged_copies, log_to_loggers, shapes_may_change
+from lightning_prune.channels.analysis.stages import silence_
 from lightning_prune.channels.remove import Pruned, remove_channels
 from lightning_prune.channels.select.selection import Resource
 from lightning_prune.channels.select.taps import scale_readers_
@@ -31,8 +31,8 @@ from lightning_prune.support.retrain import reinitialise
 class ChannelPruning(ChannelChoice):
     """Base of the methods that remove channels. A subclass gives ``score(units) -> [groups]`` and what else it needs.
 
-    `ChannelUnits.aggregate` makes scores of groups from values of channels; a group of score +inf stays. Names of gates
-    are those of modules (their outputs) or parameters of the network; after the removal, what is kept has no gate.
+    `ChannelUnits.aggregate` makes scores of groups from values of channels. A group of +inf stays, a layer of -inf goes
+    whole. Names of gates are those of modules (their outputs) or parameters; what is kept has none any more.
 
     Args:
         target_macs: share of the multiply-accumulates that may be left, in (0, 1); met within 1 %.
@@ -105,6 +105,7 @@ class ChannelPruning(ChannelChoice):
 
     # ---- what a method may say further ------------------------------------------------------------------------------
 
+    silenced: Collection[str] = ()  # layers whose weight and bias become zero at the removal: ends of whole branches
     if_all_stay = "Raise delta, regularize for longer (sparsify, travel or lam), or give a target."
 
     def means(self) -> Mapping[str, Tensor]:
@@ -128,11 +129,10 @@ class ChannelPruning(ChannelChoice):
         if (factors := self.folds()) is not None:
             for name in [n for net in (self.root, *copies) for n in scale_readers_(net, self.units.taps, factors)]:
                 self.monitor.warn_once(name, f"The gate on the {name} is dropped: it could not go into a weight.")
+        silence_((self.root, *copies), self.silenced)
         if bool(selection.keep.all()):
-            rank_zero_warn(
-                f"{type(self).__name__} removes no channel: the rule {self.rule!r} with delta={self.delta} keeps all "
-                f"of them (layers of {[n for _, n in selection.kept][:5]}... channels). {self.if_all_stay}"
-            )
+            rule = f"the rule {self.rule!r} with delta={self.delta}"
+            warn_all_stay(type(self).__name__, rule, selection.kept, self.if_all_stay)
             return False
         dense = deepcopy(self.root).cpu() if self.aim.batch and trainer.is_global_zero else None
         with shapes_may_change(trainer):

@@ -20,9 +20,13 @@ class ExpectedMacs:
         device: where the shares will be.
         writers: {path of a layer: group of each of its output channels}, of layers that will say themselves how much
             they write, as others may write to the same groups.
+        branches: {path of a layer: number of the branch that it is in}, of those that may be skipped.
     """
 
-    def __init__(self, cost: ChannelCost, device: torch.device, writers: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self, cost: ChannelCost, device: torch.device, writers: Mapping[str, Tensor] | None = None,
+        branches: Mapping[str, int] | None = None,
+    ) -> None:  # fmt: skip
         self.total = max(cost.macs(), 1)
         self._terms = []
         self._free: list[tuple[Tensor, int, int]] = []  # of each width: groups that may go, others, all
@@ -37,20 +41,25 @@ class ExpectedMacs:
                     known[id(ids)] = len(self._free)
                     free = ids[ids >= 0]
                     self._free.append((free.to(device), len(ids) - len(free), max(len(ids), 1)))
-            self._terms.append((base / self.total, [known[id(ids)] for ids in rest], None if mine is None else layer))
+            places = [known[id(ids)] for ids in rest]
+            branch = (branches or {}).get(layer)
+            self._terms.append((base / self.total, places, None if mine is None else layer, branch))
 
-    def __call__(self, used: Tensor, written: Mapping[str, Tensor] | None = None) -> Tensor:
+    def __call__(self, used: Tensor, written: Mapping[str, Tensor] | None = None, runs: Tensor | None = None) -> Tensor:
         """The share of all multiply-accumulates, [...].
 
         Args:
             used: how much of each group is used, in [0, 1], [..., groups].
             written: by the path of a layer, how much of its outputs it writes, [...]; of all `writers` whose
                 outputs are a width of theirs.
+            runs: the probability that each branch is not skipped, [branches].
         """
         shares = [(used[..., free].sum(-1) + others) / size for free, others, size in self._free]
         total = used.new_zeros(used.shape[:-1])
-        for base, widths, layer in self._terms:
+        for base, widths, layer, branch in self._terms:
             value = base if layer is None else base * (written or {})[layer]
+            if branch is not None and runs is not None:
+                value = value * runs[branch]
             for i in widths:
                 value = value * shares[i]
             total = total + value

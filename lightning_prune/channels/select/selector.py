@@ -63,7 +63,7 @@ class Selector:
 
         Args:
             score: importance of each group, float [groups]; the lowest go first. Groups that stay, and groups of
-                score +inf, are not asked.
+                score +inf, are not asked; a layer of which all have -inf is taken for one that does nothing.
             removal: whether the channels go now. A norm that is zero throughout has then had its time to be trained,
                 and what only feeds it goes too.
             extra_ties: groups whose kept counts must be equal, beside those that the network's code shows.
@@ -81,7 +81,7 @@ class Selector:
         elif keep is None:
             keep = torch.ones(units.size, dtype=torch.bool)
         shut = self.branches.silent() if removal and self.branches is not None else frozenset[str]()
-        request = Request(score, keep, units.proven_zero(), units.held, target, shut)
+        request = Request(score, keep, units.proven_zero() | (score == -math.inf), units.held, target, shut)
         return self.meet(request, ties=extra_ties)
 
     def ranked(self, score: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,7 +166,7 @@ class Selector:
     ) -> Selection:
         """What keeping some groups, bool [groups], comes to."""
         values, layers = self.units.by_layer(request.score), self.units.by_layer(keep)
-        known = [v < math.inf for v in values]
+        known = [v.isfinite() for v in values]
         pairs = [(v[k], mine[k]) for v, mine, k in zip(values, layers, known, strict=True)]
         gaps = [g for v, k in pairs if not math.isnan(g := gap(v, k))]
         share = {name: measure(keep) / self._totals[name] for name, measure in self._measures.items()}

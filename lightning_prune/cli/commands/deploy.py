@@ -10,7 +10,7 @@ from lightning_prune.cli.mistakes import UserError
 from lightning_prune.cli.models import open_model
 from lightning_prune.cli.parser import PROGRAM, Parser, check_names
 from lightning_prune.export.deploy import deploy
-from lightning_prune.zoo.data.module import ImageDataModule
+from lightning_prune.zoo.data.module import ReplayDataModule
 
 PAGE = """\
 usage: lightning-prune deploy PATH [options]
@@ -48,7 +48,7 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument("--baseline", type=str)
     for name, default in (("batch", 1), ("threads", 1), ("rounds", 30)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    check_names(args, [*parser.names(), "--data"], {"data": (ImageDataModule, "null")})
+    check_names(args, [*parser.names(), "--data"], {"data": (ReplayDataModule, "null")})
     if not args or args[0].startswith("--"):
         raise UserError("deploy needs the path of a model first, such as lightning_logs/version_0.")
     opened = open_model(args[0])

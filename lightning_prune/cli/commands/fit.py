@@ -39,6 +39,7 @@ Methods that remove channels:
 
 What it is trained on, and how:
   --model.model_name NAME   any timm model; --model.pretrained true loads timm's weights; --model.lr, --model.optimizer
+                            (character_transformer: a language model, for --data CharactersDataModule)
   --data MODULE             {data}
                             --data.root FOLDER, --data.image_size 32, --data.batch_size 64; --data.help=MODULE
   --trainer.max_epochs N    10 by default; --trainer.precision, --trainer.devices, --trainer.default_root_dir, ...

@@ -50,8 +50,13 @@ class PredictCLI(EvaluateCLI):
         batches = self.trainer.predict(**(options | {"return_predictions": True}))
         if not batches:
             raise UserError(f"{type(self.datamodule).__name__} has no test data to predict.")
-        path = Path(self.config["predict"]["out"])
-        count = write_predictions(path, torch.cat(batches))  # type: ignore[arg-type]
+        path, found = Path(self.config["predict"]["out"]), torch.cat(batches)  # type: ignore[arg-type]
+        if found.ndim != 2:
+            raise UserError(
+                f"predict writes one class a sample, and {type(self.model.model).__name__} gives {tuple(found.shape)} "
+                "probabilities. `lightning-prune test` gives a language model's bits per character."
+            )
+        count = write_predictions(path, found)
         print(f"saved {path}: {count:,} predictions")
 
 

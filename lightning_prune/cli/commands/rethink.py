@@ -16,7 +16,7 @@ from lightning_prune.cli.parser import PROGRAM, Parser, check_names
 from lightning_prune.io.recipe import recipe_of
 from lightning_prune.rethinking import Arm, rethink
 from lightning_prune.zoo.classifier import TimmClassifier
-from lightning_prune.zoo.data.module import ImageDataModule
+from lightning_prune.zoo.data.module import ReplayDataModule
 
 PAGE = """\
 usage: lightning-prune rethink PATH [options]
@@ -49,7 +49,7 @@ def run(args: Sequence[str]) -> None:
         parser.add_argument(f"--{name}", type=kind)
     parser.add_argument("--seeds", type=str, default="0")
     parser.add_argument("--input", type=str)
-    check_names(args, [*parser.names(), "--data"], {"data": (ImageDataModule, "null")})
+    check_names(args, [*parser.names(), "--data"], {"data": (ReplayDataModule, "null")})
     if not args or args[0].startswith("--"):
         raise UserError("rethink needs the path of a pruned model first, such as lightning_logs/version_0.")
     opened = open_model(args[0])
@@ -63,8 +63,8 @@ def run(args: Sequence[str]) -> None:
     if example is None:
         raise UserError(f"{opened.path} does not tell the size of an image: give --input, such as 3x224x224.")
 
-    def data(seed: int) -> ImageDataModule:
-        module: ImageDataModule = parser.instantiate_classes(given).data
+    def data(seed: int) -> ReplayDataModule:
+        module: ReplayDataModule = parser.instantiate_classes(given).data
         module.seed = seed
         return module
 
@@ -77,7 +77,7 @@ def run(args: Sequence[str]) -> None:
 
 
 def _maker(
-    settings: dict[str, Any], lr: float | None, finetune_lr: float | None, data: ImageDataModule
+    settings: dict[str, Any], lr: float | None, finetune_lr: float | None, data: ReplayDataModule
 ) -> Callable[[Arm], TimmClassifier]:
     """What makes the dense network of an arm, with random weights."""
     rate = float(settings.get("lr", 1e-3)) if lr is None else lr

@@ -1,5 +1,6 @@
-"""LightningDataModules for image classification, and loaders whose batches a resumed run sees again."""
+"""LightningDataModules for image classification and for texts, and loaders whose batches a resumed run sees again."""
 
+from lightning_prune.zoo.data.characters import CharactersDataModule
 from lightning_prune.zoo.data.datasets import (
     CIFAR10DataModule,
     CIFAR100DataModule,
@@ -8,15 +9,17 @@ from lightning_prune.zoo.data.datasets import (
     ImageFolderDataModule,
 )
 from lightning_prune.zoo.data.loading import EpochSampler, ReplayLoader
-from lightning_prune.zoo.data.module import ImageDataModule
+from lightning_prune.zoo.data.module import ImageDataModule, ReplayDataModule
 
 __all__ = [
     "CIFAR10DataModule",
     "CIFAR100DataModule",
+    "CharactersDataModule",
     "DigitsDataModule",
     "EpochSampler",
     "FashionMNISTDataModule",
     "ImageDataModule",
     "ImageFolderDataModule",
+    "ReplayDataModule",
     "ReplayLoader",
 ]

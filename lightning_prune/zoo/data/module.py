@@ -1,4 +1,4 @@
-"""What the image data modules share: arguments, splits and loaders."""
+"""What the data modules share: arguments, splits and loaders."""
 
 from __future__ import annotations
 
@@ -13,21 +13,18 @@ from lightning_prune.zoo.data.images import ImageTensors, random_shift_flip
 from lightning_prune.zoo.data.loading import Augment, EpochSampler, ReplayLoader, balanced_order, stratified_split
 
 
-class ImageDataModule(LightningDataModule):
-    """What the data modules share: arguments, splits and loaders. Subclasses say how to get images and labels.
+class ReplayDataModule(LightningDataModule):
+    """Data whose training batches a resumed run sees again. Subclasses say what they are.
 
     Args:
         batch_size: samples in a batch; a last, smaller training batch is dropped, evaluation batches are not.
         num_workers: worker processes of each loader. The in-memory data sets do best with 0.
-        image_size: height and width in pixels, bilinear; None keeps the data set's own size.
-        subset: number of training samples to use, balanced over the classes; None uses all.
         val_split: share of the training data held out for validation, in [0, 1); 0 validates on nothing.
-        seed: seed of the validation split, the subset, the order of training samples and their augmentation.
-        augment: augment training images.
+        seed: seed of the validation split and of the order of training samples.
 
     Attributes:
         num_classes: number of classes.
-        in_chans: number of image channels.
+        in_chans: number of channels of an input.
         train_set: the training data, after ``setup``; so are ``val_set`` and ``test_set``, None
             where there is no such data.
     """
@@ -38,23 +35,13 @@ class ImageDataModule(LightningDataModule):
     val_set: Dataset[Any] | None
     test_set: Dataset[Any] | None
 
-    def __init__(
-        self,
-        batch_size: int = 128,
-        num_workers: int = 0,
-        image_size: int | None = None,
-        subset: int | None = None,
-        val_split: float = 0.1,
-        seed: int = 0,
-        augment: bool = False,
-    ) -> None:
+    def __init__(self, batch_size: int = 128, num_workers: int = 0, val_split: float = 0.1, seed: int = 0) -> None:
         super().__init__()
-        if batch_size < 1 or (subset is not None and subset < 1) or (image_size is not None and image_size < 1):
-            raise ValueError("batch_size, subset and image_size must be positive")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, got {batch_size}")
         if not 0.0 <= val_split < 1.0:
             raise ValueError(f"val_split must be in [0, 1), got {val_split}")
-        self.batch_size, self.num_workers, self.image_size = batch_size, num_workers, image_size
-        self.subset, self.val_split, self.seed, self.augment = subset, val_split, seed, augment
+        self.batch_size, self.num_workers, self.val_split, self.seed = batch_size, num_workers, val_split, seed
         self._ready = False
 
     def _build(self) -> None:
@@ -62,7 +49,7 @@ class ImageDataModule(LightningDataModule):
         raise NotImplementedError
 
     def _batch_augmentation(self) -> Augment | None:
-        """What to do to whole training batches; None for data sets that augment single images or nothing."""
+        """What to do to whole training batches; None for data sets that augment single samples or nothing."""
         return None
 
     def setup(self, stage: str | None = None) -> None:
@@ -70,19 +57,6 @@ class ImageDataModule(LightningDataModule):
         if not self._ready:
             self._build()
             self._ready = True
-
-    def _split(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Indices of training (after ``subset``) and validation samples among the training data."""
-        train, val = stratified_split(labels, self.val_split, self.seed)
-        return self._pick(train, labels), val
-
-    def _pick(self, train: Tensor, labels: Tensor) -> Tensor:
-        """The ``subset`` of the training indices, sorted."""
-        if self.subset is None:
-            return train
-        if self.subset > len(train):
-            raise ValueError(f"subset={self.subset} but {type(self).__name__} has {len(train)} training samples")
-        return train[balanced_order(labels[train], self.seed)[: self.subset]].sort().values
 
     def train_dataloader(self) -> ReplayLoader:
         """Returns the training loader: shuffled by (seed, epoch), resumable anywhere in an epoch."""
@@ -119,6 +93,48 @@ class ImageDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """Returns the test loader, in order; an empty list without test data."""
         return self.test_dataloader()
+
+
+class ImageDataModule(ReplayDataModule):
+    """Images and their classes. Subclasses say where they come from.
+
+    Args:
+        batch_size: samples in a batch; a last, smaller training batch is dropped, evaluation batches are not.
+        num_workers: worker processes of each loader. The in-memory data sets do best with 0.
+        image_size: height and width in pixels, bilinear; None keeps the data set's own size.
+        subset: number of training samples to use, balanced over the classes; None uses all.
+        val_split: share of the training data held out for validation, in [0, 1); 0 validates on nothing.
+        seed: seed of the validation split, the subset, the order of training samples and their augmentation.
+        augment: augment training images.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        num_workers: int = 0,
+        image_size: int | None = None,
+        subset: int | None = None,
+        val_split: float = 0.1,
+        seed: int = 0,
+        augment: bool = False,
+    ) -> None:
+        super().__init__(batch_size, num_workers, val_split, seed)
+        if (subset is not None and subset < 1) or (image_size is not None and image_size < 1):
+            raise ValueError(f"subset={subset} and image_size={image_size} must be positive")
+        self.image_size, self.subset, self.augment = image_size, subset, augment
+
+    def _split(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Indices of training (after ``subset``) and validation samples among the training data."""
+        train, val = stratified_split(labels, self.val_split, self.seed)
+        return self._pick(train, labels), val
+
+    def _pick(self, train: Tensor, labels: Tensor) -> Tensor:
+        """The ``subset`` of the training indices, sorted."""
+        if self.subset is None:
+            return train
+        if self.subset > len(train):
+            raise ValueError(f"subset={self.subset} but {type(self).__name__} has {len(train)} training samples")
+        return train[balanced_order(labels[train], self.seed)[: self.subset]].sort().values
 
 
 class InMemoryDataModule(ImageDataModule):

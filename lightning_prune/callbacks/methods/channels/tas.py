@@ -1,4 +1,4 @@
-"""Transformable Architecture Search as a callback: the widths of layers by gradient descent on held-out data."""
+"""Transformable Architecture Search as a callback: widths and depths by gradient descent on held-out data."""
 
 from __future__ import annotations
 
@@ -24,28 +24,36 @@ from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.functional.gating import flops_loss
 from lightning_prune.functional.schedules import anneal
 from lightning_prune.masks import Gate
-from lightning_prune.masks.widths import Part, WidthGate, Widths
+from lightning_prune.masks.depths import Depths
+from lightning_prune.masks.widths import Counts, Part, WidthGate
 from lightning_prune.scoring.loss import task_loss
 from lightning_prune.support.noise import Noise
 
-SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+WIDTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """The paper's candidates for a layer's width."""
+DEPTHS = (1 / 3, 2 / 3, 1.0)
+"""The paper's candidates for the number of blocks in a stage."""
 
 
 class TASCallback(ChannelPruning):
-    """The width search of Transformable Architecture Search (Dong & Yang, NeurIPS 2019, arXiv 1905.09717).
+    """Transformable Architecture Search (Dong & Yang, NeurIPS 2019, arXiv 1905.09717): widths and depths.
 
-    While sparsifying, each layer has a distribution over widths. A step draws two of them by Gumbel noise, and what
-    reads the layer gets the mixture of both features, brought to one width by channel-wise interpolation. Weights train
-    on the fit's batches, and after each of them the distributions on one of the held-out data, by the loss there plus
-    ``price·(±log E)``, E being the expected MACs. At the removal each layer keeps its first channels, as many as its
-    most likely width says, all shifted by one common share so that the target is met. For the paper's third stage add
-    a `DistillationCallback`.
+    While sparsifying, each layer has a distribution over widths, and each run of residual branches on one stream, a
+    stage, over depths. A step draws two of each by Gumbel noise. What reads the layer gets the mixture of both
+    features, brought to one width by channel-wise interpolation; what a branch adds is weighed by the share of the
+    depths that reach it. Weights train on the fit's batches, and after each of them the distributions on one of the
+    held-out data, by the loss there plus ``price·(±log E)``, E being the expected MACs. At the removal the branches
+    behind the most likely depths go whole, fewer where less than the target would be left, and each layer keeps its
+    first channels, as many as its most likely width says, all shifted by one common share so that the target is met.
+    For the paper's third stage add a `DistillationCallback`.
 
-    Left out: the search for depth (no block is skipped), a BatchNorm of its own for each width, and widths that differ
-    within a residual stream: layers that must go together have one. Expected MACs take layers as independent.
-    Ours: interpolation where a layer reads, after the activation; the loss of the widths is the task's own
-    (cross-entropy for classes), whatever ``training_step`` adds. Needs automatic optimization.
+    Left out: a BatchNorm of its own for each width, and widths that differ within a residual stream: layers that must
+    go together have one. Expected MACs take layers and stages as independent. A branch that surgery cannot take out
+    stays: attention's, one that ends in squeeze-and-excitation, the first of a stage beside a strided shortcut.
+    Ours: interpolation where a layer reads, after the activation; two depths a step, as for widths, and a branch reads
+    the stream as those before it left it, where the paper mixes the outputs of whole blocks; the loss of the
+    distributions is the task's own (cross-entropy for classes), whatever ``training_step`` adds. Needs automatic
+    optimization.
 
     Args:
         target_macs: share of the multiply-accumulates that may be left, in (0, 1); met within 1 %. Half of them
@@ -53,11 +61,12 @@ class TASCallback(ChannelPruning):
         target_params: the same for parameters.
         target_channels: the same for channels, of those that may be removed.
         target_latency: the same for the CPU latency, measured. Give one target.
-        held_out: a loader of batches on which the widths learn, such as one half of the training data, of which the
-            fit gets the other; None: the fit's validation data, or without any the training batches, with a warning.
+        held_out: a loader of batches on which the distributions learn, such as half of the training data, of which the
+            fit gets the rest; None: the fit's validation data, or without any the training batches, with a warning.
         widths: shares of a layer's channels to choose among, the last 1.
-        price: of the MACs in the loss of the widths.
-        tolerance: how far below the target the MACs of the most likely widths cost nothing, as a share of all.
+        depths: shares of a stage's blocks to choose among, the last 1; one block stays. (): depth is not searched.
+        price: of the MACs in the loss of the distributions.
+        tolerance: how far below the target the MACs of the most likely choices cost nothing, as a share of all.
         temperature: of the Gumbel softmax, at the start and at the end, along a cosine.
         width_lr: step of the distributions' Adam.
         seed: of the draws.
@@ -89,7 +98,8 @@ class TASCallback(ChannelPruning):
         target_channels: float | None = None,
         target_latency: float | None = None,
         held_out: Iterable[Any] | None = None,
-        widths: Sequence[float] = SHARES,
+        widths: Sequence[float] = WIDTHS,
+        depths: Sequence[float] = DEPTHS,
         price: float = 2.0,
         tolerance: float = 0.05,
         temperature: tuple[float, float] = (5.0, 0.1),
@@ -112,16 +122,20 @@ class TASCallback(ChannelPruning):
         histogram_every: int = 0,
         surgery: dict[str, Any] | None = None,
     ) -> None:
-        increasing = all(a < b for a, b in itertools.pairwise((0.0, *widths)))
-        if len(widths) < 2 or not increasing or widths[-1] != 1:
-            raise ValueError(f"widths={tuple(widths)}: expected two shares or more, increasing, the last of them 1.")
+        for name, shares, none in (("widths", widths, ""), ("depths", depths or DEPTHS, ", or () for none")):
+            increasing = all(a < b for a, b in itertools.pairwise((0.0, *shares)))
+            if len(shares) < 2 or not increasing or shares[-1] != 1:
+                raise ValueError(
+                    f"{name}={tuple(shares)}: expected two shares or more, increasing, the last of them 1{none}."
+                )
         if price < 0 or tolerance < 0 or width_lr <= 0 or min(temperature) <= 0:
             raise ValueError(
                 f"price={price} and tolerance={tolerance} must not be negative; width_lr={width_lr} and "
                 f"temperature={temperature} must be positive."
             )
         super().__init__(**options_of(ChannelPruning, locals()))
-        self.held_out, self.choices, self.price, self.tolerance = held_out, tuple(widths), price, tolerance
+        self.held_out, self.price, self.tolerance = held_out, price, tolerance
+        self.choices, self.depth_choices = tuple(widths), tuple(depths)
         self.temperature, self.width_lr, self.noise = temperature, width_lr, Noise(seed)
         self.macs_goal = target_macs if target_macs is not None else 0.5
 
@@ -129,6 +143,7 @@ class TASCallback(ChannelPruning):
         super().reset()
         self._stream: HeldOut | None = None
         self.expected: Tensor | float = 1.0  # share of MACs
+        self.silenced = ()
 
     def start(self, units: ChannelUnits) -> None:
         device = next(self.root.parameters()).device
@@ -140,8 +155,17 @@ class TASCallback(ChannelPruning):
             self._rank[mine] = torch.arange(len(mine))
             sizes.append(len(mine))
         self.sizes, self._rank = sizes, self._rank.to(device)
-        self.widths = Widths(sizes, self.choices, device)
-        self._macs = ExpectedMacs(ChannelCost.of(units.graph), device)
+        self.widths = Counts(sizes, self.choices, device)
+        form = self.surgery.get("form", "auto")
+        self.depths = Depths.of(units, self.depth_choices, form, self.left, device) if self.depth_choices else None
+        if self.depth_choices and self.depths is None:
+            self.monitor.warn_once(
+                "depths",
+                f"TASCallback finds no residual branches of {type(units.network).__name__} that can be taken out, and "
+                "searches widths alone; depths=() says so.",
+            )
+        layers = self.depths.layers() if self.depths is not None else None
+        self._macs = ExpectedMacs(ChannelCost.of(units.graph), device, branches=layers)
 
     def gates(self, units: ChannelUnits) -> Mapping[str, Gate]:
         found: dict[str, Gate] = {}
@@ -158,7 +182,7 @@ class TASCallback(ChannelPruning):
                 f"TASCallback cannot mix widths of {units.layers[i][0]}: no layer reads its channels one by one. Its "
                 "width is decided by the MACs alone; exclude it to keep it whole.",
             )
-        return found
+        return found | (self.depths.gates() if self.depths is not None else {})
 
     def _parts(self, layer: int, groups: Tensor, units: ChannelUnits) -> list[Part]:
         """The channels of a layer at a place, where all of its groups stand there equally often."""
@@ -189,25 +213,33 @@ class TASCallback(ChannelPruning):
         trainer = pl_module.trainer
         self.noise.restart(self.seen)  # the same widths on all ranks
         temperature = anneal(self.progress, *self.temperature, shape="cosine")
-        self.widths.draw(self.noise, temperature, learn=True)
+        learned = [self.widths] if self.depths is None else [self.widths, self.depths.counts]
+        for counts in learned:
+            counts.draw(self.noise, temperature, learn=True)
         task = self.loss(*self.calibration_forward(pl_module, self._other(trainer, batch)))
         total = task + self.price * self.macs_loss()
-        (grad,) = torch.autograd.grad(total * (loss_scale(trainer) / self.accumulate), self.widths.logits)
-        self.widths.logits.grad = grad if self.widths.logits.grad is None else self.widths.logits.grad + grad
-        self.widths.draw(self.noise, temperature, learn=False)
+        logits = [counts.logits for counts in learned]
+        grads = torch.autograd.grad(total * (loss_scale(trainer) / self.accumulate), logits)
+        for p, grad in zip(logits, grads, strict=True):
+            p.grad = grad if p.grad is None else p.grad + grad
+        for counts in learned:
+            counts.draw(self.noise, temperature, learn=False)
         return step(batch)
 
     def macs_loss(self) -> Tensor:
-        """What the present widths cost, differentiable in the logits."""
+        """What the present distributions cost, differentiable in the logits."""
         free = self._layer >= 0
         stays = self.widths.stays(self._layer[free], self._rank[free])
         used = stays.new_ones(len(free))  # in a step of a true half precision, the default dtype is another
         used[free] = stays
         best = torch.tensor(self.widths.best(), device=free.device)
         likely = torch.where(free, (self._rank < best[self._layer.clamp_min(0)]).to(used.dtype), 1.0)
-        expected = self._macs(used)
+        runs = None if self.depths is None else self.depths.runs()
+        expected = self._macs(used, runs=runs)
         self.expected = expected.detach()
-        return flops_loss(expected, float(self._macs(likely)), self.macs_goal, self.tolerance)
+        if self.depths is not None:
+            runs = self.depths.reached(self.depths.counts.best()).to(used.dtype)
+        return flops_loss(expected, float(self._macs(likely, runs=runs)), self.macs_goal, self.tolerance)
 
     def _other(self, trainer: Trainer, batch: Any) -> Any:
         """The held-out batch beside a training batch."""
@@ -225,13 +257,22 @@ class TASCallback(ChannelPruning):
         return self._stream.batch(trainer, self.seen - self.phases.begin)
 
     def score(self, units: ChannelUnits) -> Tensor:
-        """How far each group lies inside its layer's most likely width, as a share of the layer; negative outside."""
+        """How far each group lies inside its layer's most likely width, as a share of the layer; negative outside.
+
+        −inf in branches that go whole.
+        """
         score = torch.full((units.size,), torch.inf, dtype=torch.float64)
         best, rank = torch.tensor(self.widths.best()), self._rank.cpu()
         sizes = torch.tensor(self.sizes, dtype=torch.float64)
         layer = units.layer[units.free]
         score[units.free] = (best[layer] - rank[units.free]) / sizes[layer]
+        if self.depths is not None:
+            gone = self.depths.skipped(self.selector, self.budget)
+            self.silenced = [branch.end for branch in gone]
+            for branch in gone:
+                score[branch.inside] = -torch.inf
         return score
 
     def metrics(self) -> Mapping[str, Tensor | float]:
-        return {"expected_macs": self.expected}
+        blocks = {} if self.depths is None else {"blocks": float(sum(self.depths.counts.best()))}
+        return {"expected_macs": self.expected} | blocks
