@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Interpreter, Node
+from torch.fx import Graph, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from lightning_prune.plan.cut import Cut
@@ -210,6 +210,9 @@ class Later:
 
 class LazyRun(Interpreter):
     """Runs a graph whose inputs may be made later, and drops every value after its last use."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(graph.owning_module or nn.Module(), graph=graph)
 
     def fetch_args_kwargs_from_env(self, n: Node) -> Any:
         """The arguments of a call, with nothing left to be made."""
