@@ -120,7 +120,6 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = _run(func, args, kwargs or {})
         several = isinstance(out, (tuple, list))
-        given = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
         changes = func._schema.is_mutable
         if changes and torch.Tag.inplace_view in func.tags:
             raise TypeError(f"{func} changes a shape in place")
@@ -128,17 +127,15 @@ class Recorder(TorchDispatchMode):
             if changes:
                 raise TypeError(f"{func} changes tensors and gives none")
             return out
-        if not changes and any(out is v for v in given):
-            return out  # nothing was to do: already contiguous, or dropout in eval mode
         node = self._call(func.overloadpacket.__name__, func, *map_aggregate((args, kwargs or {}), self._argument))
         node.meta["val"] = tuple(out) if several else out
         if not several:
-            self._remember(out, node)
+            self._remember(out, node, changes)
         for i, value in enumerate(out if several else ()):
             if isinstance(value, Tensor):
                 item = self._call("getitem", operator.getitem, (node, i), {})
                 item.meta["val"] = value
-                self._remember(value, item)
+                self._remember(value, item, changes)
         return out
 
     def _call(self, name: str, target: Any, args: Any, kwargs: Any) -> Node:
@@ -167,7 +164,10 @@ class Recorder(TorchDispatchMode):
                 self._remember(tensor, node)
         return node
 
-    def _remember(self, tensor: Tensor, node: Node) -> None:
+    def _remember(self, tensor: Tensor, node: Node, changed: bool = True) -> None:
+        """A weight that an operator gives back as it is (`contiguous`, `to`) is still that weight."""
+        if not changed and id(tensor) in self._nodes and self._nodes[id(tensor)].op == "placeholder":
+            return
         self._nodes[id(tensor)] = node
         self._alive.append(tensor)
 
