@@ -73,7 +73,11 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
     saved = []
     for module in model.modules():
         saved.append((module, dict(vars(module))))
-        own = {name: dict(v) for name, v in vars(module).items() if isinstance(v, dict) and not name.startswith("_")}
+        own = {
+            name: dict(v) if isinstance(v, dict) else list(v)
+            for name, v in vars(module).items()
+            if (isinstance(v, dict) or type(v) is list) and not name.startswith("_")
+        }
         module.__dict__.update(own | {name: {} for name, _ in tensor_caches(module)})
     try:
         yield

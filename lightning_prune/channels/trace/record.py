@@ -118,11 +118,12 @@ class Recorder(TorchDispatchMode):
         return Program(self.graph, self._states, self._parameters, tuple(self._inputs), self._held)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        changes = func._schema.is_mutable
+        before = args[0].shape if torch.Tag.inplace_view in func.tags else None
         out = _run(func, args, kwargs or {})
         several = isinstance(out, (tuple, list))
-        changes = func._schema.is_mutable
-        if changes and torch.Tag.inplace_view in func.tags:
-            raise TypeError(f"{func} changes a shape in place")
+        if before is not None and before != out.shape:
+            raise TypeError(f"{func} changes a shape in place, which the nodes before it would show too")
         if not isinstance(out, Tensor) and not (several and any(isinstance(v, Tensor) for v in out)):
             if changes:
                 raise TypeError(f"{func} changes tensors and gives none")
