@@ -70,7 +70,7 @@ def prune_channels(
     function.
 
     Args:
-        model: any module that `torch.export` can export, or that holds one (see `network`).
+        model: any module that `ChannelGraph.trace` takes, or that holds one (see `network`).
         example_input: the one argument, a tuple of positional arguments, or a dict of keyword arguments.
         scores: {tensor name or module path: score of each channel in dim 0}; the higher, the more it stays.
             Needs one of `ratio`, `threshold`, `macs`, `params` and `channels`.
@@ -119,7 +119,7 @@ def prune_channels(
         optimizers, averaged: see `PruningPlan.apply`.
 
     Raises:
-        TraceError: the model cannot be exported.
+        TraceError: the model cannot be traced.
         TargetError: the target cannot be met.
         PlanError: the request does not fit the model, or it would remove nothing.
         SurgeryError: no form of the compact model computes the same; the model is as it was.

@@ -22,7 +22,7 @@ class Box:
     """A node of the picture.
 
     Attributes:
-        name: of a layer's weight; of a place where paths join, its node in the exported graph.
+        name: of a layer's weight; of a place where paths join, its node in the traced graph.
         after: names of the nodes that lead here.
         joins: whether it is such a place, and no layer.
         channels, removable: of the layer's output.
@@ -41,8 +41,8 @@ class Box:
 
 def boxes_of(graph: ChannelGraph) -> list[Box]:
     """The nodes of the picture, in the order in which they are computed (eval mode)."""
-    specs = graph.program.graph_signature.input_specs
-    weights = {s.arg.name: s.target for s in specs if s.kind.name == "PARAMETER" and _has_channels(graph, s.target)}
+    program = graph.program
+    weights = {p: n for p, n in program.states.items() if n in program.parameters and _has_channels(graph, n)}
     parts = _parts(graph, list(weights.values()))
     found: dict[str, Box] = {}
     flows: dict[Node, tuple[str, ...]] = {}  # which boxes a value comes from, without another between

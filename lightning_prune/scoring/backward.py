@@ -43,7 +43,7 @@ def carried_back(units: ChannelUnits, last: Mapping[str, Callable[[], Tensor]]) 
         units: the network's channel groups.
         last: {name of a tap: importance of its channels, [C]}, asked where the layer writes the network's output.
     """
-    nodes = units.graph.program.graph_module.graph.nodes
+    nodes = units.graph.program.graph.nodes
     order = {module_path(node)[0]: i for i, node in enumerate(nodes) if node.op == "call_function"}
     score, read = torch.zeros(units.size, dtype=torch.float64), torch.zeros(units.size, dtype=torch.bool)
     taps, outputs = [(name, tap) for name, tap in units.taps.items() if tap.side == "input"], units.sites()

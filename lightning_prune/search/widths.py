@@ -92,7 +92,7 @@ def search_widths(
     judged at once, with channels masked and nothing trained. The model is left as it was.
 
     Args:
-        model: any module that `torch.export` can export.
+        model: any module that `ChannelGraph.trace` takes.
         example_input: as for `prune_channels`.
         evaluate: the network with channels masked, in eval mode → its worth, the higher the better; `accuracy_on` makes
             one of held-out batches. Do not give it data that is tested on later.

@@ -65,15 +65,18 @@ def drops(module: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Empty tensor caches inside; every plain attribute of every module is put back after.
+    """Empty tensor caches inside; every plain attribute of every module, and what its lists hold, is put back
+    after.
 
     Some models cache tensors in eval mode (attention biases). A cached tensor would hide what a run is about, and
     a tensor of the run must not stay in the user's model.
     """
     saved = []
+    lists: list[tuple[list[Any], list[Any]]] = []
     for module in model.modules():
         saved.append((module, dict(vars(module))))
         own = {name: dict(v) for name, v in vars(module).items() if isinstance(v, dict) and not name.startswith("_")}
+        lists += [(v, list(v)) for name, v in vars(module).items() if type(v) is list and not name.startswith("_")]
         module.__dict__.update(own | {name: {} for name, _ in tensor_caches(module)})
     try:
         yield
@@ -82,6 +85,8 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
             for name in [n for n in vars(module) if n not in before]:
                 del module.__dict__[name]
             module.__dict__.update({n: v for n, v in before.items() if n != "training"})
+        for held, content in lists:  # a hook may hold the very list
+            held[:] = content
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_prune.channels.graph.graph import ChannelGraph
-from lightning_prune.channels.trace.training import unused
 from lightning_prune.support.network import holders
 
 # Of these, an output channel is a sum over input channels: what is read of it are the rows of its weight.
@@ -57,7 +56,7 @@ class Readers:
             graph: of the network.
         """
         programs = [p for p in (graph.traced.program, graph.traced.training) if p is not None]
-        unknown = set[str].intersection(*(set(unused(program)) for program in programs))
+        unknown = set[str].intersection(*(set(program.unused()) for program in programs))
         all_names = {id(p): name for name, p in module.named_parameters()}
         own = {all_names[id(p)]: name for name, p in network.named_parameters() if id(p) in all_names}
         return {

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from lightning_prune.channels.analysis.taint import CONVOLUTIONS, NanRun
 from lightning_prune.channels.graph.graph import ChannelGraph
-from lightning_prune.channels.graph.propagate import describe, input_sources, operator_name, weights_of
+from lightning_prune.channels.graph.propagate import describe, operator_name
 from lightning_prune.channels.trace.sites import Sum
 from lightning_prune.channels.verify.compare import check_plan, graph_runner, run
 from lightning_prune.channels.verify.tensors import Later, Step, cast, fresh, reader
@@ -100,16 +100,16 @@ def _constants(
     flat = pytree.tree_leaves(split_input(example_input))
     for program in filter(None, (graph.traced.program, graph.traced.training)):
         # Of the train graph only what the eval graph does not have is among the places.
-        names |= weights_of(program)
+        names |= program.states
         read = reader(model, *silent, cast(dtype), *([] if program is graph.program else [fresh]))
         feed: list[Any] = []
-        for kind, what in input_sources(program):
+        for kind, what in program.sources():
             value = flat[what] if kind == "input" else what
             if kind == "input" and isinstance(value, Tensor) and value.is_floating_point():
                 value = torch.full_like(value, torch.nan, dtype=dtype)
             feed.append(Later(read, what) if kind == "state" else value)
         with mode(model, False), torch.no_grad():
-            NanRun(program.graph_module, watch).run(*feed)
+            NanRun(program.graph, watch).run(*feed)
     return Constants(varying | ~seen, nonzero, unfoldable, folds, tuple(dict.fromkeys(inexact)))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_prune.channels.analysis.constants import bias_behind
 from lightning_prune.channels.graph.graph import ChannelGraph, kept_mask
-from lightning_prune.channels.graph.propagate import describe, weights_of
+from lightning_prune.channels.graph.propagate import describe
 from lightning_prune.channels.trace.sites import module_path
 
 
@@ -42,7 +42,7 @@ def fold_means(
         keep: bool [groups], what stays.
         means: {path of a convolution or linear layer: means of its input's channels [in]}.
     """
-    names = weights_of(graph.program)
+    names = graph.program.states
     folds: dict[str, Tensor] = {}
     without: list[str] = []
     done: set[str] = set()

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.export.graph_signature import InputKind
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from lightning_prune.channels.analysis.taint import CONVOLUTIONS
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.graph.propagate import operator_name
+from lightning_prune.channels.trace.program import nested
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,7 @@ class Flows:
 
     def __init__(self, graph: ChannelGraph) -> None:
         self.graph = graph
-        specs = graph.program.graph_signature.input_specs
-        self._states = {s.arg.name: s.target for s in specs if s.kind in (InputKind.PARAMETER, InputKind.BUFFER)}
-        self._inputs = {s.arg.name for s in specs if s.kind == InputKind.USER_INPUT and hasattr(s.arg, "name")}
+        self._states, self._inputs = graph.program.states, set(graph.program.inputs)
         self._nodes = [n for n in graph.program.graph.nodes if n.op in ("placeholder", "call_function")]
         self._outputs = next(n for n in graph.program.graph.nodes if n.op == "output").all_input_nodes
         self._products = {n for n in self._nodes if _is_product(n)}
@@ -69,10 +67,9 @@ class Flows:
 
     def _passed_on(self) -> Iterator[str]:
         """Tensors that a nested graph (a region under autocast) gets: what happens there is not looked at."""
-        root = self.graph.program.graph_module
-        nested = {n for n in root.graph.nodes if isinstance(getattr(root, str(n.target), None), GraphModule)}
+        closed = {node for node in self.graph.program.graph.nodes if nested(node)}
         for node in self._nodes:
-            if nested & set(node.all_input_nodes):
+            if closed & set(node.all_input_nodes):
                 yield from (str(self._states[a.name]) for a in node.all_input_nodes if a.name in self._states)
 
     def without(self, empty: Tensor, silent: Collection[str] = ()) -> Flow:

@@ -1,4 +1,4 @@
-"""Runs an exported graph on NaN, so that NaN marks what depends on the network's input."""
+"""Runs a graph on NaN, so that NaN marks what depends on the network's input."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
 
 from lightning_prune.channels.graph.propagate import bind, operator_name
@@ -26,8 +26,8 @@ def taint(value: Tensor, inputs: list[Any]) -> Tensor:
 class NanRun(LazyRun):
     """Runs a graph so that NaN means "depends on the input", and zero times NaN is zero."""
 
-    def __init__(self, module: GraphModule, watch: dict[Node, Any]) -> None:
-        super().__init__(module)
+    def __init__(self, graph: Graph, watch: dict[Node, Any]) -> None:
+        super().__init__(graph)
         self.watch = watch
 
     def run_node(self, n: Node) -> Any:
@@ -37,7 +37,7 @@ class NanRun(LazyRun):
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         nested = [i for i, a in enumerate(args) if isinstance(a, GraphModule)]
         if len(nested) == 1:
-            return NanRun(args[nested[0]], self.watch).run(*args[nested[0] + 1 :])
+            return NanRun(args[nested[0]].graph, self.watch).run(*args[nested[0] + 1 :])
         name = operator_name(n.target)
         if name.startswith("_assert") or name == "sym_constrain_range_for_size":
             return None

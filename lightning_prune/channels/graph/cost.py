@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node, map_arg
+from torch.fx import Graph, Node, map_arg
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune.channels.graph.graph import ChannelGraph, kept_count
 from lightning_prune.channels.graph.propagate import operator_name, shape_of
+from lightning_prune.channels.trace.program import nested
 from lightning_prune.channels.trace.sites import module_path
 
 COUNTED = (
@@ -21,7 +22,7 @@ COUNTED = (
     "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention",
     "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
 )  # fmt: skip
-"""Operators that PyTorch's own flop counter counts, as they are called in an exported graph."""
+"""Operators that PyTorch's own flop counter counts, as they are called in a traced graph."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,13 @@ class ChannelCost:
         batch = traced_batch(graph)
         macs = [
             _Term(flops / 2 / batch * share, widths, module_path(node)[0])
-            for node, flops in _flops(graph.program.graph_module)
+            for node, flops in _flops(graph.program.graph)
             for share, widths in involved.get(node, [(1.0, ())])
         ]
-        parameters = {s.target for s in graph.program.graph_signature.input_specs if s.kind.name == "PARAMETER"}
         params = [
             _Term(float(math.prod(shape)), tuple(graph.axes.get(name, {}).values()))
             for name, shape in graph.shapes.items()
-            if name in parameters
+            if name in graph.program.parameters
         ]
         return cls(graph.size, tuple(macs), tuple(params))
 
@@ -93,19 +93,19 @@ class ChannelCost:
 
 def traced_batch(graph: ChannelGraph) -> int:
     """Samples in the call that a graph was traced with."""
-    inputs = set(graph.program.graph_signature.user_inputs)
-    for node in graph.program.graph.nodes:
-        if node.op == "placeholder" and node.name in inputs and isinstance(node.meta.get("val"), Tensor):
+    inputs = set(graph.program.inputs)
+    for node in graph.program.placeholders():
+        if node.name in inputs and isinstance(node.meta.get("val"), Tensor):
             shape = shape_of(node.meta["val"])
             return shape[0] if shape else 1
     return 1
 
 
-def _flops(module: GraphModule) -> Iterator[tuple[Node, int]]:
+def _flops(graph: Graph) -> Iterator[tuple[Node, int]]:
     """Iterates over (call, flops) of the counted operators, nested graphs included."""
-    for node in module.graph.nodes:
-        if node.op == "get_attr" and isinstance(child := getattr(module, str(node.target), None), GraphModule):
-            yield from _flops(child)
+    for node in graph.nodes:
+        if inner := nested(node):
+            yield from _flops(inner)
         elif node.op == "call_function" and operator_name(node.target) in COUNTED:
             with FlopCounterMode(display=False) as counter:
                 node.target(*map_arg(node.args, _meta), **map_arg(node.kwargs, _meta))

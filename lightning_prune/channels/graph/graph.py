@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
 from lightning_prune.channels.graph.modes import Traced, label_modes, trace_modes
 from lightning_prune.channels.trace.call import Context, Options, Value
 from lightning_prune.channels.trace.labels import FROZEN_IDS, Labels
+from lightning_prune.channels.trace.program import Program
 from lightning_prune.channels.trace.sites import Count, Frozen, Member, Parts, Pick, Product, Sum
 from lightning_prune.support.modes import join_input
 
@@ -35,7 +35,7 @@ class ChannelGraph:
         products: what the number of multiplications depends on.
         picks: channels picked by constant numbers.
         inputs: {module path: group ids of the channels of each tensor that enters it}.
-        traced: the exported programs that all this was read from.
+        traced: the graphs that all this was read from.
         notes: what the user should know about these groups.
     """
 
@@ -71,7 +71,7 @@ class ChannelGraph:
         Eval mode counts, and train mode too where other code runs there (auxiliary heads). Hooks are off.
 
         Args:
-            model: any module that `torch.export` can export.
+            model: any module that runs on fake tensors, or that `torch.export` can export.
             example_input: the one argument, a tuple of positional arguments, or a dict of keyword arguments.
             groups: how an ordinary grouped convolution shrinks: "tie" (the same position in all groups) or "whole".
             attention: "dims" (the same dims of all heads) or "heads" (whole heads).
@@ -79,17 +79,15 @@ class ChannelGraph:
             example_kwargs: keyword arguments beside positional ones.
 
         Raises:
-            TraceError: the model cannot be exported with this input; the message names its largest part that can.
+            TraceError: the model cannot be traced with this input; the message names its largest part that can.
             ChannelError: an option has an unknown value.
         """
         options = Options(groups, attention, allow_inexact)
         return cls.of_traced(trace_modes(model, join_input(example_input, example_kwargs)), model, options)
 
     @classmethod
-    def of_program(
-        cls, program: ExportedProgram, model: nn.Module, options: Options, *, free_outputs: int = 0
-    ) -> ChannelGraph:
-        """Labels an exported program of `model`; its outputs freeze, but for the last few that may shrink."""
+    def of_program(cls, program: Program, model: nn.Module, options: Options, *, free_outputs: int = 0) -> ChannelGraph:
+        """Labels a graph of `model`; its outputs freeze, but for the last few that may shrink."""
         return cls.of_traced(Traced(program), model, options, free_outputs=free_outputs)
 
     @classmethod
@@ -105,8 +103,8 @@ class ChannelGraph:
         return _finish(cls, context, tensors, traced, norms, notes)
 
     @property
-    def program(self) -> ExportedProgram:
-        """The exported program in eval mode."""
+    def program(self) -> Program:
+        """The graph in eval mode."""
         return self.traced.program
 
     @cached_property

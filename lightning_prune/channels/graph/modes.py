@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.export import ExportedProgram
 
 from lightning_prune.channels.graph.propagate import call_keys, label_program
 from lightning_prune.channels.trace.call import Context, Value
-from lightning_prune.channels.trace.export import export
 from lightning_prune.channels.trace.parts import largest_parts
-from lightning_prune.channels.trace.training import entries, trains_apart, unused
+from lightning_prune.channels.trace.program import Program
+from lightning_prune.channels.trace.record import trace_program
+from lightning_prune.channels.trace.training import entries, may_train_apart, same_calls
 from lightning_prune.errors import TraceError
 
 OUTPUT = "the network's output"
@@ -22,7 +22,7 @@ _MOST_CHANNELS = 0.25  # share of the weights' channels whose freezing by the ou
 
 @dataclass(frozen=True)
 class Traced:
-    """What a model was exported to.
+    """The graphs of a model.
 
     Attributes:
         program: its graph in eval mode.
@@ -31,30 +31,30 @@ class Traced:
         problem: why it cannot be traced in train mode, or "".
     """
 
-    program: ExportedProgram
+    program: Program
     apart: bool = False
-    training: ExportedProgram | None = None
+    training: Program | None = None
     problem: str = ""
 
 
 def trace_modes(model: nn.Module, example_input: Any) -> Traced:
-    """Exports a model in eval mode, and in train mode where it does something else there.
+    """Traces a model in eval mode, and in train mode where it does something else there.
 
     Raises:
-        TraceError: it cannot be exported in eval mode; the message names the largest part that can.
+        TraceError: it cannot be traced in eval mode; the message names the largest part that can.
     """
     try:
-        program = export(model, example_input)
+        program = trace_program(model, example_input)
     except TraceError as error:
         part = largest_parts(model, example_input)
         raise TraceError(f"{error}{f'. {part}' if part else ''}") from error.__cause__
-    if not trains_apart(model, example_input, program):
+    if not may_train_apart(model, program):
         return Traced(program)
     try:
-        training = export(model, example_input, training=True, noise=False, statistics=False)
-        return Traced(program, True, training)
+        training = trace_program(model, example_input, training=True, noise=False, statistics=False)
     except TraceError as error:
         return Traced(program, True, None, str(error))
+    return Traced(program) if same_calls(program, training) else Traced(program, True, training)
 
 
 def label_modes(
@@ -77,7 +77,7 @@ def label_modes(
     return tensors, tuple(notes)
 
 
-def _join(context: Context, later: Context, program: ExportedProgram, training: ExportedProgram) -> None:
+def _join(context: Context, later: Context, program: Program, training: Program) -> None:
     """Adds what the train graph showed. A layer that the eval graph has too is a place that is known already."""
     context.counts += later.counts
     context.equal_parts += later.equal_parts
@@ -92,7 +92,7 @@ def _join(context: Context, later: Context, program: ExportedProgram, training: 
 
 def _hold(context: Context, tensors: dict[str, Value], traced: Traced, model: nn.Module) -> list[str]:
     """Freezes what may feed modules that only train mode reaches: all channels that come in that number anywhere."""
-    found = dict(entries(model, unused(traced.program)))
+    found = dict(entries(model, traced.program.unused()))
     if not found:
         return []
     vectors = [labels for _, labels in context.inputs]

@@ -1,23 +1,20 @@
-"""Runs the rules over an exported graph, node by node."""
+"""Runs the rules over the graph of a model, node by node."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from lightning_prune.channels.rules import compute, move, parts, recurrent, reduce  # noqa: F401  they register rules
 from lightning_prune.channels.rules.registry import RULES, elementwise
 from lightning_prune.channels.trace.call import LARGEST_AXIS, PARAMETRIZED, Call, Context, Value, values
+from lightning_prune.channels.trace.program import Program
 from lightning_prune.channels.trace.sites import module_path
-
-STATE = (InputKind.PARAMETER, InputKind.BUFFER)
 
 
 def describe(node: Node) -> str:
@@ -42,101 +39,78 @@ def operator_name(target: Any) -> str:
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 
-def state_values(program: ExportedProgram, context: Context, tensors: dict[str, Value]) -> dict[str, Value]:
-    """Labels on every dim of parameters and float buffers, {placeholder: value}.
+def state_values(program: Program, context: Context, tensors: dict[str, Value]) -> list[Value | None]:
+    """Labels on every dim of parameters and float buffers: a value for each placeholder, in order.
 
     tensors: {state-dict name: value}, from the program of another mode; fresh ones are added.
     """
-    placeholders: dict[str, Value] = {}
-    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    for spec in program.graph_signature.input_specs:
-        meta = nodes[spec.arg.name].meta["val"] if spec.arg.name in nodes else None
+    found: list[Value | None] = []
+    for node in program.placeholders():
+        meta, name = node.meta["val"], program.states.get(node.name)
         if not isinstance(meta, Tensor):
+            found.append(None)
             continue
-        constant = program.state_dict.get(spec.target or "", program.constants.get(spec.target or ""))
-        if isinstance(constant, Tensor) and constant.dtype == torch.int64:
-            context.constants[nodes[spec.arg.name]] = constant
+        held = program.held.get(node.name)
+        if held is not None and held.dtype == torch.int64:
+            context.constants[node] = held
         shape = shape_of(meta)
-        if spec.kind in STATE and spec.target is not None and meta.is_floating_point():
-            if spec.target not in tensors:
-                axes = {d: context.labels.fresh(s) for d, s in enumerate(shape) if 1 < s <= LARGEST_AXIS}
-                tensors[spec.target] = Value(shape, axes)
-            value = tensors[spec.target]
-        else:
-            value = Value(shape)
-        placeholders[spec.arg.name] = value
-    return placeholders
-
-
-def input_sources(program: ExportedProgram, replaced: Mapping[str, Tensor] | None = None) -> list[tuple[str, Any]]:
-    """For each placeholder ("state", tensor name), ("input", position) or ("constant", tensor), `replaced` by name."""
-    found: list[tuple[str, Any]] = []
-    for spec in program.graph_signature.input_specs:
-        if replaced and spec.arg.name in replaced:
-            found.append(("constant", replaced[spec.arg.name]))
-        elif spec.kind in STATE:
-            found.append(("state", spec.target))
-        elif spec.kind == InputKind.USER_INPUT:
-            found.append(("input", sum(kind == "input" for kind, _ in found)))
-        else:
-            found.append(("constant", program.constants.get(spec.target or "")))
+        if name is None or not meta.is_floating_point():
+            found.append(Value(shape))
+            continue
+        if name not in tensors:
+            axes = {d: context.labels.fresh(s) for d, s in enumerate(shape) if 1 < s <= LARGEST_AXIS}
+            tensors[name] = Value(shape, axes)
+        found.append(tensors[name])
     return found
 
 
-def label_program(program: ExportedProgram, context: Context, tensors: dict[str, Value]) -> list[Value]:
+def label_program(program: Program, context: Context, tensors: dict[str, Value]) -> list[Value]:
     """Labels a whole program, and returns its outputs; tensors: as for `state_values`."""
     placeholders = state_values(program, context, tensors)
     for name in tensors:  # spectral_norm as a hook: nothing else shows whose product that is
         if name.endswith("_orig") and f"{name.removesuffix('orig')}u" in tensors:
             for labels in tensors[name].axes.values():
                 context.labels.freeze(labels, f"{name}: {PARAMETRIZED}")
-    names = [node.name for node in program.graph.nodes if node.op == "placeholder"]
-    return list(values([label_graph(program.graph_module, [placeholders.get(name) for name in names], context)]))
+    return list(values([label_graph(program.graph, placeholders, context)]))
 
 
-def weights_of(program: ExportedProgram) -> dict[str, str]:
-    """{placeholder: name of the tensor in the state dict}"""
-    specs = program.graph_signature.input_specs
-    return {s.arg.name: s.target for s in specs if s.kind in STATE and s.target is not None}
-
-
-def call_keys(program: ExportedProgram, nodes: Iterable[Node]) -> dict[Node, Any]:
+def call_keys(program: Program, nodes: Iterable[Node]) -> dict[Node, Any]:
     """What a call is known by in the program of another mode: its operator, its module and its weights."""
-    names = weights_of(program)
+    names = program.states
     return {
         n: (operator_name(n.target), module_path(n)[0], *(names[a.name] for a in n.all_input_nodes if a.name in names))
         for n in nodes
     }
 
 
-def label_graph(module: GraphModule, inputs: list[Any], context: Context) -> Any:
+def label_graph(graph: Graph, inputs: list[Any], context: Context) -> Any:
     """The labels of a graph's output, in its structure.
 
     Nodes carry fake tensors in `meta["val"]`; `inputs` has a `Value` (or anything else) for each placeholder, in order.
     """
     known: dict[Node, Any] = {}
     feed = iter(inputs)
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         if node.op == "placeholder":
             known[node] = next(feed)
         elif node.op == "get_attr":
-            value = operator.attrgetter(str(node.target))(module)
+            value = operator.attrgetter(str(node.target))(graph.owning_module)
             known[node] = Value(tuple(value.shape)) if isinstance(value, Tensor) else value
         elif node.op == "output":
             return torch.fx.map_arg(node.args[0], lambda n: known[n])
         else:
-            known[node] = _call(module, node, known, context)
+            known[node] = _call(node, known, context)
     raise RuntimeError("a graph without an output; this is a bug, please report it")
 
 
-def _call(module: GraphModule, node: Node, known: dict[Node, Any], context: Context) -> Any:
+def _call(node: Node, known: dict[Node, Any], context: Context) -> Any:
     args: Any = torch.fx.map_arg(node.args, known.__getitem__)
     kwargs: Any = torch.fx.map_arg(node.kwargs, known.__getitem__)
     if node.target is operator.getitem:
         return args[0][args[1]] if isinstance(args[0], (tuple, list)) else None
     nested = [i for i, a in enumerate(args) if isinstance(a, GraphModule)]
     if len(nested) == 1:  # a region under autocast or set_grad_enabled: look inside
-        return label_graph(args[nested[0]], list(args[nested[0] + 1 :]), context)
+        return label_graph(args[nested[0]].graph, list(args[nested[0] + 1 :]), context)
     meta = node.meta.get("val")
     outputs = [m for m in (meta if isinstance(meta, (tuple, list)) else [meta]) if isinstance(m, Tensor)]
     labelled = any(value.axes for value in values([args, kwargs]))

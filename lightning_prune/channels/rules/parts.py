@@ -12,6 +12,8 @@ from lightning_prune.channels.rules.registry import padded, rule
 from lightning_prune.channels.trace.call import Call, Outcome, Value, values
 from lightning_prune.channels.trace.sites import Parts, Pick
 
+_LIFTS = (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift_fresh.default)
+
 
 @rule("select", "select_copy")
 def select(call: Call) -> Outcome:
@@ -151,5 +153,5 @@ def _picked(call: Call, at: int, source: Any) -> Value:
                 break
             context.picks.append(Pick(source.name, numbers, x.axes[at], after))
             return Value(call.shape, {**x.axes, at: after})
-        source = source.args[0] if source.target is torch.ops.aten.lift_fresh_copy.default else None
+        source = source.args[0] if source.target in _LIFTS else None
     return call.keep_axes(x, call.dims_but(at), "channels picked by number")

@@ -75,7 +75,7 @@ def _refused(
     """{name of a tap: why a factor at it could not go into its layer's weight}."""
     as_it_is = {
         module_path(node)[0]
-        for node in graph.program.graph_module.graph.nodes
+        for node in graph.program.graph.nodes
         if str(node.target).startswith(("aten.conv", "aten.linear"))
         and any(getattr(weight, "op", "") == "placeholder" for weight in node.args[1:2])
     }

@@ -49,7 +49,7 @@ def writers_of(units: ChannelUnits) -> dict[str, Writer]:
 def _norms_behind(units: ChannelUnits, modules: dict[str, nn.Module]) -> dict[str, str]:
     """{path of a module: path of the norm that alone reads what it gives}."""
     found = {}
-    for node in units.graph.program.graph_module.graph.nodes:
+    for node in units.graph.program.graph.nodes:
         if node.op == "call_function" and len(node.users) == 1:
             path, reader = module_path(node)[0], module_path(next(iter(node.users)))[0]
             if reader != path and isinstance(modules.get(reader), _NORMS):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_prune.errors import PlanError
@@ -144,13 +145,13 @@ def _constant(module: Any, x: Tensor, same: bool) -> Tensor:
     spatial = weight.ndim - 2
     sizes = out_sizes(module, tuple(x.shape[-spatial:]), same)
     lead, rows, dtype = tuple(x.shape[: -spatial - 1]), weight.shape[0], _out_dtype(x, weight)
-    exporting = torch.compiler.is_exporting()
+    traced = torch.compiler.is_exporting() or isinstance(weight, FakeTensor)
     nothing: Tensor | None = None
-    if x.requires_grad and torch.is_grad_enabled() and not exporting:
+    if x.requires_grad and torch.is_grad_enabled() and not traced:
         # What came before gets a gradient, of zeros: DDP waits for one. A view would not stand what works in place.
         none = torch.zeros(0, dtype=torch.int64, device=x.device)
         nothing = x.index_select(x.ndim - spatial - 1, none).reshape(*lead, 0, *sizes).to(dtype)
-    if rows == 0 or (module.bias is None and nothing is None and not exporting):
+    if rows == 0 or (module.bias is None and nothing is None and not traced):
         return torch.zeros((*lead, rows, *sizes), dtype=dtype, device=x.device) if nothing is None else nothing
     # The sum over no inputs: zeros that a channel graph can follow back to the rows of the weight.
     value = weight.sum(tuple(range(1, weight.ndim))) if module.bias is None else module.bias

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from lightning_prune.channels.trace.export import export
+from lightning_prune.channels.trace.program import Program
 from lightning_prune.errors import TraceError
 from lightning_prune.support.modes import Arguments, mode, split_input
 
@@ -81,7 +82,7 @@ class Trace:
         methods: {method: how its flat outputs are put together}. Of two, the second is the program's last output.
     """
 
-    program: ExportedProgram
+    program: Program
     methods: dict[str, Any]
 
 
@@ -97,7 +98,7 @@ def traces(model: nn.Module, example_input: Any, training: bool, noise: bool = T
     return found
 
 
-def dynamic_export(method: _Method, example_input: Any, training: bool, noise: bool = True) -> ExportedProgram:
+def dynamic_export(method: _Method, example_input: Any, training: bool, noise: bool = True) -> Program:
     """Exports with a free batch size if the model allows it; the other sizes are those of the example."""
     args, kwargs = example = at_least_two(example_input)
     batch = Dim("batch", min=1, max=1 << 16)
@@ -108,9 +109,10 @@ def dynamic_export(method: _Method, example_input: Any, training: bool, noise: b
     dims = {**({"args": free(args)} if args else {}), **free(kwargs)}
     with mode(method.source.model, training, noise=noise):
         try:
-            return export(method, example, training=training, noise=noise, dynamic_shapes=dims)
+            found = export(method, example, training=training, noise=noise, dynamic_shapes=dims)
         except TraceError:
-            return export(method, example, training=training, noise=noise)
+            found = export(method, example, training=training, noise=noise)
+        return Program.of_export(found)
 
 
 def at_least_two(example_input: Any) -> Arguments:

@@ -17,7 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from lightning_prune.channels.graph.graph import ChannelGraph, kept_count, kept_mask
-from lightning_prune.channels.graph.propagate import input_sources, operator_name
+from lightning_prune.channels.graph.propagate import operator_name
 from lightning_prune.channels.surgery.retrace import FEATURES, Trace, traces
 from lightning_prune.channels.trace.call import Options
 from lightning_prune.errors import PlanError
@@ -80,8 +80,7 @@ def build_quiet(model: nn.Module, example_input: Any, plan: PruningPlan, options
 def keep_of_plan(graph: ChannelGraph, plan: PruningPlan) -> Tensor:
     """The channel groups of another graph of the model that a plan keeps; PlanError if it cuts what has to stay."""
     keep = torch.ones(graph.size, dtype=torch.bool)
-    used = {node.name for node in graph.program.graph.nodes if node.op == "placeholder" and node.users}
-    names = {s.target for s in graph.program.graph_signature.input_specs if s.arg.name in used}
+    names = {graph.program.states.get(node.name) for node in graph.program.placeholders() if node.users}
     cuts = {name: cut for name, cut in plan.cuts.items() if name in names}  # the rest is not in this method's graph
     for name, cut in cuts.items():
         for dim, kept in cut.kept.items():
@@ -143,8 +142,10 @@ def _set_argument(node: Node, argument: str, position: int | None, value: int) -
 
 def _codes(trace: Trace, constants: dict[str, Tensor]) -> dict[str, GraphCode]:
     """Takes the graph of each method out of a program, without its tensors."""
-    program, sources = trace.program, input_sources(trace.program, constants)
-    modules = [_without_checks(program.graph_module)]
+    sources = trace.program.sources(constants)
+    module = trace.program.graph.owning_module
+    assert module is not None  # it was exported
+    modules = [_without_checks(module)]
     if len(trace.methods) == 2:
         modules = list(_apart(modules[0]))
     return {

@@ -1,4 +1,4 @@
-"""From a model to the ATen graph that everything else reads."""
+"""A model as `torch.export` sees it: for graphs that shall run, and where the recorder does not do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from lightning_prune.channels.trace.norms import FastNorms, usual_norms
 from lightning_prune.errors import TraceError
 from lightning_prune.support.modes import Arguments, mode, split_input, without_hooks
 
@@ -39,11 +38,9 @@ def export(
         with (
             mode(model, training, noise=noise, statistics=statistics), without_hooks(model), torch.no_grad(),
             warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), _without_stack_traces(),
-            FastNorms(),
         ):  # fmt: skip
             warnings.simplefilter("ignore")
-            program = torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
-        return usual_norms(program)
+            return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
     except Exception as error:
         given = [_shape(v) for v in args] + [f"{name}={_shape(v)}" for name, v in kwargs.items()]
         line = (str(error).strip().splitlines() or [""])[0]

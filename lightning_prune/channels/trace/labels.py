@@ -22,6 +22,7 @@ class Labels:
     def __init__(self) -> None:
         self._parent = torch.arange(FROZEN_IDS + (1 << 16))
         self._next = FROZEN_IDS
+        self._pending: list[tuple[Tensor, Tensor]] = []  # of equal shapes, still to be united
         self._reasons: dict[str, int] = {"not controlled by a parameter": UNLABELLED}
 
     def fresh(self, count: int) -> Tensor:
@@ -37,19 +38,21 @@ class Labels:
 
     def find(self, labels: Tensor) -> Tensor:
         """Returns the root of each label, in the shape of `labels`."""
-        roots = self._parent[labels]
-        while True:
-            above = self._parent[roots]
-            if torch.equal(above, roots):
-                return roots
-            roots = above
+        if self._pending:
+            self._settle()
+        return self._above(labels)
 
     def unite(self, first: Tensor, second: Tensor) -> None:
         """Puts `first[i]` and `second[i]` in one group, for every i; the shapes must broadcast."""
         first, second = torch.broadcast_tensors(first, second)
-        first, second = first.reshape(-1), second.reshape(-1)
+        self._pending.append((first, second))
+
+    def _settle(self) -> None:
+        """Does what unions are left to do, all at once: a network has hundreds, and asks for roots a few times."""
+        first, second = (torch.cat([pair[i].reshape(-1) for pair in self._pending]) for i in (0, 1))
+        self._pending.clear()
         while True:
-            a, b = self.find(first), self.find(second)
+            a, b = self._above(first), self._above(second)
             apart = a != b
             if not bool(apart.any()):
                 # Path compression: later finds on these labels take one step.
@@ -58,6 +61,14 @@ class Labels:
                 return
             a, b = a[apart], b[apart]
             self._parent.scatter_reduce_(0, torch.maximum(a, b), torch.minimum(a, b), "amin")
+
+    def _above(self, labels: Tensor) -> Tensor:
+        roots = self._parent[labels]
+        while True:
+            above = self._parent[roots]
+            if torch.equal(above, roots):
+                return roots
+            roots = above
 
     def freeze(self, labels: Tensor, reason: str) -> None:
         """Freezes every group that `labels` touches and remembers why."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_prune.channels.trace.export import export
+from lightning_prune.channels.trace.record import trace_program
 from lightning_prune.errors import TraceError
 from lightning_prune.support.modes import Arguments, attributes_kept, mode, split_input, without_hooks
 
@@ -48,7 +48,7 @@ def largest_parts(model: nn.Module, example_input: Any) -> str:
     for path in sorted((p for p, share in shares.items() if share >= _SMALLEST), key=lambda p: -shares[p])[:_TRIED]:
         if len(found) < _NAMED and not any(path.startswith(f"{other}.") for other in found):
             with contextlib.suppress(TraceError):
-                export(model.get_submodule(path), inputs[path])
+                trace_program(model.get_submodule(path), inputs[path])
                 found.append(path)
     if not found:
         return ""

@@ -10,40 +10,41 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from types import CodeType, FunctionType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_prune.support.modes import attributes_kept, drops, mode, split_input, without_hooks
+from lightning_prune.channels.trace.program import Program
+from lightning_prune.support.modes import drops
 
 _LIBRARIES = ("torch", "lightning", "pytorch_lightning")  # their own layers do the same in both modes, or drop values
 
 
-def unused(program: ExportedProgram) -> list[str]:
-    """The parameters that no call of a graph uses, by name."""
-    used = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
-    specs = program.graph_signature.input_specs
-    return [s.target for s in specs if s.kind == InputKind.PARAMETER and s.target and s.arg.name not in used]
+def may_train_apart(model: nn.Module, program: Program) -> bool:
+    """Whether a model may make other calls in train mode than in its graph in eval mode, dropout and norms aside."""
+    return bool(program.unused()) or any(map(_looks_at_mode, model.modules()))
 
 
-def trains_apart(model: nn.Module, example_input: Any, program: ExportedProgram) -> bool:
-    """Whether a model makes other calls in train mode than in its exported eval graph, dropout and norms aside."""
-    if not unused(program) and not any(map(_looks_at_mode, model.modules())):
-        return False
-    try:
-        return _calls(model, example_input, True) != _calls(model, example_input, False)
-    except Exception:  # of the user's code; whoever traces it says what went wrong
-        return True
+def same_calls(first: Program, second: Program) -> bool:
+    """Whether two graphs make the same calls, dropout aside, and give the same shapes."""
+    return [*_calls(first)] == [*_calls(second)]
+
+
+def _calls(program: Program) -> Iterator[tuple[str, list[tuple[int, ...]], list[bool]]]:
+    """(operator, shapes that come out, switches) of every call; the operator of the last is "output"."""
+    for node in program.graph.nodes:
+        if node.op == "output":
+            yield "output", _shapes([n.meta["val"] for n in node.all_input_nodes]), []
+        elif node.op == "call_function" and "dropout" not in str(node.target):
+            yield str(node.target), _shapes(node.meta.get("val")), [a for a in node.args if isinstance(a, bool)]
+
+
+def _shapes(value: Any) -> list[tuple[int, ...]]:
+    return [tuple(t.shape) for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
 
 
 def entries(model: nn.Module, names: list[str]) -> Iterator[tuple[str, int]]:
@@ -102,43 +103,3 @@ def _branches(function: FunctionType) -> bool:
 def _is_functional(name: str) -> bool:
     last = name.rpartition(".")[2]
     return name.startswith(("F.", "torch.", "nn.functional.")) or "drop" in last or last == "train"
-
-
-class _Recorder(TorchDispatchMode):
-    """Notes every call and the shapes that come out of it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[str, Any]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if "dropout" not in str(func):  # a function that is called with a rate of zero
-            self.calls.append((str(func), _shapes(out)))
-        return out
-
-
-def _shapes(value: Any) -> list[tuple[int, ...]]:
-    return [tuple(t.shape) for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Puts back what code writes into buffers: a counter without dims counts on even under fake tensors."""
-    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if buffer.ndim == 0]
-    try:
-        yield
-    finally:
-        for buffer, was in before:
-            buffer.copy_(was)
-
-
-def _calls(model: nn.Module, example_input: Any, training: bool) -> list[tuple[str, Any]]:
-    """What a model calls and gives, run on fake tensors, without dropout and with the norms in eval mode."""
-    recorder, fake = _Recorder(), FakeTensorMode(allow_non_fake_inputs=True)
-    quiet = mode(model, training, noise=False, statistics=False)
-    with _buffers_kept(model), attributes_kept(model), quiet, without_hooks(model), torch.no_grad(), fake:
-        args, kwargs = pytree.tree_map_only(Tensor, fake.from_tensor, split_input(example_input))
-        with recorder:
-            out = model(*args, **kwargs)
-    return [*recorder.calls, ("output", _shapes(out))]

@@ -110,7 +110,7 @@ def graph_runner(code: GraphCode) -> Callable[..., list[Tensor]]:
     def runner(model: nn.Module, read: Reader, batch: Any) -> list[Tensor]:
         feed = code.feed(split_input(batch), lambda name: Later(read, name))
         with _random_state(model, 0):
-            out = LazyRun(code.module).run(*feed)
+            out = LazyRun(code.module.graph).run(*feed)
         return [t for t in out if isinstance(t, Tensor) and t.is_floating_point()]
 
     return runner

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Interpreter, Node
+from torch.fx import Graph, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from lightning_prune.plan.cut import Cut
@@ -126,7 +126,9 @@ def _silent(tensor: Tensor, cut: Cut | None) -> list[tuple[int, Tensor]]:
     found = [(0, ((low == 0) & (high == 0)).expand(len(tensor)))]
     for dim, kept in cut.kept.items() if cut is not None else ():
         if dim:  # what reads a channel that goes may have been trained, or folded, to zero
-            off = (_filled(tensor, *found[0]) == 0).movedim(dim, 0).flatten(1).all(1)
+            others = [d for d in range(tensor.ndim) if d != dim]
+            off = torch.linalg.vector_norm(tensor, torch.inf, others) == 0
+            off &= not bool(found[0][1].any())  # rows of noise are nowhere zero
             off[list(kept)] = False
             found.append((dim, off))
     return [(dim, off) for dim, off in found if bool(off.any())]
@@ -210,6 +212,9 @@ class Later:
 
 class LazyRun(Interpreter):
     """Runs a graph whose inputs may be made later, and drops every value after its last use."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(graph.owning_module or nn.Module(), graph=graph)
 
     def fetch_args_kwargs_from_env(self, n: Node) -> Any:
         """The arguments of a call, with nothing left to be made."""
