@@ -97,8 +97,9 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _dtype_out(x: Tensor) -> torch.dtype:
-    """Under autocast PyTorch's norms give float32."""
-    if x.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(x.device.type):
+    """Under autocast PyTorch's norms give float32, but on the CPU what came in."""
+    kind = x.device.type
+    if x.dtype in (torch.float16, torch.bfloat16) and kind != "cpu" and torch.is_autocast_enabled(kind):
         return torch.float32
     return x.dtype
 
