@@ -25,8 +25,8 @@ from tests.benchmarks.bench.pipelines import publish, quiet_trainer, remembered,
 from tests.benchmarks.bench.runs import Run, dense_start
 
 ARMS: dict[str, dict[str, Any]] = {
-    "hidden units alone": {"exclude": ["*.qkv.*"]},
-    "and dims of heads": {},
+    "hidden units alone": {},
+    "and dims of heads": {"surgery": {"norms": "exact"}, "exclude": ["*patch_embed.proj*"]},
     "and whole heads": {"surgery": {"attention": "heads"}},
     "and dims of heads, and the stream": {"surgery": {"norms": "exact"}},
     "and whole heads, and the stream": {"surgery": {"norms": "exact", "attention": "heads"}},
@@ -41,10 +41,9 @@ def train(key: Mapping[str, Any], root: str, folder: Path) -> dict[str, float]:
     lightning.seed_everything(seed, verbose=False)
     module = network.build(network.prune_lr)
     module.load_state_dict(start)
-    options = dict(ARMS[key["arm"]])
-    if "convnext" in key["network"]:
-        options.pop("exclude", None)
-    made = ScorePruningCallback("taylor", target_macs=key["macs"], warmup=0, sparsify=key["sparsify"], **options)
+    made = ScorePruningCallback(
+        "taylor", target_macs=key["macs"], warmup=0, sparsify=key["sparsify"], **ARMS[key["arm"]]
+    )
     trainer, data = quiet_trainer(key["sparsify"] + key["finetune"], [made]), network.data(root, key["subset"], seed)
     trainer.fit(module, datamodule=data)
     accuracy = 100 * float(trainer.test(module, datamodule=data, verbose=False)[0]["test/acc"])

@@ -79,9 +79,11 @@ class ChannelGraph:
             groups: how an ordinary grouped convolution shrinks: "tie" (the same position in all groups) or "whole".
             attention: "dims" (the same dims of all heads) or "heads" (whole heads).
             allow_inexact: approximations to accept, from ("eca",).
-            norms: what becomes of channels that a LayerNorm, RMSNorm or GroupNorm takes its statistics over (the stream
-                of a transformer, of a ConvNeXt): "keep" leaves them, "exact" removes them, and the norm goes on to
-                count them as zeros, see `functional.norms.compensated`; of a GroupNorm each group loses as many.
+            norms: what becomes of channels whose number something divides by: a LayerNorm, RMSNorm or GroupNorm over
+                them (the stream of a transformer, of a ConvNeXt), or attention in its default scale (the dims of
+                queries and keys). "keep" leaves them. "exact" removes them, and the norm goes on to count them as
+                zeros, see `functional.norms.compensated`, the attention to scale by the dims there were; of a GroupNorm
+                each group loses as many.
             example_kwargs: keyword arguments beside positional ones.
 
         Raises:

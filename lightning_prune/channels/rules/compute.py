@@ -236,15 +236,19 @@ def einsum(call: Call) -> Outcome:
 
 @rule("scaled_dot_product_attention", "_scaled_dot_product_attention_math")
 def attention(call: Call) -> Outcome:
-    """Heads as batch dims; queries and keys share their dims, which may shrink only if the scale is explicit."""
+    """Heads as batch dims; queries and keys share their dims; those may shrink if the scale stays what it was."""
     q, k, v = call["query"], call["key"], call["value"]
     rank = len(q.shape)
     mask = call.arguments.get("attn_mask")
     call.consumes("query", q, rank - 1)
     call.consumes("key", k, rank - 1)
     _meet_products(call, q.axes.get(rank - 1), k.axes.get(rank - 1))
-    if call.arguments.get("scale") is None:  # it depends on the number of dims in a head
-        call.divides(q.axes.get(rank - 1), q.shape[-1])
+    if call.arguments.get("scale") is None:
+        if call.context.options.norms == "exact":
+            call.divides(q.axes.get(rank - 1), q.shape[-1])
+        else:
+            for value in (q, k):
+                call.freeze(value.axes.get(rank - 1), "the default scale depends on the number of dims in a head")
     _meet_products(call, k.axes.get(rank - 2), v.axes.get(rank - 2))
     for value in (k, v):
         call.freeze(value.axes.get(rank - 2), "softmax over these positions")

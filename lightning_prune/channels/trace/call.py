@@ -32,8 +32,8 @@ class Options:
         groups: "tie" removes the same position from all groups of a grouped conv, "whole" removes whole groups.
         attention: "dims" ties heads and removes the same dimensions from each, "heads" removes whole heads.
         allow_inexact: names of approximations that the user accepts ("eca").
-        norms: "keep" leaves the channels that a norm takes its statistics over, "exact" removes them and lets the norm
-            go on to count them as zeros.
+        norms: "keep" leaves channels whose number a norm divides by, or attention in its default scale; "exact" removes
+            them, and what divided by their number goes on to.
     """
 
     groups: str = "tie"
