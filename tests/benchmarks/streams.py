@@ -14,8 +14,9 @@ import copy
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import timm
@@ -38,7 +39,7 @@ class Case(NamedTuple):
 
     name: str
     size: int
-    kwargs: dict[str, Any] = {}
+    kwargs: Mapping[str, Any] = MappingProxyType({})
     torchvision: bool = False
 
     def build(self) -> nn.Module:
