@@ -135,7 +135,7 @@ def standing_in(model: nn.Module, plan: PruningPlan) -> Iterator[None]:
 
 
 def check_denominators(plan: PruningPlan, model: nn.Module) -> None:
-    """Raises PlanError unless the norms that a plan cuts, and no others, go on to count what they had.
+    """Raises PlanError unless what a plan names is there, and all norms that it cuts go on to count what they had.
 
     Only the model's names, classes and attributes are looked at.
     """

@@ -29,7 +29,7 @@ def layer_norm(
 
     Args:
         input: [..., k]; statistics are computed in float32 at least.
-        normalized_shape: (k,).
+        normalized_shape: (k,), as PyTorch's own takes it.
         weight, bias: [k].
         eps: added to the variance.
         total: channels that the statistics count, at least k.
@@ -85,6 +85,8 @@ def _centred(x: Tensor, dims: tuple[int, ...], share: float, eps: float) -> Tens
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    if weight is not None and bias is not None and weight.dtype == bias.dtype == x.dtype:
+        return torch.addcmul(bias, x, weight).to(dtype)  # one pass over x for two
     if weight is not None:
         x = x * weight
     if bias is not None:
