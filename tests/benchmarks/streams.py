@@ -193,8 +193,8 @@ def page(lines: list[dict[str, Any]], speed: dict[str, Any] | None) -> str:
         "|" + "---|" * 12,
         *rows,
         "",
-        *([f"A LayerNorm that lost half of its channels takes {speed['runs']:.1f} times the CPU time of PyTorch's own of "
-           f"as many, forward and backward {speed['steps']:.1f} times, [8, 197, 192], eagerly, one thread."]
+        *([f"A LayerNorm that lost half of its channels takes {speed['runs']:.1f} times the CPU time of PyTorch's own, "
+           f"forward and backward {speed['steps']:.1f} times, on [8, 197, 192], eagerly, in one thread."]
           if speed else []),
         "",
         *stamps(lines),
