@@ -62,6 +62,7 @@ def state_values(program: ExportedProgram, context: Context, tensors: dict[str, 
                 axes = {d: context.labels.fresh(s) for d, s in enumerate(shape) if 1 < s <= LARGEST_AXIS}
                 tensors[spec.target] = Value(shape, axes)
             value = tensors[spec.target]
+            context.zeros[nodes[spec.arg.name]] = True  # what goes of it is zero in the masked network
         else:
             value = Value(shape)
         placeholders[spec.arg.name] = value

@@ -21,13 +21,12 @@ _LINEAR = (  # sums of zeros, beside whatever only moves them
     "adaptive_avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "upsample_nearest2d",
     "upsample_bilinear2d", "upsample_bicubic2d", "matmul", "bmm", "mm", "normalize", "rms_norm",
 )  # fmt: skip
-_PLACED = ("p_", "b_", "c_")  # how an export names the parameters, buffers and constants among its inputs
 
 
 def comes_to_zero(value: Any, known: dict[Node, bool]) -> bool:
     """Whether the channels that go are zero in an argument of a call; False where it cannot be told.
 
-    known: what was found of other values, which this adds to.
+    known: what was found of other values, which this adds to; parameters and buffers stand in it from the start.
     """
     if not isinstance(value, Node):
         return False
@@ -52,8 +51,6 @@ def adds_beside(call: Call, x: Value, own: int) -> None:
 
 
 def _answer(node: Node, known: dict[Node, bool]) -> bool:
-    if node.op == "placeholder":
-        return node.name.startswith(_PLACED)
     if node.op != "call_function":
         return False
     name = _name(node)
