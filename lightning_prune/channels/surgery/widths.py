@@ -119,7 +119,8 @@ def _standard(module: nn.Module, widths: Widths) -> dict[str, Any]:
 
 NOT_WIDTHS = (
     "num_heads", "heads", "num_paths", "num_groups", "num_scales", "num_experts", "radix", "cardinality",
-    "kernel_size", "stride", "padding", "dilation", "window_size", "resolution", "num_classes",
+    "kernel_size", "stride", "padding", "dilation", "window_size", "resolution", "num_classes", "image_size",
+    "img_size", "patch_size",
 )  # fmt: skip
 """Attributes that count something else; they may have the value of a width by chance."""
 
