@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_prune.support.near import did_you_mean
 
-_SURGERY = {"form", "groups", "attention", "allow_inexact"}
+_SURGERY = {"form", "groups", "attention", "allow_inexact", "norms"}
 
 
 def check_channel_options(min_keep: float, divisor: int, after: str, surgery: Mapping[str, Any] | None) -> None:

@@ -55,6 +55,7 @@ def prune_channels(
     groups: str = "tie",
     attention: str = "dims",
     allow_inexact: Collection[str] = (),
+    norms: str = "keep",
     constants: str = "drop",
     form: str = "auto",
     verify: bool = True,
@@ -101,7 +102,7 @@ def prune_channels(
             stays); a score of zero does not prove that. Without scores and keep it happens to all that is dead, and to
             what only feeds norms of which every scale factor is zero, as in a fresh network that starts its branches
             at zero. Other layers, and all by default, keep a channel (an empty list is an error).
-        groups, attention, allow_inexact: see `ChannelGraph.trace`.
+        groups, attention, allow_inexact, norms: see `ChannelGraph.trace`.
         constants: a pruned channel with a β emits a constant. "drop" removes it with the channel; "fold" adds it to
             the biases behind (scale factors of removed channels count as zero), exactly, or with a note where zero
             padding makes it inexact. A score that gives means ("variance") has those added instead, whatever this
@@ -130,7 +131,9 @@ def prune_channels(
     check_scope(scope)
     check_form(reconstruct)
     rating = None if score is None else find_score(score)
-    options: dict[str, Any] = {"groups": groups, "attention": attention, "allow_inexact": allow_inexact}
+    options: dict[str, Any] = {
+        "groups": groups, "attention": attention, "allow_inexact": allow_inexact, "norms": norms,
+    }  # fmt: skip
     if reconstruct is not None:
         check_calls(batches := list(batches))
     whole, given, example_input = None, model, join_input(example_input, example_kwargs)

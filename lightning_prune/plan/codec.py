@@ -12,7 +12,8 @@ from lightning_prune.support import schema
 from lightning_prune.support.schema import is_count, is_int, is_list, is_object
 
 FORMAT = "lightning_prune.plan.plan"
-VERSION = 1
+VERSION = 2
+FIRST = 1  # of plans without denominators, which are still written so
 FORMS = ("eager", "graph")
 FIELDS = ("form", "inputs", "settings", "attributes", "index_lists", "tensors")
 
@@ -26,7 +27,7 @@ def to_data(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
     data = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION if fields["denominators"] else FIRST,
         "form": fields["form"],
         "inputs": [[list(shape), dtype] for shape, dtype in fields["inputs"]],
         "settings": fields["settings"],
@@ -39,6 +40,8 @@ def to_data(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
     if fields["empty"]:
         data["empty"] = list(fields["empty"])
+    if fields["denominators"]:
+        data["denominators"] = fields["denominators"]
     if fields["factors"]:
         data["factors"] = {path: {"shape": list(f.shape), "rank": f.rank} for path, f in fields["factors"].items()}
     return data
@@ -59,9 +62,12 @@ def from_data(data: Any) -> dict[str, Any]:
     Whether the plan fits a model is checked when it is applied. Raises `PlanError` at the first thing that is wrong.
     """
     data = _object(data, "the plan")
-    if data.get("format") != FORMAT or not is_int(data.get("version")) or data["version"] != VERSION:
+    if data.get("format") != FORMAT or not is_int(data.get("version")) or not FIRST <= data["version"] <= VERSION:
         found = {k: data.get(k) for k in ("format", "version")}
-        raise PlanError(f"expected a plan with format={FORMAT!r} and version={VERSION}, found {found!r:.200}")
+        raise PlanError(
+            f"expected a plan with format={FORMAT!r} and version={FIRST} or {VERSION}, found {found!r:.200}; "
+            "a newer version of this library may read it"
+        )
     missing = [name for name in FIELDS if name not in data]
     if missing:
         raise PlanError(f"this is not a pruning plan: it has no {missing[0]!r}")
@@ -81,6 +87,7 @@ def from_data(data: Any) -> dict[str, Any]:
         "inputs": tuple(_input(i, entry) for i, entry in enumerate(_list(data["inputs"], "inputs"))),
         "settings": _object(data["settings"], "settings"),
         "empty": _paths(data.get("empty", [])),  # plans of before have none
+        "denominators": _denominators(data.get("denominators", {}), data["version"]),
         "factors": {path: _factor(path, f) for path, f in _object(data.get("factors", {}), "factors").items()},
     }
 
@@ -109,6 +116,17 @@ def _paths(value: Any) -> tuple[str, ...]:
     if not all(isinstance(path, str) for path in paths) or len(set(map(str, paths))) < len(paths):
         raise PlanError(f"this is not a pruning plan: empty is {value!r:.100}, expected module paths, each once")
     return tuple(sorted(paths))
+
+
+def _denominators(value: Any, version: int) -> dict[str, int]:
+    counts = _object(value, "denominators")
+    for path, count in counts.items():
+        if version == FIRST or not is_int(count) or count < 1:
+            raise PlanError(
+                f"the plan of version {version} divides by {count!r:.100} at {path!r:.200}: expected a positive count, "
+                f"and version {VERSION}"
+            )
+    return dict(counts)
 
 
 def _cut(name: str, entry: Any, lists: list[tuple[int, ...]]) -> Cut:

@@ -41,6 +41,8 @@ class PruningPlan:
         empty: paths of the modules that keep no channel on one side, as their branch was removed; stand-ins run them
             where PyTorch cannot. No other module may lose all of its channels.
         factors: {path of a linear layer or convolution: its two parts}; they come after the cuts.
+        denominators: {path of a norm or an attention: the number of channels that it goes on to divide by}, that of
+            the dense model, although fewer are left: channels of the statistics, dims of a head in the default scale.
     """
 
     cuts: dict[str, Cut]
@@ -50,6 +52,7 @@ class PruningPlan:
     settings: dict[str, Any] = field(default_factory=dict)
     empty: tuple[str, ...] = ()
     factors: dict[str, Factor] = field(default_factory=dict)
+    denominators: dict[str, int] = field(default_factory=dict)
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Returns the plan as JSON text, and writes it to `path` if given. Equal index lists are stored once."""
@@ -120,29 +123,31 @@ class PruningPlan:
 
     def same_cut(self, other: PruningPlan) -> bool:
         """Whether both leave the same model; what they were traced with may differ."""
-        mine, theirs = ((p.cuts, p.attributes, p.form, p.empty, p.factors) for p in (self, other))
+        mine, theirs = ((p.cuts, p.attributes, p.form, p.empty, p.factors, p.denominators) for p in (self, other))
         return mine == theirs
 
     def below(self, path: str) -> PruningPlan:
         """What this plan does to the submodule at `path`, by the names that the submodule itself uses."""
         start = f"{path}."
         cuts = {name.removeprefix(start): cut for name, cut in self.cuts.items() if name.startswith(start)}
-        modules = (*self.attributes, *self.empty, *self.factors)
+        modules = (*self.attributes, *self.empty, *self.factors, *self.denominators)
         inside = {m: f"{m}.".removeprefix(start).removesuffix(".") for m in modules if f"{m}.".startswith(start)}
         attributes = {inside[m]: changes for m, changes in self.attributes.items() if m in inside}
         empty = tuple(inside[m] for m in self.empty if m in inside)
         factors = {inside[m]: factor for m, factor in self.factors.items() if m in inside}
-        return PruningPlan(cuts, attributes, self.form, self.inputs, self.settings, empty, factors)
+        counted = {inside[m]: count for m, count in self.denominators.items() if m in inside}
+        return PruningPlan(cuts, attributes, self.form, self.inputs, self.settings, empty, factors, counted)
 
     def above(self, path: str) -> PruningPlan:
         """This plan by the names of a model that has the planned one as its submodule at `path`."""
         cuts = {f"{path}.{name}": cut for name, cut in self.cuts.items()}
-        modules = (*self.attributes, *self.empty, *self.factors)
+        modules = (*self.attributes, *self.empty, *self.factors, *self.denominators)
         names = {module: f"{path}.{module}".removesuffix(".") for module in modules}
         attributes = {names[module]: changes for module, changes in self.attributes.items()}
         factors = {names[module]: factor for module, factor in self.factors.items()}
         empty = tuple(names[module] for module in self.empty)
-        return replace(self, cuts=cuts, attributes=attributes, empty=empty, factors=factors)
+        counted = {names[module]: count for module, count in self.denominators.items()}
+        return replace(self, cuts=cuts, attributes=attributes, empty=empty, factors=factors, denominators=counted)
 
     def then(self, second: PruningPlan) -> PruningPlan:
         """Returns the one plan that does what `self` and then `second` do.
@@ -182,9 +187,12 @@ class PruningPlan:
         if any(f"{part}.".startswith(f"{path}.") for part in second.empty for path in factors):
             raise PlanError(f"the second plan removes all of a factorised layer, one of {', '.join(second.empty[:5])}")
         settings = {**self.settings, **second.settings}
+        if self.denominators:  # what the first plan cut, a graph of both has to let go
+            settings |= {name: self.settings[name] for name in ("norms",) if name in self.settings}
         factors |= second.factors
         check_factors(factors, form)
-        return PruningPlan(cuts, attributes, form, self.inputs or second.inputs, settings, empty, factors)
+        counted = {**second.denominators, **self.denominators}
+        return PruningPlan(cuts, attributes, form, self.inputs or second.inputs, settings, empty, factors, counted)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PruningPlan:
         return self  # a value: averaged copies of a module need no copy of its long lists

@@ -62,7 +62,7 @@ def graph(**changes: Any) -> Tamper:
 CONV = ("tensors", NAME)
 TAMPERED: list[tuple[Tamper, str]] = [
     (change(("format",), "other"), "expected a plan with format"),
-    (change(("version",), 2), "version"),
+    (change(("version",), 3), "version"),
     (change(("version",), True), "version"),
     (change(("form",), "onnx"), "form='onnx'"),
     (change(("form",), ["graph"]), "form="),

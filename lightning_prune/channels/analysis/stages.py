@@ -93,7 +93,7 @@ class _Additions:
         self.graph, self.flows, self.branches = branches.graph, branches.flows, branches
         self.modules = dict(branches.model.named_modules())
         program = self.graph.program
-        self.states = {s.arg.name: s.target for s in program.graph_signature.input_specs if s.target is not None}
+        self.states = program.states
         self.nodes = list(program.graph.nodes)
         self.output = next(n for n in self.nodes if n.op == "output")
         self.needed = self._behind(self.output)

@@ -14,7 +14,7 @@ from lightning_prune.channels.graph.modes import Traced, label_modes, trace_mode
 from lightning_prune.channels.trace.call import Context, Options, Value
 from lightning_prune.channels.trace.labels import FROZEN_IDS, Labels
 from lightning_prune.channels.trace.program import Program
-from lightning_prune.channels.trace.sites import Count, Frozen, Member, Parts, Pick, Product, Sum
+from lightning_prune.channels.trace.sites import Count, Denominator, Frozen, Member, Parts, Pick, Product, Sum
 from lightning_prune.support.modes import join_input
 
 _COLUMNS = ("tensor", "channels", "removable", "groups", "why the others stay")
@@ -34,6 +34,7 @@ class ChannelGraph:
         sums: the places where channels are summed over.
         products: what the number of multiplications depends on.
         picks: channels picked by constant numbers.
+        denominators: the numbers of channels that calls divide by, and shall go on to divide by.
         inputs: {module path: group ids of the channels of each tensor that enters it}.
         traced: the graphs that all this was read from.
         notes: what the user should know about these groups.
@@ -50,6 +51,7 @@ class ChannelGraph:
     sums: list[Sum]
     products: list[Product]
     picks: list[Pick]
+    denominators: list[Denominator]
     traced: Traced
     options: Options
     approximations: tuple[str, ...] = ()
@@ -64,6 +66,7 @@ class ChannelGraph:
         groups: str = "tie",
         attention: str = "dims",
         allow_inexact: Collection[str] = (),
+        norms: str = "keep",
         example_kwargs: Mapping[str, Any] | None = None,
     ) -> ChannelGraph:
         """Traces a model with fake tensors: no real compute, and the model is not changed.
@@ -76,13 +79,18 @@ class ChannelGraph:
             groups: how an ordinary grouped convolution shrinks: "tie" (the same position in all groups) or "whole".
             attention: "dims" (the same dims of all heads) or "heads" (whole heads).
             allow_inexact: approximations to accept, from ("eca",).
+            norms: what becomes of channels whose number something divides by: a LayerNorm, RMSNorm or GroupNorm over
+                them (the stream of a transformer, of a ConvNeXt), or attention in its default scale (the dims of
+                queries and keys). "keep" leaves them. "exact" removes them, and the norm goes on to count them as
+                zeros, see `functional.norms.compensated`, the attention to scale by the dims there were; of a GroupNorm
+                each group loses as many.
             example_kwargs: keyword arguments beside positional ones.
 
         Raises:
             TraceError: the model cannot be traced with this input; the message names its largest part that can.
             ChannelError: an option has an unknown value.
         """
-        options = Options(groups, attention, allow_inexact)
+        options = Options(groups, attention, allow_inexact, norms)
         return cls.of_traced(trace_modes(model, join_input(example_input, example_kwargs)), model, options)
 
     @classmethod
@@ -194,6 +202,7 @@ def _finish(
         sums=[replace(place, ids=ids[place.ids]) for place in context.sums],
         products=[replace(place, ids=tuple(ids[v] for v in place.ids)) for place in context.products],
         picks=[replace(pick, before=ids[pick.before], after=ids[pick.after]) for pick in context.picks],
+        denominators=[replace(place, ids=ids[place.ids]) for place in context.denominators],
         traced=traced,
         options=context.options,
         approximations=tuple(dict.fromkeys(context.approximations)),

@@ -82,6 +82,7 @@ def _join(context: Context, later: Context, program: Program, training: Program)
     context.counts += later.counts
     context.equal_parts += later.equal_parts
     context.picks += later.picks
+    context.denominators += later.denominators
     context.approximations += later.approximations
     known = {path for path, _ in context.inputs}
     context.inputs += [(path, labels) for path, labels in later.inputs if path not in known]

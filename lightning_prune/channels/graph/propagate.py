@@ -60,6 +60,7 @@ def state_values(program: Program, context: Context, tensors: dict[str, Value]) 
         if name not in tensors:
             axes = {d: context.labels.fresh(s) for d, s in enumerate(shape) if 1 < s <= LARGEST_AXIS}
             tensors[name] = Value(shape, axes)
+        context.zeros[node] = True  # what goes of it is zero in the masked network
         found.append(tensors[name])
     return found
 

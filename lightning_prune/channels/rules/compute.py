@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_prune.channels.rules.registry import broadcast, elementwise, rule
+from lightning_prune.channels.rules.zeros import adds_beside
 from lightning_prune.channels.trace.call import Call, Outcome, Value
 from lightning_prune.channels.trace.sites import Sum
 
@@ -143,6 +144,8 @@ def linear(call: Call) -> Outcome:
     meet(call, x.axes.get(last), weight.axes.get(1) if len(weight.shape) > 1 else weight.axes.get(0))
     rows = weight.axes.get(0) if len(weight.shape) > 1 else None
     _bias(call, rows)
+    if isinstance(call.arguments.get("bias"), Value):
+        adds_beside(call, x, last)
     axes = {d: labels for d, labels in x.axes.items() if d != last}
     return Value(call.shape, axes if rows is None else {**axes, last: rows})
 
@@ -233,7 +236,7 @@ def einsum(call: Call) -> Outcome:
 
 @rule("scaled_dot_product_attention", "_scaled_dot_product_attention_math")
 def attention(call: Call) -> Outcome:
-    """Heads as batch dims; queries and keys share their dims, which may shrink only if the scale is explicit."""
+    """Heads as batch dims; queries and keys share their dims; those may shrink if the scale stays what it was."""
     q, k, v = call["query"], call["key"], call["value"]
     rank = len(q.shape)
     mask = call.arguments.get("attn_mask")
@@ -241,8 +244,11 @@ def attention(call: Call) -> Outcome:
     call.consumes("key", k, rank - 1)
     _meet_products(call, q.axes.get(rank - 1), k.axes.get(rank - 1))
     if call.arguments.get("scale") is None:
-        for value in (q, k):
-            call.freeze(value.axes.get(rank - 1), "the default scale depends on the number of dims in a head")
+        if call.context.options.norms == "exact":
+            call.divides(q.axes.get(rank - 1), q.shape[-1])
+        else:
+            for value in (q, k):
+                call.freeze(value.axes.get(rank - 1), "the default scale depends on the number of dims in a head")
     _meet_products(call, k.axes.get(rank - 2), v.axes.get(rank - 2))
     for value in (k, v):
         call.freeze(value.axes.get(rank - 2), "softmax over these positions")

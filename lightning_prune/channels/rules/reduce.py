@@ -6,7 +6,9 @@ from torch import Tensor
 
 from lightning_prune.channels.rules.compute import meet
 from lightning_prune.channels.rules.registry import elementwise, rule
+from lightning_prune.channels.rules.zeros import adds_beside, comes_to_zero
 from lightning_prune.channels.trace.call import Call, Outcome, Value
+from lightning_prune.functional.norms.compensated import SPACE
 
 
 def _meet_affine(call: Call, channels: Tensor | None, *names: str) -> None:
@@ -22,34 +24,66 @@ def batch_norm(call: Call) -> Outcome:
     """Scale, β and statistics belong to the channels of dim 1."""
     x = call["input"]
     _meet_affine(call, x.axes.get(1), "weight", "bias", "running_mean", "running_var")
+    adds_beside(call, x, 1)
     return Value(call.shape, dict(x.axes))
 
 
-@rule("layer_norm", "rms_norm")
+COUNTED = "its statistics depend on the number of channels"
+NOT_ZERO = "it counts channels that go as zeros, and what comes in there is not zero once their weights are"
+
+
+def _counts_on(call: Call, channels: Tensor | None) -> bool:
+    """Whether a norm may lose channels that its statistics are over: if so it goes on to count them, as zeros."""
+    if channels is None or call.context.options.norms != "exact":
+        return False
+    if not comes_to_zero(call.node.args[0], call.context.zeros):
+        call.freeze(channels, NOT_ZERO)
+        return False
+    return True
+
+
+@rule("layer_norm", "rms_norm", f"{SPACE}::layer_norm", f"{SPACE}::rms_norm")
 def layer_norm(call: Call) -> Outcome:
-    """The statistics run over the normalised dims, so a missing channel changes all others: they freeze."""
+    """The statistics run over the normalised dims, so a missing channel changes all others, unless it is counted on."""
     x = call["input"]
     first = len(x.shape) - len(call["normalized_shape"])
+    channels = x.axes.get(first)
+    if first == len(x.shape) - 1 and _counts_on(call, channels):
+        assert channels is not None
+        call.consumes("input", x, first)
+        call.width("normalized_shape", channels, 0)
+        call.divides(channels, call.arguments.get("total", len(channels)))
+        _meet_affine(call, channels, "weight", "bias")
+        adds_beside(call, x, first)
+        return Value(call.shape, dict(x.axes))
     for name in ("weight", "bias"):
         tensor = call.arguments.get(name)
         for labels in tensor.axes.values() if isinstance(tensor, Value) else ():
-            call.freeze(labels, "its statistics depend on the number of channels")
-    return call.keep_axes(x, {d: d for d in range(first)}, "its statistics depend on the number of channels")
+            call.freeze(labels, COUNTED)
+    return call.keep_axes(x, {d: d for d in range(first)}, COUNTED)
 
 
-@rule("group_norm")
+@rule("group_norm", f"{SPACE}::group_norm")
 def group_norm(call: Call) -> Outcome:
-    """A group's statistics run over all of its channels and over space: a group loses all channels, or none."""
+    """A group's statistics run over all of its channels and over space.
+
+    It loses all channels or none, unless the norm goes on to count them: then each loses as many.
+    """
     x, groups = call["input"], call["num_groups"]
     out = call.keep_axes(x, {0: 0, 1: 1}, "its statistics run over this dim")
     channels = x.axes.get(1)
     _meet_affine(call, channels, "weight", "bias")
     if channels is None:
         return out
-    if groups == 1:
-        call.freeze(channels, "its statistics depend on the number of channels")
-        return out
     table = channels.view(groups, -1)
+    if table.shape[1] > 1 and _counts_on(call, channels):
+        call.consumes("input", x, 1)
+        call.unite(table, table[:1])
+        call.divides(channels, call.arguments.get("total", len(channels)))
+        return out
+    if groups == 1 or "total" in call.arguments:
+        call.freeze(channels, COUNTED)
+        return out
     call.unite(table, table[:, :1])
     call.width("num_groups", table[:, 0].contiguous())
     return out

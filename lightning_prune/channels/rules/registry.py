@@ -70,6 +70,12 @@ rule("dropout", "feature_dropout", "alpha_dropout", "contiguous", "clone", "deta
      "rrelu", "hardsigmoid", "hardswish", "prelu_elementwise")(elementwise)  # fmt: skip
 
 
+@rule("new_zeros", "new_ones", "new_full", "new_empty")
+def made(call: Call) -> Outcome:
+    """A tensor of its own, of which the argument only says dtype and device: it has no channels."""
+    return Value(call.shape)
+
+
 @rule("prelu")
 def prelu(call: Call) -> Outcome:
     """The slope is one number, or one for each channel of dim 1."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.channels.surgery.denominators import check_denominators, hold_denominators
 from lightning_prune.channels.surgery.empty import check_empty, empty_layers
 from lightning_prune.channels.surgery.factored import check_factors_fit, dense_shapes, factorize_layers
 from lightning_prune.channels.surgery.rewrite import Programs, build_from_plan, install
@@ -42,6 +43,7 @@ def check_fits(plan: PruningPlan, model: nn.Module, *, after: bool = False) -> N
             raise PlanError(f"the plan {verb} {name} of shape {wanted}, {kind} has {found}{hint}; {remedy}")
         check_indices(name, cut)
     check_empty(plan, model)
+    check_denominators(plan, model)
     if plan.empty and plan.form == "graph":
         raise PlanError("the plan removes branches from a rewritten graph; only a model's own code can do that")
     for path, changes in plan.attributes.items():
@@ -200,6 +202,8 @@ def apply_plan(
         cut_tensors(plan, target, optimizers if i == 0 else ())
         set_attributes(target, plan.attributes)
         empty_layers(target, plan.empty)
+        if plan.form == "eager":  # a rewritten graph has them written into it
+            hold_denominators(target, plan.denominators)
         factorize_layers(plan.factors, target, optimizers if i == 0 else (), targets[0] if i else None, values)
         clear_caches(target)
         for module in target.modules():

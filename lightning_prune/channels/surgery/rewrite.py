@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from lightning_prune.channels.graph.graph import ChannelGraph, kept_count, kept_mask
 from lightning_prune.channels.graph.propagate import operator_name
+from lightning_prune.channels.surgery.denominators import tell_call
 from lightning_prune.channels.surgery.retrace import FEATURES, Trace, traces
 from lightning_prune.channels.trace.call import Options
 from lightning_prune.errors import PlanError
@@ -116,6 +117,9 @@ def rewrite(graph: ChannelGraph, keep: Tensor) -> dict[str, Tensor]:
             dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
             node.target = torch.ops.aten.split_with_sizes.default
             node.args, node.kwargs = (node.args[0], sizes, dim), {}
+    for place in graph.denominators:
+        if kept_count(place.ids, keep) < len(place.ids):
+            tell_call(place)
     constants = {}
     for pick in graph.picks:
         left = pick.numbers.cpu()[kept_mask(pick.after, keep)]

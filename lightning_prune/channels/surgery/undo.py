@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.surgery.cut import check_fits, clear_caches, find_target, set_attributes, tensors_to_cut
+from lightning_prune.channels.surgery.denominators import release_denominators
 from lightning_prune.channels.surgery.empty import fill
 from lightning_prune.channels.surgery.factored import merge_layers
 from lightning_prune.channels.surgery.rewrite import uninstall
@@ -42,6 +43,7 @@ def undo_plan(plan: PruningPlan, model: nn.Module) -> nn.Module:
     set_attributes(target, plan.attributes, back=True)
     clear_caches(target)
     fill(target, plan.empty)
+    release_denominators(target, plan.denominators)
     uninstall(target)
     if target in records:
         records[target].restore(target)

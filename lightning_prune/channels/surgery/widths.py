@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.graph.graph import ChannelGraph, kept_count, kept_mask
+from lightning_prune.channels.surgery.denominators import denominators_of
 from lightning_prune.channels.surgery.empty import empty_paths
 from lightning_prune.channels.trace.sites import Count
 from lightning_prune.plan.cut import Change, Cut
@@ -118,7 +119,8 @@ def _standard(module: nn.Module, widths: Widths) -> dict[str, Any]:
 
 NOT_WIDTHS = (
     "num_heads", "heads", "num_paths", "num_groups", "num_scales", "num_experts", "radix", "cardinality",
-    "kernel_size", "stride", "padding", "dilation", "window_size", "resolution", "num_classes",
+    "kernel_size", "stride", "padding", "dilation", "window_size", "resolution", "num_classes", "image_size",
+    "img_size", "patch_size",
 )  # fmt: skip
 """Attributes that count something else; they may have the value of a width by chance."""
 
@@ -246,7 +248,10 @@ def make_plan(model: nn.Module, graph: ChannelGraph, keep: Tensor, example_input
     tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
     inputs = tuple((tuple(t.shape), str(t.dtype).removeprefix("torch.")) for t in tensors)
     settings: dict[str, Any] = {"groups": graph.options.groups, "attention": graph.options.attention}
+    if graph.options.norms != "keep":
+        settings["norms"] = graph.options.norms
     if graph.options.allow_inexact:
         settings["allow_inexact"] = sorted(graph.options.allow_inexact)
     attributes = attribute_changes(model, graph, keep)
-    return PruningPlan(cuts, attributes, form, inputs, settings, empty_paths(cuts))
+    counted = denominators_of(graph.denominators, lambda ids: kept_count(ids, keep) < len(ids))
+    return PruningPlan(cuts, attributes, form, inputs, settings, empty_paths(cuts), denominators=counted)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from lightning_prune.channels.trace.labels import Labels
-from lightning_prune.channels.trace.sites import Count, Parts, Pick, Product, Sum, module_path
+from lightning_prune.channels.trace.sites import Count, Denominator, Parts, Pick, Product, Sum, module_path
 from lightning_prune.errors import ChannelError
 
 LARGEST_AXIS = 1 << 17
@@ -32,17 +32,22 @@ class Options:
         groups: "tie" removes the same position from all groups of a grouped conv, "whole" removes whole groups.
         attention: "dims" ties heads and removes the same dimensions from each, "heads" removes whole heads.
         allow_inexact: names of approximations that the user accepts ("eca").
+        norms: "keep" leaves channels whose number a norm divides by, or attention in its default scale; "exact" removes
+            them, and what divided by their number goes on to.
     """
 
     groups: str = "tie"
     attention: str = "dims"
     allow_inexact: Collection[str] = ()
+    norms: str = "keep"
 
     def __post_init__(self) -> None:
         if self.groups not in ("tie", "whole"):
             raise ChannelError(f"groups={self.groups!r}: expected 'tie' or 'whole'")
         if self.attention not in ("dims", "heads"):
             raise ChannelError(f"attention={self.attention!r}: expected 'dims' or 'heads'")
+        if self.norms not in ("keep", "exact"):
+            raise ChannelError(f"norms={self.norms!r}: expected 'keep' or 'exact'")
         if isinstance(self.allow_inexact, str) or set(self.allow_inexact) - set(APPROXIMATIONS):
             raise ChannelError(f"allow_inexact={self.allow_inexact!r}: expected a collection out of {APPROXIMATIONS}")
 
@@ -80,6 +85,8 @@ class Context:
     products: list[Product] = field(default_factory=list)
     constants: dict[Node, Tensor] = field(default_factory=dict)
     picks: list[Pick] = field(default_factory=list)
+    denominators: list[Denominator] = field(default_factory=list)
+    zeros: dict[Node, bool] = field(default_factory=dict)  # what `rules.zeros` has found
 
 
 @dataclass
@@ -173,6 +180,11 @@ class Call:
     def costs(self, *labels: Tensor | None, share: float = 1.0) -> None:
         """Records that a share of the call's multiplications is proportional to the channels of each of `labels`."""
         self.context.products.append(Product(self.node, share, tuple(v for v in labels if v is not None)))
+
+    def divides(self, labels: Tensor | None, value: int) -> None:
+        """Records that the call divides by the number of these channels, and shall go on to divide by `value`."""
+        if labels is not None:
+            self.context.denominators.append(Denominator(self.node, module_path(self.node)[0], value, labels))
 
     def width(self, argument: str, labels: Tensor, position: int | None = None) -> None:
         """Records that an integer argument counts the channels of `labels`."""

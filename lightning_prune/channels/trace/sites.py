@@ -61,6 +61,23 @@ class Count:
 
 
 @dataclass(frozen=True)
+class Denominator:
+    """A number that a call divides by, and reads off the channels that come in: once some go, it has to be told.
+
+    The statistics of a norm are over all of its channels, the default scale of attention is by the dims of a head.
+
+    Attributes:
+        module: path of the module that makes the call.
+        value: the number while tracing.
+    """
+
+    node: Node
+    module: str
+    value: int
+    ids: Tensor
+
+
+@dataclass(frozen=True)
 class Sum:
     """A place where channels are summed over. `ids` has one entry for each channel in dim `dim` of an argument."""
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_prune.channels.surgery.cut import clear_caches, set_attributes
-from lightning_prune.channels.surgery.empty import emptied
+from lightning_prune.channels.surgery.denominators import standing_in
 from lightning_prune.channels.surgery.retrace import at_least_two
 from lightning_prune.channels.surgery.rewrite import GraphCode
 from lightning_prune.channels.verify.tensors import (
@@ -175,7 +175,7 @@ def check_trains(model: nn.Module, plan: PruningPlan, example_input: Any) -> Non
     with untouched(model), mode(model, True):
         try:
             set_attributes(model, plan.attributes)
-            with emptied(model, plan):
+            with standing_in(model, plan):
                 run(model, reader(model, sliced(plan, None), fresh), batch)
         except Exception:
             set_attributes(model, plan.attributes, back=True)
@@ -228,7 +228,7 @@ def check_plan(
             if runner is run:
                 set_attributes(model, plan.attributes)
             try:
-                with emptied(model, plan):
+                with standing_in(model, plan):
                     result = runner(model, small, batch)
                 break
             except RuntimeError:  # a rewritten graph may have the model's dtype written into it
@@ -253,7 +253,7 @@ def lost_gradients(
         expected = _with_gradient(model, reader(model, *first, masked(plan, None)), batch, run)
         if runner is run:
             set_attributes(model, plan.attributes)
-        with emptied(model, plan):
+        with standing_in(model, plan):
             found = _with_gradient(model, reader(model, *first, sliced(plan, None)), batch, runner)
     return sorted(n for n in expected - found if n not in plan.cuts or 0 not in plan.cuts[n].new_shape)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.surgery.cut import set_attributes
-from lightning_prune.channels.surgery.empty import emptied
+from lightning_prune.channels.surgery.denominators import standing_in
 from lightning_prune.channels.surgery.retrace import at_least_two
 from lightning_prune.channels.verify.compare import exact_dtypes, random_like, run, untouched
 from lightning_prune.channels.verify.tensors import Reader, fresh, masked, reader, sliced, without_zeros
@@ -32,7 +32,7 @@ def locate(model: nn.Module, plan: PruningPlan, example_input: Any, training: bo
         try:
             expected, _ = _record(model, reader(model, *first, masked(plan, dtype)), batch)
             set_attributes(model, plan.attributes)
-            with emptied(model, plan):
+            with standing_in(model, plan):
                 found, failed = _record(model, reader(model, *first, sliced(plan, dtype)), batch)
         except Exception:
             return None
@@ -61,7 +61,9 @@ def _record(model: nn.Module, read: Reader, batch: Any) -> tuple[dict[tuple[str,
         def after(m: nn.Module, a: Any, out: Any, path: str = path) -> None:
             entered.pop()
             if isinstance(out, Tensor) and "weight" in m._parameters and out.ndim > 1:
-                channel = out.ndim - 1 if hasattr(m, "in_features") else 1
+                norm = getattr(m, "normalized_shape", ())
+                last = hasattr(m, "in_features") or (norm and out.shape[-1] == norm[-1])
+                channel = out.ndim - 1 if last else 1
                 key = (path, sum(1 for k in sums if k[0] == path))
                 sums[key] = out.detach().movedim(channel, 0).flatten(1).abs().mean(1)
 

@@ -53,6 +53,8 @@ CASES: dict[str, tuple[Callable[[Any, Tensor], Tensor], int, dict[str, Callable[
     "prelu single": (lambda m, x: m.act(x), 12, {"act": nn.PReLU}, 12),
     "add itself": (lambda m, x: x + x, 12, {}, 12),
     "scalar product": (lambda m, x: 0.5 * x, 12, {}, 12),
+    "new zeros of one place": (lambda m, x: x + x.new_zeros((1, 1, 8, 8)), 12, {}, 12),
+    "new zeros of channels": (lambda m, x: x + x.new_zeros((1, 12, 1, 1)), 12, {}, 0),
     "uncontrolled summand": (lambda m, x: x + torch.arange(12.0).to(x).view(1, 12, 1, 1), 12, {}, 0),
     "depthwise": (lambda m, x: m.dw(x), 12, {"dw": lambda: nn.Conv2d(12, 12, 3, padding=1, groups=12)}, 12),
     "depthwise multiplier": (lambda m, x: m.dw(x), 24, {"dw": lambda: nn.Conv2d(12, 24, 3, padding=1, groups=12)}, 12),

@@ -85,7 +85,7 @@ class TASCallback(ChannelPruning):
         latency_runtime: where latency is measured, "eager" or "onnxruntime" (extra "onnx").
         latency_table: JSON file that keeps the measured times of layers, by machine, runtime and threads; None: none.
         histogram_every: epochs between histograms of the scores; 0: never.
-        surgery: further arguments of `prune_channels`: form, groups, attention, allow_inexact.
+        surgery: further arguments of `prune_channels`: form, groups, attention, allow_inexact, norms.
 
     Raises:
         ValueError: an argument out of its range.
