@@ -187,7 +187,8 @@ def page(lines: list[dict[str, Any]], speed: dict[str, Any] | None) -> str:
         "of channels that there were. Differences are the largest, relative to the largest output; of masked against "
         "sliced in float64, else in float32. Trains: one step of SGD moves more than nine in ten parameters; the dense "
         "mixer_s16_224 (2 of 102, its classifier starts at zero) and efficientformer_l1 (148 of 181, the others move "
-        "by less than float32 shows) do not do so either. Held: the share of rows of weights that may not go, the "
+        "by less than float32 shows) do not do so either, and vit_b_16's classifier starts at zero too. "
+        "Held: the share of rows of weights that may not go, the "
         "classifier's aside, and why.",
         "",
         "| network | MACs left | parameters left | form | divide on | masked - sliced | trains | saved - loaded "
