@@ -1,4 +1,4 @@
-"""Random networks and random plans by the thousand: what `tests/channels/test_properties.py` asks of 100.
+"""Random networks and random plans by the thousand: what `tests/channels/test_properties.py` asks of 300.
 
     python -m tests.benchmarks.properties --count 20000 --shard 0/2 --out tests/benchmarks/properties.md
     python -m tests.benchmarks.properties --begin 4711 --count 1      # one case again

@@ -37,7 +37,7 @@ def test_checkpoints(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left(tmp_path: Path) -> None:
-    left_behind.test_nothing_is_left_on_the_module(NAME, "configure_model", tmp_path)
+    left_behind.test_nothing_is_left_on_the_module(NAME, tmp_path)
 
 
 def test_penalties_of_gates_add_up_to_the_gradient_of_the_shared_loss() -> None:

@@ -16,7 +16,7 @@ from tests.channels.grammar.check import Case, check
 from tests.channels.grammar.found import FOUND
 from tests.channels.grammar.steps import Pick
 
-EXAMPLES, MOST = 100, 6
+EXAMPLES, MOST = 300, 6
 DEEP = 10
 """One case in so many is cut twice, which traces twice."""
 
