@@ -82,13 +82,24 @@ def test_raw_optimizer(sparsify: int, tmp_path: Path) -> None:
 class Writes(lightning.Callback):
     """Moves weights beside the optimizer."""
 
+    def __init__(self, by: float) -> None:
+        self.by = by
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-        pl_module.net[0].weight.data.add_(1e-3)
+        if pl_module.net[0].weight.eq(0).any():  # after the prune
+            pl_module.net[0].weight.data.add_(self.by)
 
 
-def test_something_else_than_an_optimizer_that_moves_pruned_weights(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"Pruned weights came back in net.0.weight .*writes to them"):
-        fit(tmp_path, LTPCallback, callbacks=[Writes()])
+@pytest.mark.parametrize(
+    ("by", "message"),
+    [
+        (1e-3, r"Pruned weights came back in net.0.weight .*writes to them"),
+        (float("nan"), "The training has diverged after the prune"),
+    ],
+)
+def test_something_else_than_an_optimizer_that_moves_pruned_weights(by: float, message: str, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        fit(tmp_path, LTPCallback, callbacks=[Writes(by)])
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.trainer import averaged_copies, callbacks_of
+from lightning_prune.errors import DivergenceError
 from lightning_prune.functional.ltp import at_least_float32
 from lightning_prune.masks import Gate, Target, prunable_weights
 from lightning_prune.masks.ltp import zeros_step_
@@ -94,9 +95,14 @@ def prune_everywhere(
 
 
 def check_zeros(targets: Sequence[Target], before: Sequence[int], now: Sequence[int]) -> None:
-    """Raise RuntimeError, naming the layers, if there are fewer zeros than there were."""
+    """Raise if there are fewer zeros than there were, naming the layers: RuntimeError, or DivergenceError."""
     lost = [f"{t.name} ({b - a})" for t, b, a in zip(targets, before, now, strict=True) if a < b]
     if lost:
+        if not all(bool(local(t.param).isfinite().all()) for t in targets):
+            raise DivergenceError(
+                "The training has diverged after the prune: weights are NaN or infinite, those that were zero too. "
+                "Lower the learning rate, clip gradients, or look for the batch whose loss is NaN."
+            )
         raise RuntimeError(
             f"Pruned weights came back in {', '.join(lost[:5])}: something other than the optimizers writes to them. "
             "Step them through Lightning's optimizers, or write to weights that are not zero alone."
