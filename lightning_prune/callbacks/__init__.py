@@ -1,7 +1,8 @@
 """Lightning callbacks: one life-cycle, three families, one file a method."""
 
 from lightning_prune.callbacks.checkpoint import CompactCheckpoint, take_shapes
-from lightning_prune.callbacks.distillation.callback import DistillationCallback, distill
+from lightning_prune.callbacks.distillation.callback import DistillationCallback
+from lightning_prune.callbacks.distillation.manual import distill
 from lightning_prune.callbacks.families.channels import ChannelPruning
 from lightning_prune.callbacks.families.factors import FactorPruning
 from lightning_prune.callbacks.families.weights import WeightPruning

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.functional.beta_bernoulli import (
     divergence,
     kumaraswamy_mean,
@@ -92,3 +93,19 @@ class BernoulliGate(Gate):
 
     def expire(self) -> None:
         self.masks.drawn = None
+
+
+def bernoulli_gates(masks: BetaBernoulli, units: ChannelUnits) -> dict[str, Gate]:
+    """A gate on whatever reads channels.
+
+    Args:
+        masks: one of each group that may go, in their order.
+        units: of the network.
+    """
+    place = torch.full((units.size,), -1, dtype=torch.int64)
+    place[units.free] = torch.arange(int(units.free.sum()))
+    found: dict[str, Gate] = {}
+    for name, tap in units.taps.items():
+        groups = torch.where(tap.groups >= 0, place[tap.groups.clamp_min(0)], -1).to(masks.a.device)
+        found[name] = BernoulliGate(masks, groups, tap.dim, owner=not found)
+    return found

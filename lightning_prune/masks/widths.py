@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.functional.gating import gumbel_pairs, interpolate_channels
 from lightning_prune.masks.gates import Gate
 from lightning_prune.support.noise import Noise
@@ -106,3 +107,42 @@ class WidthGate(Gate):
 
     def expire(self) -> None:
         self.widths.drawn = None
+
+
+def ranks_of(units: ChannelUnits) -> tuple[list[int], Tensor]:
+    """How many groups each layer has, and the place of each in its layer, int64 [groups]; 0 of those that stay."""
+    ids, rank, sizes = torch.arange(units.size), torch.zeros_like(units.layer), []
+    for i in range(len(units.layers)):
+        mine = ids[units.layer == i]
+        rank[mine] = torch.arange(len(mine))
+        sizes.append(len(mine))
+    return sizes, rank
+
+
+def width_gates(widths: Counts, units: ChannelUnits, rank: Tensor) -> tuple[dict[str, Gate], set[int]]:
+    """A gate on whatever reads channels, and the layers whose widths are mixed by them.
+
+    Args:
+        widths: a row for each of the units' layers.
+        units: of the network.
+        rank: of each group, as `ranks_of` gives it.
+    """
+    found: dict[str, Gate] = {}
+    mixed: set[int] = set()
+    for name, tap in units.taps.items():
+        layers = units.layer[tap.groups[tap.groups >= 0]].unique().tolist()
+        parts = [part for i in layers if (part := _part(i, tap.groups, units, rank)) is not None]
+        found[name] = WidthGate(widths, parts, tap.dim, owner=not found)
+        mixed |= {part.layer for part in parts}
+    return found, mixed
+
+
+def _part(layer: int, groups: Tensor, units: ChannelUnits, rank: Tensor) -> Part | None:
+    """The channels of a layer at a place, where all of its groups stand there equally often."""
+    size = int((units.layer == layer).sum())
+    at = ((groups >= 0) & (units.layer[groups.clamp_min(0)] == layer)).nonzero().flatten()
+    ranks = rank.cpu()[groups[at]]
+    order = ranks.argsort(stable=True)
+    if len(at) % size or not bool((ranks[order] == torch.arange(size).repeat_interleave(len(at) // size)).all()):
+        return None
+    return Part(layer, at[order].view(size, -1).to(rank.device))

@@ -19,7 +19,6 @@ from lightning_prune.callbacks.distillation.teacher import FILE, find_teacher, f
 from lightning_prune.callbacks.guard import LastFit, check_strategy, goes_on
 from lightning_prune.callbacks.options import naming_near_options
 from lightning_prune.callbacks.step import trained_by
-from lightning_prune.callbacks.trainer import callbacks_of
 from lightning_prune.functional.distillation import Matching, mixed
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.plan.record import plan_of
@@ -248,19 +247,3 @@ class DistillationCallback(Callback):
         size = len(self.logits_of(calls[0].output))
         module.log_dict({name: value.detach() for name, value in logged.items()}, batch_size=size)
         return mixed(task, soft, features, self.alpha, self.beta)
-
-
-def distill(module: LightningModule, loss: Tensor) -> Tensor:
-    """The loss with what the teachers of the fit's `DistillationCallback`s say, for manual optimization.
-
-    Call it in ``training_step`` after the network and before the backward pass. Without such a callback the loss is
-    returned as it is. In automatic optimization it need not be called, and may be.
-
-    Args:
-        module: the LightningModule.
-        loss: the task's, a scalar.
-    """
-    for callback in callbacks_of(module.trainer):
-        if isinstance(callback, DistillationCallback):
-            loss = callback.loss(module, loss)
-    return loss

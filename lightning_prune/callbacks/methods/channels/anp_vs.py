@@ -21,7 +21,7 @@ from lightning_prune.channels.select.taps import module_of
 from lightning_prune.channels.select.units import ChannelUnits
 from lightning_prune.functional.attacks import PGD
 from lightning_prune.masks import Gate
-from lightning_prune.masks.bernoulli import BernoulliGate, BetaBernoulli
+from lightning_prune.masks.bernoulli import BetaBernoulli, bernoulli_gates
 from lightning_prune.metrics.robust import layer_inputs, vulnerability
 from lightning_prune.scoring.loss import task_loss
 from lightning_prune.support.modes import mode
@@ -153,12 +153,9 @@ class ANPVSCallback(ChannelPruning):
         self._seen_through: dict[str, Gate] = {}
         self._last: dict[str, Tensor] = {}
 
-    # ---- masks ------------------------------------------------------------------------------------------------------
-
     def start(self, units: ChannelUnits) -> None:
-        self.read = [module_of(name) for name, tap in units.taps.items() if tap.side == "input"]
-        self._place = torch.full((units.size,), -1, dtype=torch.int64)
-        self._place[units.free] = torch.arange(int(units.free.sum()))
+        taps = units.taps.items() if self.suppress else ()
+        self.read = [module_of(name) for name, tap in taps if tap.side == "input"]
         if self.masked:
             device = next(self.root.parameters()).device
             self.masks = BetaBernoulli(int(units.free.sum()), device, self.alpha, self.temperature)
@@ -166,10 +163,7 @@ class ANPVSCallback(ChannelPruning):
     def gates(self, units: ChannelUnits) -> Mapping[str, Gate]:
         if self.masks is None:
             return {}
-        found: dict[str, Gate] = {}
-        for name, tap in units.taps.items():
-            groups = torch.where(tap.groups >= 0, self._place[tap.groups.clamp_min(0)], -1).to(self.masks.a.device)
-            found[name] = BernoulliGate(self.masks, groups, tap.dim, owner=not found)
+        found = bernoulli_gates(self.masks, units)
         self._seen_through = {module_of(name): gate for name, gate in found.items()}
         return found
 
@@ -196,8 +190,6 @@ class ANPVSCallback(ChannelPruning):
     def metrics(self) -> Mapping[str, Tensor | float]:
         return self._last
 
-    # ---- the step ---------------------------------------------------------------------------------------------------
-
     def loss(self, output: Any, labels: Tensor | None) -> Tensor:
         """The task's loss on an output of `calibration_forward`; override for tasks that `task_loss` does not know."""
         return task_loss(output, labels)
@@ -216,8 +208,7 @@ class ANPVSCallback(ChannelPruning):
             length = training_length(trainer).batches_per_epoch
             masks.price = self.beta / (length * len(x) * trainer.world_size)
             drawn = masks.draw(self._noise, len(x))
-            leaf = drawn.detach().requires_grad_()
-            masks.drawn = drawn.detach()
+            masks.drawn, leaf = drawn.detach(), drawn.detach().requires_grad_()
 
         def task(inputs: Tensor) -> Tensor:
             return self.loss(*self.calibration_forward(pl_module, [inputs, *rest]))
@@ -230,13 +221,12 @@ class ANPVSCallback(ChannelPruning):
         if masks is not None:
             masks.drawn = leaf  # up to the optimizer's step: activation checkpointing runs both passes again
         if self.trains_to_the_end:
-            clean, output = self._features(lambda: step(batch))
-            adversarial, found = self._features(lambda: task(attacked))
+            clean, output = layer_inputs(self.root, self.read, lambda: step(batch))
+            adversarial, found = layer_inputs(self.root, self.read, lambda: task(attacked))
         else:
             output = step(batch)
             found = loss_of(output)
-        own = loss_of(output)
-        if own is None or found is None:
+        if (own := loss_of(output)) is None or found is None:
             return output
         if drawn is not None and leaf is not None:
             # V and the clean loss must not move the masks, so they get their gradient by themselves.
@@ -251,9 +241,6 @@ class ANPVSCallback(ChannelPruning):
             self._last["vulnerability"] = value.detach()
             total = total + self.suppress * value
         return with_loss(output, total)
-
-    def _features(self, run: Callable[[], Any]) -> tuple[dict[str, Tensor], Any]:
-        return layer_inputs(self.root, self.read if self.suppress else (), run)
 
     def state(self) -> dict[str, Any]:
         return super().state() | {"read": list(self.read)}

@@ -25,7 +25,7 @@ from lightning_prune.functional.gating import flops_loss
 from lightning_prune.functional.schedules import anneal
 from lightning_prune.masks import Gate
 from lightning_prune.masks.depths import Depths
-from lightning_prune.masks.widths import Counts, Part, WidthGate
+from lightning_prune.masks.widths import Counts, ranks_of, width_gates
 from lightning_prune.scoring.loss import task_loss
 from lightning_prune.support.noise import Noise
 
@@ -125,9 +125,8 @@ class TASCallback(ChannelPruning):
         for name, shares, none in (("widths", widths, ""), ("depths", depths or DEPTHS, ", or () for none")):
             increasing = all(a < b for a, b in itertools.pairwise((0.0, *shares)))
             if len(shares) < 2 or not increasing or shares[-1] != 1:
-                raise ValueError(
-                    f"{name}={tuple(shares)}: expected two shares or more, increasing, the last of them 1{none}."
-                )
+                told = f"expected two shares or more, increasing, the last of them 1{none}."
+                raise ValueError(f"{name}={tuple(shares)}: {told}")
         if price < 0 or tolerance < 0 or width_lr <= 0 or min(temperature) <= 0:
             raise ValueError(
                 f"price={price} and tolerance={tolerance} must not be negative; width_lr={width_lr} and "
@@ -147,15 +146,9 @@ class TASCallback(ChannelPruning):
 
     def start(self, units: ChannelUnits) -> None:
         device = next(self.root.parameters()).device
-        ids = torch.arange(units.size)
-        self._layer, self._rank = units.layer.to(device), torch.zeros_like(units.layer)
-        sizes = []
-        for i in range(len(units.layers)):
-            mine = ids[units.layer == i]
-            self._rank[mine] = torch.arange(len(mine))
-            sizes.append(len(mine))
-        self.sizes, self._rank = sizes, self._rank.to(device)
-        self.widths = Counts(sizes, self.choices, device)
+        self.sizes, rank = ranks_of(units)
+        self._layer, self._rank = units.layer.to(device), rank.to(device)
+        self.widths = Counts(self.sizes, self.choices, device)
         form = self.surgery.get("form", "auto")
         self.depths = Depths.of(units, self.depth_choices, form, self.left, device) if self.depth_choices else None
         if self.depth_choices and self.depths is None:
@@ -164,18 +157,11 @@ class TASCallback(ChannelPruning):
                 f"TASCallback finds no residual branches of {type(units.network).__name__} that can be taken out, and "
                 "searches widths alone; depths=() says so.",
             )
-        layers = self.depths.layers() if self.depths is not None else None
-        self._macs = ExpectedMacs(ChannelCost.of(units.graph), device, branches=layers)
+        branches = None if self.depths is None else self.depths.layers()
+        self._macs = ExpectedMacs(ChannelCost.of(units.graph), device, branches=branches)
 
     def gates(self, units: ChannelUnits) -> Mapping[str, Gate]:
-        found: dict[str, Gate] = {}
-        mixed: set[int] = set()
-        for name, tap in units.taps.items():
-            parts = []
-            for i in tap.groups[tap.groups >= 0].unique().apply_(lambda g: int(units.layer[g])).unique().tolist():
-                parts += self._parts(i, tap.groups, units)
-            found[name] = WidthGate(self.widths, parts, tap.dim, owner=not found)
-            mixed |= {part.layer for part in parts}
+        found, mixed = width_gates(self.widths, units, self._rank)
         for i in sorted(set(range(len(units.layers))) - mixed):
             self.monitor.warn_once(
                 units.layers[i][0],
@@ -183,17 +169,6 @@ class TASCallback(ChannelPruning):
                 "width is decided by the MACs alone; exclude it to keep it whole.",
             )
         return found | (self.depths.gates() if self.depths is not None else {})
-
-    def _parts(self, layer: int, groups: Tensor, units: ChannelUnits) -> list[Part]:
-        """The channels of a layer at a place, where all of its groups stand there equally often."""
-        at = ((groups >= 0) & (units.layer[groups.clamp_min(0)] == layer)).nonzero().flatten()
-        ranks = self._rank.cpu()[groups[at]]
-        order = ranks.argsort(stable=True)
-        if len(at) % self.sizes[layer] or not bool(
-            (ranks[order] == torch.arange(self.sizes[layer]).repeat_interleave(len(at) // self.sizes[layer])).all()
-        ):
-            return []
-        return [Part(layer, at[order].view(self.sizes[layer], -1).to(self._rank.device))]
 
     def gate_optimizer(self, parameters: list[Tensor]) -> Optimizer:
         return Adam(parameters, lr=self.width_lr, betas=(0.5, 0.999), weight_decay=1e-3)
@@ -216,8 +191,8 @@ class TASCallback(ChannelPruning):
         learned = [self.widths] if self.depths is None else [self.widths, self.depths.counts]
         for counts in learned:
             counts.draw(self.noise, temperature, learn=True)
-        task = self.loss(*self.calibration_forward(pl_module, self._other(trainer, batch)))
-        total = task + self.price * self.macs_loss()
+        total = self.loss(*self.calibration_forward(pl_module, self._other(trainer, batch)))
+        total = total + self.price * self.macs_loss()
         logits = [counts.logits for counts in learned]
         grads = torch.autograd.grad(total * (loss_scale(trainer) / self.accumulate), logits)
         for p, grad in zip(logits, grads, strict=True):
@@ -247,11 +222,8 @@ class TASCallback(ChannelPruning):
         if self._stream is None:
             loader = self.held_out if self.held_out is not None else first_loader(trainer.val_dataloaders)
             if loader is None:
-                self.monitor.warn_once(
-                    "held out",
-                    "TASCallback has no held-out data, so widths learn on the batches that weights train on: give "
-                    "held_out=..., a loader, or validation data.",
-                )
+                told = "TASCallback has no held-out data, so widths learn on the batches that weights train on: give "
+                self.monitor.warn_once("held out", f"{told}held_out=..., a loader, or validation data.")
                 return batch
             self._stream = HeldOut(loader)
         return self._stream.batch(trainer, self.seen - self.phases.begin)
