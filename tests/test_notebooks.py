@@ -1,6 +1,6 @@
 """The notebooks run from top to bottom, and hold the outputs of the code that they show.
 
-Two of them train for a few batches an epoch here; ``python -m tests.notebooks``, which stores their outputs, and
+Four of them train for a few batches an epoch here; ``python -m tests.notebooks``, which stores their outputs, and
 ``-m sweep`` train them whole.
 """
 
@@ -22,7 +22,7 @@ LOADED = {path.stem: json.loads(path.read_text()) for path in NOTEBOOKS}
 
 # What Lightning takes for the Trainer's defaults, and the notebooks that keep their assertions with them.
 SHORT = {f"PL_TRAINER_LIMIT_{part}_BATCHES": "3" for part in ("TRAIN", "VAL", "TEST")}
-SHORTENED = ("1_ltp", "2_mrts")
+SHORTENED = ("1_ltp", "2_mrts", "3_deploy", "5_your_network")
 
 
 @pytest.mark.parametrize("name", LOADED)
