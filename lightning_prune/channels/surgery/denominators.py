@@ -33,30 +33,23 @@ def is_norm(module: nn.Module) -> bool:
     return _size(module) is not None
 
 
-class _Norm(TorchFunctionMode):
-    """Inside, norms count ``total`` channels."""
+class _Inside(TorchFunctionMode):
+    """Inside, some functions are replaced by others, which get a number before their arguments."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, count: int, calls: Mapping[Any, Callable[..., Tensor]]) -> None:
         super().__init__()
-        self.total = total
+        self.count, self.calls = count, calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        return _NORMS[func](self.total, *args, **kwargs) if func in _NORMS else func(*args, **kwargs)
+        own = self.calls.get(func)
+        return func(*args, **kwargs) if own is None else own(self.count, *args, **kwargs)
 
 
-class _Attention(TorchFunctionMode):
-    """Inside, attention without a scale has that of ``dims`` dims in a head."""
-
-    def __init__(self, dims: int) -> None:
-        super().__init__()
-        self.dims = dims
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and kwargs.get("scale") is None:
-            kwargs = {**kwargs, "scale": self.dims**-0.5}
-        return func(*args, **kwargs)
+def _attention(dims: int, *args: Any, **kwargs: Any) -> Tensor:
+    """Without a scale, that of ``dims`` dims in a head."""
+    given = kwargs.get("scale")
+    return F.scaled_dot_product_attention(*args, **{**kwargs, "scale": dims**-0.5 if given is None else given})
 
 
 def _layer_norm(
@@ -91,14 +84,15 @@ _NORMS: dict[Any, Callable[..., Tensor]] = {
     F.group_norm: _group_norm,
     torch.group_norm: _group_norm,
 }
+_ATTENTION: dict[Any, Callable[..., Tensor]] = {F.scaled_dot_product_attention: _attention}
 
 
 @recipe(_RECIPE, copied=True)
 def _counting(base: type[nn.Module], norm: bool, count: int) -> dict[str, Any]:
-    inside = _Norm if norm else _Attention
+    calls = _NORMS if norm else _ATTENTION
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with inside(count):
+        with _Inside(count, calls):
             return base.forward(self, *args, **kwargs)
 
     return {"forward": forward, "__doc__": f"{base.__name__} that divides by {count} channels."}
