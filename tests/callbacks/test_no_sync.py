@@ -44,7 +44,6 @@ METHODS: dict[str, Any] = {
     "st3": ST3Callback(target_sparsity=0.8),
     "taylor weights": TaylorWeightCallback(target_sparsity=0.8),
     "mrts": MRTSCallback(target_macs=0.5),
-    "mrts gates": MRTSCallback(target_macs=0.5, scales="gates"),
     "slimming": NetworkSlimmingCallback(target_macs=0.5),
 }
 MACS = {"net.0.weight": 4608, "net.3.weight": 10368, "net.8.weight": 64}
