@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_prune.functional.order.kth import Shards
 from lightning_prune.masks.gates import HardGate, SoftGate
 from lightning_prune.masks.rows import limit_rows_
 
@@ -57,6 +58,24 @@ def test_many_layers_at_once_are_each_as_alone() -> None:
         for one, other in zip(alone, together, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
         assert not torch.equal(together[0], grads[0].to(dtype))
+
+
+def test_rows_on_three_processes_are_limited_as_the_whole() -> None:
+    torch.manual_seed(0)
+    whole = [torch.randn(n, 5) * torch.logspace(-3, 3, n).view(-1, 1) for n in (7, 4, 12)]  # of 4, the third has none
+    rows, told = [len(g) for g in whole], list[torch.Tensor]()
+
+    def note(table: torch.Tensor) -> torch.Tensor:
+        told.append(table)
+        return table
+
+    for noting in (True, False):  # what each hands over, then with the sum of it
+        shares = [[g[r * -(-len(g) // 3) :][: -(-len(g) // 3)].clone() for g in whole] for r in range(3)]
+        for rank, share in enumerate(shares):
+            limit_rows_(share, Shards(rank, 3, note if noting else lambda _: torch.stack(told).sum(0)), rows)
+    limited = [torch.cat(parts) for parts in zip(*shares, strict=True)]
+    limit_rows_(whole)
+    assert all(torch.equal(one, other) for one, other in zip(limited, whole, strict=True))
 
 
 def test_a_layer_costs_a_device_two_launches() -> None:
