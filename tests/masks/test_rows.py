@@ -87,9 +87,9 @@ def test_a_layer_costs_a_device_two_launches() -> None:
             limit_rows_(grads)
         return launches.count
 
-    kernels(40)  # which layer a row is of is worked out once
-    kernels(20)
-    assert kernels(40) - kernels(20) == 20 * 2
+    kernels(8)  # which layer a row is of is worked out once
+    kernels(4)
+    assert kernels(8) - kernels(4) == 4 * 2
 
 
 @pytest.mark.parametrize("kind", ["soft", "hard"])
