@@ -48,8 +48,8 @@ class Learned(lightning.Callback):
 TAUGHT, REFITTED, DEPTHS = ", taught", ", refitted", ", depths"
 CASES = [("mrts", "labels"), ("slimming", ""), ("taylor", ""), ("toy channel gates", ""), ("flop", "")]
 CASES += [("from scratch", ""), ("slimming" + TAUGHT, ""), ("taylor" + REFITTED, "")]
-CASES += [(method, "") for method in STEPS]
-CASES += [("mrts gates", ""), ("tas" + DEPTHS, "")]
+CASES += [(method + DEPTHS * (method == "tas"), "") for method in STEPS]  # it has widths there too
+CASES += [("mrts gates", "")]
 
 
 def fit(path: Path, method: str, information: str) -> None:
