@@ -18,14 +18,18 @@ SITUATIONS: dict[str, Situation] = {
     **ranks.SITUATIONS,
 }
 
-_WEIGHTS = [name for name in METHODS if not removes_channels(name)]
 _CHANNELS = [name for name in METHODS if removes_channels(name)]
 
 
-def rotating() -> list[tuple[str, str]]:
-    """(situation, method): each situation with a method that zeroes weights and one that cuts channels, in turn.
+def third() -> list[tuple[str, str]]:
+    """(situation, method) of a third of the table: every third method, from another one on in each situation.
 
-    What takes processes of its own has the latter alone; `test_ddp` has the others.
+    What takes seconds has two methods, and what takes processes of its own one; `test_ddp` has the others.
     """
-    kinds = {s: (_CHANNELS,) if situation.judged else (_WEIGHTS, _CHANNELS) for s, situation in SITUATIONS.items()}
-    return [(s, names[i % len(names)]) for i, s in enumerate(SITUATIONS) for names in kinds[s]]
+    cells = []
+    for number, (name, situation) in enumerate(SITUATIONS.items()):
+        methods = [*METHODS][number % 3 :: 3]
+        if situation.slow:
+            methods = [methods[number % len(methods)], _CHANNELS[number % len(_CHANNELS)]]
+        cells += [(name, method) for method in ([_CHANNELS[number % len(_CHANNELS)]] if situation.judged else methods)]
+    return cells

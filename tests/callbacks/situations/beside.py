@@ -103,7 +103,9 @@ SITUATIONS: dict[str, Situation] = {
         beside=lambda _: [LearningRateFinder(num_training_steps=4)], ours_last=True
     ),
     "Tuner.lr_find": Situation(drive=tuned),
-    "BatchSizeFinder": Situation(Sized, beside=lambda _: [BatchSizeFinder(max_trials=2, steps_per_trial=1)], data=dict),
+    "BatchSizeFinder": Situation(
+        Sized, beside=lambda _: [BatchSizeFinder(max_trials=2, steps_per_trial=1)], data=dict, slow=True
+    ),
     "BackboneFinetuning": Situation(Transfer, beside=lambda _: [unfreezing(1)], network="backbone"),
     "distillation": Situation(beside=lambda folder: [DistillationCallback(alpha=0.5, teacher_dir=str(folder))]),
     "a second one that prunes weights": Situation(

@@ -45,7 +45,6 @@ class Situation:
         drive: what is done with the cell; one fit if not given.
         refused: what a refusal says, by kind of method: before the first batch, with nothing changed.
         told: what an error later on says, by kind of method, where no one can know before.
-        ends: whether the result is pruned in the end, or is to be dense.
         trains_on: whether training goes on after the removal.
         judged: whether the drive itself has seen to what has to hold, in other processes.
         shown: where a refusal comes that only the first batch can show: its "loss" (norms have seen the batch then), or
@@ -65,6 +64,7 @@ class Situation:
     trains_on: bool = True
     judged: bool = False
     shown: Literal["", "loss", "step"] = ""
+    slow: bool = False
 
 
 class Watch(lightning.Callback):

@@ -50,9 +50,9 @@ class Checkpointed(Toy):
 
 
 SITUATIONS: dict[str, Situation] = {
-    "compiled before the fit": Situation(drive=compiled_before),
-    "compiled inside": Situation(lambda: compiled(False)),
-    "compiled inside, in place": Situation(lambda: compiled(True)),
+    "compiled before the fit": Situation(drive=compiled_before, slow=True),
+    "compiled inside": Situation(lambda: compiled(False), slow=True),
+    "compiled inside, in place": Situation(lambda: compiled(True), slow=True),
     "built in setup": Situation(lambda: Toy("setup")),
     "built in configure_model": Situation(lambda: Toy("configure_model")),
     "activation checkpointing": Situation(Checkpointed),
