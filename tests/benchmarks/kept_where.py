@@ -1,7 +1,6 @@
-r"""Where do LTP and magnitude leave their weights? Read off the runs that are known; nothing is trained.
+"""Where do LTP and magnitude leave their weights? Read off the runs that are known; nothing is trained.
 
-    python -m tests.benchmarks.kept_where --networks efficientnet_b0-32px mixnet_s-32px mobilenetv2-32px \
-        --compression 20 --out tests/benchmarks/kept_where.md
+    python -m tests.benchmarks.kept_where --out tests/benchmarks/kept_where.md
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from tests.benchmarks.bench.networks import NETWORKS
 from tests.benchmarks.bench.pipelines import publish, stamps
 from tests.benchmarks.bench.runs import Run, known
 
+_COMPACT = ("efficientnet_b0-32px", "mixnet_s-32px", "mobilenetv2-32px")
 _MANY, _ENOUGH = 2.0, 0.02  # times its prior, and a share above the floors of layers
 
 
@@ -86,7 +86,7 @@ def row(run: Run, line: Mapping[str, Any], layers: Layers) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=["resnet20-14px"], choices=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", default=list(_COMPACT), choices=list(NETWORKS))
     parser.add_argument("--compression", type=float, default=20.0)
     parser.add_argument("--results", type=Path, default=RESULTS / "accuracy.jsonl", help="the runs that are known")
     parser.add_argument("--out", type=Path, help="page to write")
