@@ -29,7 +29,7 @@ from lightning_prune import LTPCallback
 from lightning_prune.channels import ChannelGraph, prune_channels
 from lightning_prune.masks import attach, detach
 from lightning_prune.plots.figure import new_figure
-from tests.benchmarks.bench.pipelines import publish, remembered, stamps
+from tests.benchmarks.bench.pipelines import kept_arguments, publish, remembered, stamps
 from tests.benchmarks.step_cost import Stepper
 
 NETWORKS: dict[str, int] = {  # image size
@@ -191,9 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where runs are remembered")
-    parser.add_argument("--known", action="store_true", help="write the page from what is there; measure nothing")
-    parser.add_argument("--out", type=Path, help="page to write")
+    kept_arguments(parser, RESULTS)
     parser.add_argument("--image", type=Path, help="plot to draw")
     args = parser.parse_args()
     lines: dict[str, Numbers] = {}

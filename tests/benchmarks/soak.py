@@ -36,7 +36,7 @@ from lightning_prune import (
     TASCallback,
 )
 from lightning_prune.plots.figure import new_figure
-from tests.benchmarks.bench.pipelines import publish, remembered, stamps
+from tests.benchmarks.bench.pipelines import kept_arguments, publish, remembered, stamps
 from tests.benchmarks.scale import memory
 from tests.memory import malloc_in_use
 from tests.toy import Toy, samples
@@ -68,8 +68,14 @@ class Sampler(lightning.Callback):
             self.read.append((trainer.global_step, memory(), malloc_in_use(), sys.getallocatedblocks()))
 
 
-def soak(name: str, steps: int, folder: Path) -> Numbers:
+def soak(name: str, steps: int) -> Numbers:
     """What a fit of that many steps leaves behind."""
+    with tempfile.TemporaryDirectory() as folder:
+        return soak_in(Path(folder), name, steps)
+
+
+def soak_in(folder: Path, name: str, steps: int) -> Numbers:
+    """The same, with logs and checkpoints in a folder."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     callback = METHODS[name](warmup=0, sparsify=f"{steps - AFTER} steps", recalibrate_batches=4)
@@ -152,16 +158,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where runs are remembered")
-    parser.add_argument("--known", action="store_true", help="write the page from the runs that are there; train none")
-    parser.add_argument("--out", type=Path, help="page to write")
+    kept_arguments(parser, RESULTS)
     parser.add_argument("--image", type=Path, help="plot to draw")
     args = parser.parse_args()
     lines: dict[str, Numbers] = {}
     for name in args.methods:
-        with tempfile.TemporaryDirectory() as folder:
-            work = None if args.known else partial(soak, name, args.steps, Path(folder))
-            line = remembered(args.results, {"method": name, "steps": args.steps}, work)
+        work = None if args.known else partial(soak, name, args.steps)
+        line = remembered(args.results, {"method": name, "steps": args.steps}, work)
         if line is not None:
             lines[name] = line
     if args.image is not None:
