@@ -7,7 +7,7 @@ import gc
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -19,13 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-T = TypeVar("T")
-
-
-def is_a(thing: object, kind: type[T]) -> TypeGuard[T]:
-    """As isinstance, for a class of Lightning's or its twin in the standalone package ``pytorch_lightning``."""
-    twin = kind.__module__.replace("lightning.pytorch", "pytorch_lightning"), kind.__name__
-    return isinstance(thing, kind) or any((base.__module__, base.__name__) == twin for base in type(thing).__mro__)
+from lightning_prune.support.network import is_a
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:

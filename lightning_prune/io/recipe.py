@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_prune.errors import RecipeError
-from lightning_prune.support.network import holders
+from lightning_prune.support.network import holders, is_a
 from lightning_prune.support.schema import as_json, is_list, is_object, is_text
 
 MAX_JSON_BYTES = 64 * 2**10
@@ -120,7 +120,7 @@ def network_of(model: nn.Module) -> nn.Module:
     """
     if is_named(model):
         model = model.get_submodule("model")
-    elif isinstance(model, LightningModule):
+    elif is_a(model, LightningModule):
         model = next((child for child in holders(model) if _timm_name(child)), model)
     original = getattr(model, "_orig_mod", model)
     return original if isinstance(original, nn.Module) else model

@@ -28,6 +28,7 @@ from lightning_prune.io.format.narrow import STORED
 from lightning_prune.io.rebuild import checked_recipe
 from lightning_prune.io.recipe import is_named, network_of
 from lightning_prune.masks import is_attached
+from lightning_prune.support.network import is_a
 
 
 def save_pruned(
@@ -126,7 +127,7 @@ class Content:
             try:
                 name, arguments = checked_recipe(model, network, name, kwargs, specs, checked)
             except (RecipeError, ChannelError) as error:
-                if name is not None or kwargs or is_named(model) or not isinstance(model, LightningModule):
+                if name is not None or kwargs or is_named(model) or not is_a(model, LightningModule):
                     raise
                 arguments = {}  # a user's own module, whose network was changed after timm built it
                 remedy = "give kwargs= as for timm.create_model if there are any that build it, or load with model="

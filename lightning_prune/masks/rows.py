@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -29,27 +30,51 @@ def limit_rows_(grads: Sequence[Tensor], shards: Shards = WHOLE, rows: Sequence[
         shards: how they lie over processes; norms of all rows are exchanged, once.
         rows: of each whole weight, where it is in shards.
     """
+    if not grads:
+        return
     sizes = [torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=_wide(g)) for g in grads]
-    for grad, own, all_rows in zip(grads, sizes, _everywhere(sizes, shards, rows), strict=True):
-        place = ((1 - _SHARE) * (all_rows > 0).sum()).long().clamp_max(len(all_rows) - 1)
-        usual = all_rows.sort(descending=True).values.gather(0, place.view(1))
-        factor = (_TIMES * usual / own.clamp_min(torch.finfo(own.dtype).tiny)).clamp_max(1.0).to(grad.dtype)
+    lengths, own = [len(s) for s in sizes], torch.cat(sizes)
+    # All layers at once: on a device each operation on few rows costs a launch, whatever it does.
+    norms, counts = (own, lengths) if shards.size == 1 else _everywhere(sizes, shards, rows)
+    usual = _upper_quartiles(norms, counts)[_runs(tuple(lengths), own.device)[0]]
+    factor = (_TIMES * usual / own.clamp_min(torch.finfo(own.dtype).tiny)).clamp_max(1.0)
+    for grad, each in zip(grads, factor.split(lengths), strict=True):
+        share = each.to(grad.dtype)
         if grad.device.type == "cpu":  # few rows or none; a device is not asked which, which would wait for it
-            high = (factor < 1).nonzero().flatten()
+            high = (share < 1).nonzero().flatten()
             if len(high):
-                grad[high] *= factor[high].view(-1, *[1] * (grad.ndim - 1))
+                grad[high] *= share[high].view(-1, *[1] * (grad.ndim - 1))
         else:
-            grad.mul_(factor.view(-1, *[1] * (grad.ndim - 1)))
+            grad.mul_(share.view(-1, *[1] * (grad.ndim - 1)))
 
 
-def _everywhere(sizes: Sequence[Tensor], shards: Shards, rows: Sequence[int] | None) -> Sequence[Tensor]:
-    """The norms of each layer's rows on all processes; those of missing rows are 0."""
-    if shards.size == 1 or not sizes:
-        return sizes
+def _upper_quartiles(values: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The upper quartile of those values of each run that are not 0, [runs]; of a run of zeros 0.
+
+    Args:
+        values: of all runs, one run after the other, not negative.
+        lengths: of the runs, from 1.
+    """
+    run, begin = _runs(tuple(lengths), values.device)
+    count = torch.zeros_like(begin).index_add_(0, run, (values > 0).long())
+    falling = values.argsort(descending=True)
+    falling = falling[run[falling].argsort(stable=True)]  # of each run, one run after the other
+    return values[falling[begin + ((1 - _SHARE) * count).long()]]
+
+
+@lru_cache(maxsize=8)
+def _runs(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The number of the run that each value is in, and where each run begins: sent to the device once a training."""
+    each = torch.tensor(lengths)
+    return torch.arange(len(lengths)).repeat_interleave(each).to(device), (each.cumsum(0) - each).to(device)
+
+
+def _everywhere(sizes: Sequence[Tensor], shards: Shards, rows: Sequence[int] | None) -> tuple[Tensor, Sequence[int]]:
+    """The norms of each layer's rows on all processes, layer after layer, and how many; of missing rows they are 0."""
     assert rows is not None
     most = [-(-n // shards.size) for n in rows]  # the most rows that a process holds
     padded = [F.pad(own, (0, n - len(own))) for own, n in zip(sizes, most, strict=True)]
-    return [part.flatten() for part in shards.of_each(torch.cat(padded)).split(most, dim=1)]
+    return shards.of_each(torch.cat(padded)).T.flatten(), [n * shards.size for n in most]
 
 
 def _wide(x: Tensor) -> torch.dtype:

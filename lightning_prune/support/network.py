@@ -1,12 +1,20 @@
-"""The network inside a LightningModule."""
+"""The network inside a LightningModule, and what is of Lightning, in either of its packages."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+def is_a(thing: object, kind: type[T]) -> TypeGuard[T]:
+    """As isinstance, for a class of Lightning's or its twin in the standalone package ``pytorch_lightning``."""
+    twin = kind.__module__.replace("lightning.pytorch", "pytorch_lightning"), kind.__name__
+    return isinstance(thing, kind) or any((base.__module__, base.__name__) == twin for base in type(thing).__mro__)
 
 
 def reachable(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

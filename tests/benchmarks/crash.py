@@ -74,8 +74,7 @@ def table(found: Sequence[tuple[Case, Outcome]]) -> str:
 `python -m tests.benchmarks.crash`, {datetime.date.today().isoformat()}: {len(found):,} trainings of {EPOCHS} epochs of
 {BATCHES} batches, killed {sum(o.kills for o in outcomes):,} times and resumed from the last whole of the checkpoints
 that are written every {EVERY} steps. **{len(failures)} ended otherwise than the training that nothing happened to**:
-weights, optimizer state, the callback's state and the plan are compared bit for bit. The command runs 5 points of each
-kind for each method if it is let; the tables say how many it was here.
+weights, optimizer state, the callback's state and the plan are compared bit for bit.
 
 They went on {", ".join(f"{stages[stage]:,} times from {told}" for stage, told in FROM.items() if stages[stage])}.
 {sum(o.torn for o in outcomes):,} files were torn, all by a death in the copy from one file system to another, and

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from lightning_prune import DistillationCallback, FLOPCallback
+from lightning_prune import DistillationCallback, FLOPCallback, TASCallback
 from tests.callbacks.methods import METHODS, STEPS, target
 from tests.callbacks.processes import run_ranks, this_rank
+from tests.callbacks.test_branches import Residual
 from tests.toy import Toy, network, samples, trainer
 
 RANKS, BATCHES = 3, 8
@@ -44,10 +45,10 @@ class Learned(lightning.Callback):
         self.sums += [float(t.double().nan_to_num(posinf=1e9).sum()) for t in found if torch.is_tensor(t)]
 
 
-TAUGHT, REFITTED = ", taught", ", refitted"
+TAUGHT, REFITTED, DEPTHS = ", taught", ", refitted", ", depths"
 CASES = [("mrts", "labels"), ("slimming", ""), ("taylor", ""), ("toy channel gates", ""), ("flop", "")]
 CASES += [("from scratch", ""), ("slimming" + TAUGHT, ""), ("taylor" + REFITTED, "")]
-CASES += [(method, "") for method in STEPS]
+CASES += [(method + DEPTHS * (method == "tas"), "") for method in STEPS]  # it has widths there too
 CASES += [("mrts gates", "")]
 
 
@@ -56,7 +57,8 @@ def fit(path: Path, method: str, information: str) -> None:
     torch.manual_seed(this_rank())
     options: dict[str, Any] = {"information": information} if information else {}
     options |= {"reconstruct": "weights"} if method.endswith(REFITTED) else {}
-    name = method.removesuffix(TAUGHT).removesuffix(REFITTED)
+    options |= {"depths": (0.5, 1.0)} if method.endswith(DEPTHS) else {}
+    name = method.removesuffix(TAUGHT).removesuffix(REFITTED).removesuffix(DEPTHS)
     callback = METHODS[name](warmup=1, sparsify=2, recalibrate_batches=2, **target(name), **options)
     teachers = [DistillationCallback(features=["2"])] if method.endswith(TAUGHT) else []
     learned = Learned()
@@ -65,7 +67,7 @@ def fit(path: Path, method: str, information: str) -> None:
         use_distributed_sampler=False,
     )  # fmt: skip
     module = Toy()
-    module.net = network(this_rank())
+    module.net = Residual() if method.endswith(DEPTHS) else network(this_rank())
     run.fit(module, Shards())
     numbers = {
         "weights": [p.double().sum().item() for p in module.parameters()],
@@ -76,6 +78,8 @@ def fit(path: Path, method: str, information: str) -> None:
     }
     if isinstance(callback, FLOPCallback):
         numbers["gates"] = [[g.log_alpha.tolist(), g.noise.tolist()] for g in callback._components.values()]
+    if isinstance(callback, TASCallback) and callback.depths is not None:
+        numbers["depths"] = callback.depths.counts.logits.tolist()
     (path / f"{method} rank{this_rank()}.json").write_text(json.dumps(numbers))
 
 
@@ -99,5 +103,7 @@ def test_processes_remove_the_same_channels_and_stay_equal(method: str, results:
     assert others == [first] * (RANKS - 1)
     assert first["stage"] == "pruned"
     assert first["numbers"].get("macs", first["numbers"].get("params")) <= 0.5
-    assert first["shapes"] != [list(p.shape) for p in Toy().parameters()]
+    dense = Residual() if method.endswith(DEPTHS) else network()
+    assert first["shapes"] != [list(p.shape) for p in dense.parameters()]
     assert ("gates" in first) is (method == "flop")  # and they are equal on all
+    assert any(map(any, first.get("depths", ()))) is method.endswith(DEPTHS)

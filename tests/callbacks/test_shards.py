@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +113,13 @@ def everything(folder: Path) -> dict[str, Any]:
         pairs = zip(whole(first).values(), whole(second).values(), strict=True)
         told[f"resumed from {kind}"] = [float((a - b).abs().max()) for a, b in pairs]
     torch.save(whole(second), folder / f"resumed {torch.distributed.get_rank()}.pt")
-    for what, callback in (("channels", FPGMCallback(target_macs=0.5)), ("gates", WeightGates(**PHASES))):
+    refused = {"channels": FPGMCallback(target_macs=0.5), "gates": WeightGates(**PHASES)}
+    refused |= {make.__name__: make(target_macs=0.5, warmup=1) for make in (LTPCallback, MagnitudeCallback)}
+    for what, callback in refused.items():
         try:
             fit(folder, callback, Sharded())
         except NotImplementedError as error:
-            told[what] = str(error)
+            told[what] = f"{error} {callback.seen} batches seen"
     return told
 
 
@@ -158,6 +161,8 @@ def test_what_stands_in_the_shards_and_what_is_refused(results: Path) -> None:
     assert max(told["resumed from whole"]) == 0
     assert "remove channels before" in told["channels"]
     assert "WeightGates does not support ModelParallelStrategy" in told["gates"]
+    for name in ("LTPCallback", "MagnitudeCallback"):
+        assert re.search("target_macs counts .* give target_sparsity, or train with DDP. 0 batches seen", told[name])
     assert told["report"] == sum(told["ltp"]["zeros"])
 
 

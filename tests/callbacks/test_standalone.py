@@ -12,7 +12,8 @@ from pytorch_lightning.callbacks import BackboneFinetuning, EarlyStopping, Model
 
 from lightning_prune import MRTSCallback
 from lightning_prune.callbacks.guard import check_launcher
-from lightning_prune.callbacks.trainer import announce_removal, is_a, thaws_later
+from lightning_prune.callbacks.trainer import announce_removal, thaws_later
+from lightning_prune.support.network import is_a
 from tests.toy import trainer
 
 

@@ -1,4 +1,4 @@
-"""A third of the table of behaviours: each way to train with a method that zeroes weights and one that cuts channels.
+"""Part of the table of behaviours: each way to train with a method that zeroes weights and one that cuts channels.
 
 The methods rotate, so that each comes up. `python -m tests.benchmarks.behaviours` runs all cells.
 """

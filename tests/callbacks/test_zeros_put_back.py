@@ -27,6 +27,25 @@ class Noisy(torch.optim.SGD):
         return loss
 
 
+class SharpnessAware(torch.optim.SGD):
+    """Steps by the gradient of the worst place nearby (Foret et al., arXiv 2010.01412): two closures a step."""
+
+    def step(self, closure: Any = None) -> Any:
+        with torch.enable_grad():
+            loss = closure()
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        size = torch.stack([p.grad.norm() for p in params]).norm().clamp_min(1e-12)
+        moves = [0.05 / size * p.grad for p in params]
+        for p, move in zip(params, moves, strict=True):
+            p.data.add_(move)
+        with torch.enable_grad():
+            closure()
+        for p, move in zip(params, moves, strict=True):
+            p.data.sub_(move)
+        super().step()
+        return loss
+
+
 class Linear(Toy):
     """Two linear layers, trained by an optimizer that is named."""
 
@@ -41,13 +60,14 @@ class Linear(Toy):
         optimizer: Any = {
             "noisy": lambda: Noisy(matrices, lr=0.05),
             "muon": lambda: torch.optim.Muon(matrices, lr=0.02),
+            "sharpness-aware": lambda: SharpnessAware(matrices, lr=0.05),
             "sgd": lambda: torch.optim.SGD(matrices, lr=0.05, momentum=0.9),
         }[self.name]()
         rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 if step else self.rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
 
 
-OPTIMIZERS = ["noisy", *(["muon"] if hasattr(torch.optim, "Muon") else [])]
+OPTIMIZERS = ["noisy", "sharpness-aware", *(["muon"] if hasattr(torch.optim, "Muon") else [])]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import pytorch_lightning
 import timm
 import torch
 from lightning.pytorch import LightningModule
@@ -21,7 +22,7 @@ from tests.channels.models import random_scores, randomise
 from tests.io.models import classifier, same_bits, thin
 
 
-class Around(LightningModule):
+class Outside:
     """A user's own module around a network, with a loss that has a buffer."""
 
     def __init__(self, network: nn.Module, loss: nn.Module | None = None) -> None:
@@ -32,6 +33,14 @@ class Around(LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.backbone(x)
         return out
+
+
+class Around(Outside, LightningModule):
+    """It in one of Lightning's packages."""
+
+
+class Standalone(Outside, pytorch_lightning.LightningModule):
+    """It in the other."""
 
 
 def small(seed: int = 0) -> nn.Module:
@@ -79,16 +88,20 @@ def test_a_network_built_without_timms_factory_is_saved_by_name(tmp_path: Path) 
     assert same_bits(model.state_dict(), load_pruned(path).state_dict())
 
 
-@pytest.mark.parametrize("wrap", [lambda m: m, nn.Sequential, torch.compile], ids=["plain", "deeper", "compiled"])
+@pytest.mark.parametrize(
+    ("around", "wrap"),
+    [(Around, lambda m: m), (Around, nn.Sequential), (Around, torch.compile), (Standalone, lambda m: m)],
+    ids=["plain", "deeper", "compiled", "standalone"],
+)
 def test_the_timm_network_of_any_lightning_module_is_saved(
-    tmp_path: Path, wrap: Callable[[nn.Module], nn.Module]
+    tmp_path: Path, around: Callable[[nn.Module], nn.Module], wrap: Callable[[nn.Module], nn.Module]
 ) -> None:
     network = thin(small())
-    path = save_pruned(Around(wrap(network)), tmp_path / "m.safetensors")
+    path = save_pruned(around(wrap(network)), tmp_path / "m.safetensors")
     loaded = load_pruned(path)
     assert type(loaded) is type(network)
     assert same_bits(loaded.state_dict(), network.state_dict())
-    other = Around(wrap(small(1)))
+    other = around(wrap(small(1)))
     assert load_pruned(path, other) is other
     assert same_bits(load_pruned(save_pruned(other, path)).state_dict(), network.state_dict())
 

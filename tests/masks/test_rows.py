@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_prune.functional.order.kth import Shards
 from lightning_prune.masks.gates import HardGate, SoftGate
 from lightning_prune.masks.rows import limit_rows_
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that are not views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not (func.is_view or func is torch.ops.aten.split_with_sizes.default)
+        return func(*args, **(kwargs or {}))
 
 
 def test_no_row_is_above_three_times_the_upper_quartile_of_those_that_are_not_zero() -> None:
@@ -24,6 +40,56 @@ def test_the_scale_of_the_loss_does_not_count() -> None:
     limit_rows_([large])
     assert torch.equal(small * 1024, large)
     assert not torch.equal(small, grad)
+
+
+def test_many_layers_at_once_are_each_as_alone() -> None:
+    """Bit for bit: other layers, of zeros, of one row, or with a gradient that is not finite, do not count."""
+    torch.manual_seed(0)
+    shapes = [(24, 3, 3, 3), (7, 5), (1, 4), (24, 1, 3, 3), (5, 16), (9, 2)]
+    grads = [torch.randn(shape) * torch.logspace(-3, 3, shape[0]).view(-1, *[1] * (len(shape) - 1)) for shape in shapes]
+    grads[0] = grads[0].to(memory_format=torch.channels_last)
+    grads[1][2:], grads[3][:20], grads[4][:] = 0, 0, 0
+    grads[5][3, 1] = torch.nan
+    for dtype in (torch.float32, torch.bfloat16):
+        alone, together = ([g.to(dtype, copy=True) for g in grads] for _ in range(2))
+        for grad in alone:
+            limit_rows_([grad])
+        limit_rows_(together)
+        for one, other in zip(alone, together, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+        assert not torch.equal(together[0], grads[0].to(dtype))
+
+
+def test_rows_on_three_processes_are_limited_as_the_whole() -> None:
+    torch.manual_seed(0)
+    whole = [torch.randn(n, 5) * torch.logspace(-3, 3, n).view(-1, 1) for n in (7, 4, 12)]  # of 4, the third has none
+    rows, told = [len(g) for g in whole], list[torch.Tensor]()
+
+    def note(table: torch.Tensor) -> torch.Tensor:
+        told.append(table)
+        return table
+
+    for noting in (True, False):  # what each hands over, then with the sum of it
+        shares = [[g[r * -(-len(g) // 3) :][: -(-len(g) // 3)].clone() for g in whole] for r in range(3)]
+        for rank, share in enumerate(shares):
+            limit_rows_(share, Shards(rank, 3, note if noting else lambda _: torch.stack(told).sum(0)), rows)
+    limited = [torch.cat(parts) for parts in zip(*shares, strict=True)]
+    limit_rows_(whole)
+    assert all(torch.equal(one, other) for one, other in zip(limited, whole, strict=True))
+
+
+def test_a_layer_costs_a_device_two_launches() -> None:
+    """A norm and a product; the rest is done for all layers at once."""
+
+    def kernels(layers: int) -> int:
+        grads = [torch.empty(8, 4, 3, 3, device="meta") for _ in range(layers)]
+        with Launches() as launches:
+            limit_rows_(grads)
+        return launches.count
+
+    kernels(8)  # which layer a row is of is worked out once
+    kernels(4)
+    assert kernels(8) - kernels(4) == 4 * 2
 
 
 @pytest.mark.parametrize("kind", ["soft", "hard"])

@@ -144,9 +144,11 @@ class ScaleFactors:
 
     def per_param(self, values: Sequence[float]) -> Tensor:
         """A value of each norm for each of its factors, [factors]."""
-        device = self.slot.device
-        sizes = torch.tensor([p.numel() for p in self.params], device=device)
-        return torch.tensor(values, device=device).repeat_interleave(sizes, output_size=len(self.slot))
+        device = self.slot.device  # is not sent a list, which would wait for it
+        if len({*values}) == 1:
+            return torch.full((len(self.slot),), float(values[0]), device=device)
+        pairs = zip(self.params, values, strict=True)
+        return torch.cat([torch.full((p.numel(),), float(value), device=device) for p, value in pairs])
 
     def read_betas(self) -> Tensor:
         """The norms' biases, in the order of the factors [factors]; a copy."""

@@ -83,12 +83,18 @@ class ThresholdPruning(WeightPruning):
             assert target.param.grad is not None
             sums.append(gate.step_(local(target.param), local(target.param.grad), step.logged))
         self._limit([units.targets[i] for i in stepped])
-        for i, of_layer in zip(stepped, units.shards.total(torch.stack(sums)) if sums else (), strict=True):
-            self.stats[i] = of_layer
+        total = units.shards.total(torch.stack(sums)) if sums else self.stats[:0]
+        if all(ready):
+            self.stats.copy_(total)
+        else:
+            for i, of_layer in zip(stepped, total, strict=True):
+                self.stats[i] = of_layer
         self._expire()  # what follows looks at weights, not at the masked ones that stand in shards
         # A loss-scaling overflow gives non-finite sums; the scaler skips the weights' step, and so do the thresholds.
         finite = torch.isfinite(self.stats[:, TASK])
-        active = torch.tensor(ready, device=self.stats.device) & finite & finite.all()
+        active = finite & finite.all()
+        if not all(ready):  # else nothing is sent to the device
+            active &= torch.tensor(ready, device=self.stats.device)
         self.learn(self.stats, active)
 
     def _limit(self, targets: Sequence[Target]) -> None:
