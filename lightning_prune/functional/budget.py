@@ -117,6 +117,10 @@ def exact_masks(
         bad = lost.nonzero().squeeze(1).tolist()
         raise BudgetError(f"Scores of layers {bad} hold NaN: the weights have diverged; lower the learning rate.")
     order = [keys(s) for s in scores]
+    kept = _highest(order, [keep], shards, prices)
+    counts = shards.total(torch.stack([torch.count_nonzero(k) for k in kept])).tolist()
+    if all(count >= floor for count, floor in zip(counts, least, strict=True)):
+        return kept  # what floors would keep is among the highest: they change nothing
     kept = _highest(order, least, shards)
     if keep == floor_cost:
         return kept

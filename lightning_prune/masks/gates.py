@@ -50,6 +50,10 @@ class Gate:
     def expire(self) -> None:
         """Drop what was computed from the parameter: it may have changed."""
 
+    def forget(self) -> None:
+        """Expire, and give up the memory that it took."""
+        self.expire()
+
     def renew(self, param: Tensor) -> None:
         """Compute ahead of the forward what can be."""
 
@@ -94,7 +98,7 @@ class MaskGate(Gate):
         self._masked, self._version = self.mask(w, place), w._version
 
     def forget(self) -> None:
-        """Expire, and give the buffer up."""
+        """Expire, and give up the buffer, which is of the weight's size."""
         self._masked, self._version = None, -1
 
     def renew(self, param: Tensor) -> None:

@@ -1,32 +1,35 @@
-r"""How cost grows with the network, from 2 M to 300 M parameters: a step, memory, the removal.
+r"""How cost grows with the network, from 1 M to 300 M parameters: a step, memory, the removal of weights and channels.
 
-    python -m tests.benchmarks.scale --out tests/benchmarks/scale.md
+    python -m tests.benchmarks.scale --out tests/benchmarks/scale.md --image docs/images/scale.png
 
-Each network runs in a process of its own, on tiny images, one thread; the plain and the masked step in turn. Seconds
-are those of the process's CPU. Growth is the exponent p of a least-squares fit of cost = c·parametersᵖ on a log-log
-scale: 1 is linear.
+Each network runs in processes of its own, on tiny images, one thread; the plain and the masked step in turn. Seconds
+are those of the process's CPU. A network's numbers are remembered as a line of the results, so that a stopped command
+goes on. The largest network takes 7 GiB and some CPU minutes; the plot needs matplotlib. Growth is the exponent p of a
+least-squares fit of cost = c·parametersᵖ on a log-log scale: 1 is linear.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
-import logging
 import math
 import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import lightning
 import timm
 import torch
 
 from lightning_prune import LTPCallback
+from lightning_prune.channels import ChannelGraph, prune_channels
 from lightning_prune.masks import attach, detach
+from lightning_prune.plots.figure import new_figure
+from tests.benchmarks.bench.pipelines import kept_arguments, publish, remembered, stamps
 from tests.benchmarks.step_cost import Stepper
 
 NETWORKS: dict[str, int] = {  # image size
@@ -34,14 +37,20 @@ NETWORKS: dict[str, int] = {  # image size
     "vit_base_patch16_224": 32, "convnext_large": 32, "vit_large_patch16_224": 32,
 }  # fmt: skip
 BATCH = 2
-Numbers = dict[str, float]
+RESULTS = Path(__file__).parent / "results" / "scale.jsonl"
+Numbers = dict[str, Any]
+COSTS: dict[str, tuple[str, Callable[[Numbers], float]]] = {  # what is fitted: unit, of a network's numbers
+    "what LTP adds to a step": ("s", lambda n: max(n["masked"] - n["plain"], 1e-4)),
+    "the memory of its masks": ("MiB", lambda n: max(n["memory"], 0.1)),
+    "the removal of weights": ("s", lambda n: n["removal"]),
+    "the removal of channels": ("s", lambda n: n["trace"] + n["prune"]),
+}
 
 
 def measure(name: str, pairs: int) -> Numbers:
     """What LTP at 90 % costs on a network: CPU seconds of steps and of the removal, MiB that the masks take."""
     torch.set_num_threads(1)
-    size = NETWORKS[name]
-    stepper = Stepper(name, size, BATCH, {"img_size": size} if name.startswith("vit") else None)
+    stepper = Stepper(name, NETWORKS[name], BATCH, sized(name))
     stepper.optimizer = torch.optim.SGD(stepper.module.parameters(), lr=1e-3)
     stepper.trainer.strategy.optimizers = [stepper.optimizer]
     stepper.step()
@@ -72,6 +81,30 @@ def measure(name: str, pairs: int) -> Numbers:
     }  # fmt: skip
 
 
+def channels(name: str) -> Numbers:
+    """What halving the MACs costs, by the L1 norm: CPU seconds of the trace and the rest, MiB that it adds."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    size = NETWORKS[name]
+    prune_channels(timm.create_model("test_resnet"), torch.randn(2, 3, 64, 64), score="l1", ratio=0.3)  # first calls
+    model, batch = timm.create_model(name, num_classes=100, **sized(name)).eval(), torch.randn(BATCH, 3, size, size)
+    whole, was, start = sum(p.numel() for p in model.parameters()), memory(), time.process_time()
+    graph = ChannelGraph.trace(model, batch)
+    traced = time.process_time()
+    prune_channels(model, batch, score="l1", macs=0.5, graph=graph)
+    left = sum(p.numel() for p in model.parameters()) / whole
+    assert left < 0.9
+    return {
+        "trace": traced - start, "prune": time.process_time() - traced, "left": left,
+        "prune memory": max(0, peak() - was) / 2**20,
+    }  # fmt: skip
+
+
+def sized(name: str) -> dict[str, Any]:
+    """What makes a network for images of its size."""
+    return {"img_size": NETWORKS[name]} if name.startswith("vit") else {}
+
+
 def memory() -> int:
     """Bytes of this process that are in memory now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -89,54 +122,87 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     return statistics.linear_regression(x, y).slope
 
 
-def page(rows: dict[str, Numbers]) -> str:
-    """The table, and the growth of each column."""
+def draw(lines: Mapping[str, Numbers], file: Path) -> None:
+    """Each cost over the prunable weights, on log-log axes, with the line of linear growth from the largest network."""
+    figure = new_figure(11, 2.8)
+    sizes = [n["weights"] for n in lines.values()]
+    for ax, (what, (unit, cost)) in zip(figure.subplots(1, len(COSTS)), COSTS.items(), strict=True):
+        costs = [cost(n) for n in lines.values()]
+        ax.loglog(sizes, costs, "o", markersize=4)
+        ax.loglog(sizes, [costs[-1] * s / sizes[-1] for s in sizes], color="0.6", linewidth=1, label="linear")
+        ax.set(xlabel="prunable weights", ylabel=unit, title=what)
+        ax.legend(fontsize=7)
+    figure.savefig(file, dpi=80)
+
+
+def page(lines: Mapping[str, Numbers], image: bool) -> str:
+    """The tables, and the growth of each cost."""
     head = [
         "network", "px", "parameters", "plain step, s", "LTP adds, s", "ratio", "masks, MiB", "removal, s",
         "it adds, MiB",
     ]  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for name, n in rows.items():
+    rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for name, n in lines.items():
         cells = [
             name, str(NETWORKS[name]), f"{n['parameters'] / 1e6:.1f} M", f"{n['plain']:.3f}",
             f"{n['masked'] - n['plain']:.3f}", f"{n['masked'] / n['plain']:.2f}", f"{n['memory']:.0f}",
             f"{n['removal']:.2f}", f"{n['removal memory']:.0f}",
         ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    sizes = [n["weights"] for n in rows.values()]
-    growth = {
-        "what LTP adds to a step": [max(n["masked"] - n["plain"], 1e-4) for n in rows.values()],
-        "the memory of its masks": [max(n["memory"], 0.1) for n in rows.values()],
-        "the removal": [n["removal"] for n in rows.values()],
-    }
-    fits = ", ".join(f"{what} {exponent(sizes, costs):.2f}" for what, costs in growth.items())
+        rows.append("| " + " | ".join(cells) + " |")
+    structured = ["| network | trace, s | score, cut and proof, s | parameters left | it adds, MiB |", "|" + "---|" * 5]
+    for name, n in lines.items():
+        cells = [name, f"{n['trace']:.2f}", f"{n['prune']:.2f}", f"{n['left']:.0%}", f"{n['prune memory']:.0f}"]
+        structured.append("| " + " | ".join(cells) + " |")
+    sizes = [n["weights"] for n in lines.values()]
+
+    def fits(least: float) -> str:
+        some = [i for i, size in enumerate(sizes) if size >= least]
+        if len(some) < 2:
+            return "too few networks"
+        values = {what: [cost(n) for n in lines.values()] for what, (_, cost) in COSTS.items()}
+        return ", ".join(
+            f"{what} {exponent([sizes[i] for i in some], [v[i] for i in some]):.2f}" for what, v in values.items()
+        )
+
+    picture = ["![Costs over the number of weights](../../docs/images/scale.png)", ""]
     return "\n".join([
         f"LTP to 90 % zeros on growing networks, batch {BATCH} of tiny images: such a step is little else than its "
         "weights, so the ratio is the highest there is (of 32 images or more a step: `step_cost`). The memory of the "
         "masks is beside parameters, gradients and activations; what the removal adds is on top of the most that "
-        "training had taken.",
-        "", *lines, "",
-        f"Growth, the exponent of prunable weights (1: linear): {fits}.",
-        "",
-        f"Measured {datetime.date.today()}, seconds of CPU, one thread, on a machine shared with other work; "
-        f"torch {torch.__version__}, lightning {lightning.__version__}, timm {timm.__version__}.",
+        "training had taken, here by SGD without momentum.",
+        "", *rows, "",
+        "The removal of channels, `prune_channels(score=\"l1\", macs=0.5)` with its proof on the same networks and "
+        "images; what it adds is on top of the network itself.",
+        "", *structured, "",
+        f"Growth, the exponent of prunable weights (1: linear), over all networks: {fits(0)}. Small networks pay for "
+        f"layers more than for weights; of those with 10 M weights or more: {fits(1e7)}.",
+        "", *(picture if image else ()),
+        *stamps(lines.values()), "Seconds of CPU, one thread, on a machine shared with other work.",
     ]) + "\n"  # fmt: skip
+
+
+def apart(name: str, pairs: int) -> Numbers:
+    """A network's numbers, measured in two processes."""
+    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:  # what is imported is imported once
+        return pool.apply(measure, (name, pairs)) | pool.apply(channels, (name,))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="page to write")
+    kept_arguments(parser, RESULTS)
+    parser.add_argument("--image", type=Path, help="plot to draw")
     args = parser.parse_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    rows: dict[str, Numbers] = {}
+    lines: dict[str, Numbers] = {}
     for name in args.networks:
-        with multiprocessing.get_context("fork").Pool(1) as pool:  # what is imported is imported once
-            rows[name] = pool.apply(measure, (name, args.pairs))
-        print(name, rows[name], flush=True)
-        if args.out is not None and len(rows) > 1:
-            args.out.write_text(page(rows))
+        work = None if args.known else partial(apart, name, args.pairs)
+        line = remembered(args.results, {"network": name, "pairs": args.pairs}, work)
+        if line is not None:
+            lines[name] = line
+    if args.image is not None:
+        draw(lines, args.image)
+    publish(page(lines, args.image is not None), args.out)
 
 
 if __name__ == "__main__":

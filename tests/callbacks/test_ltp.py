@@ -112,16 +112,23 @@ def test_an_early_end_prunes_as_far_as_the_phase_has_come(tmp_path: Path) -> Non
     assert not ours_left_on(module)
 
 
-def test_masks_hold_one_copy_of_the_masked_weights_and_finetune_none(tmp_path: Path) -> None:
+def test_masks_hold_one_copy_of_the_masked_weights_and_the_removal_none(tmp_path: Path) -> None:
     held: list[int] = []
 
-    class Measure(lightning.Callback):
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-            gates: Any = trainer.callbacks[0]._gates.values()
-            buffers = [g._masked for g in gates if g._masked is not None]
-            held.append(sum(b.numel() * b.element_size() for b in buffers))
+    class Measured(LTPCallback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            held.append(self.buffered())
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    fit(tmp_path, LTPCallback, callbacks=[Measure()])
+        def final_masks(self, score: torch.Tensor, early: bool) -> list[torch.Tensor]:
+            assert self.buffered() == 0
+            return super().final_masks(score, early)
+
+        def buffered(self) -> int:
+            gates: Any = self._gates.values()
+            return sum(g._masked.numel() * g._masked.element_size() for g in gates if g._masked is not None)
+
+    fit(tmp_path, Measured)
     assert max(held) == 4 * N
     assert held[-1] == 0
 

@@ -82,7 +82,7 @@ def test_masks_of_shards_are_those_of_the_whole_and_no_weight_is_sent(keep):
     assert sum(int(m.sum()) for m in whole) == keep
     shards, sent = on_shards(lambda parts, s: budget.exact_masks(parts, least, keep, s, total), scores)
     assert all(torch.equal(a, b) for a, b in zip(shards, whole, strict=True))
-    assert sent <= 32 * (3 + 1) + 2 * (3 * SIZE) + 3 * 3  # counts of two bisections, the tables of ties, NaN and cuts
+    assert sent <= 32 * (1 + 3 + 1) + 3 * (3 * SIZE) + 5 * 3  # counts of three bisections, tables of ties, NaN, cuts
 
 
 def test_what_a_price_buys_is_the_same_on_shards():

@@ -47,6 +47,22 @@ def test_exact_masks_keep_exactly_and_the_best(keep):
         assert all(float(s[~m].max()) <= lowest_kept for s, m in zip(scores, masks, strict=True) if (~m).any())
 
 
+@pytest.mark.parametrize(("keep", "least"), [(90, [3, 3]), (90, [3, 60]), (63, [3, 60]), (260, [3, 60])])
+def test_exact_masks_are_a_sort_in_which_what_floors_keep_comes_first(keep, least):
+    generator = torch.Generator().manual_seed(0)
+    scores = [torch.rand(n, generator=generator).round(decimals=1) / d for n, d in ((200, 1.0), (100, 2.0))]  # ties
+    ranks = [s.sort(descending=True, stable=True).indices.argsort() for s in scores]
+    order = [
+        (rank >= floor, -score, layer, at)
+        for layer, (s, r, floor) in enumerate(zip(scores, ranks, least, strict=True))
+        for at, (score, rank) in enumerate(zip(s.tolist(), r.tolist(), strict=True))
+    ]
+    wanted = [torch.zeros(len(s), dtype=torch.bool) for s in scores]
+    for _, _, layer, at in sorted(order)[:keep]:
+        wanted[layer][at] = True
+    assert all(map(torch.equal, budget.exact_masks(scores, least, keep), wanted))
+
+
 @pytest.mark.parametrize("budget_of", [30.0, 77.5, 400.0, 1210.0])
 def test_with_prices_the_highest_scores_stay_that_the_budget_pays_for(budget_of):
     generator = torch.Generator().manual_seed(0)

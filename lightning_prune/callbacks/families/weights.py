@@ -196,8 +196,12 @@ class WeightPruning(PruningCallback):
 
     def remove(self, trainer: Trainer, pl_module: LightningModule, early: bool) -> bool:
         self._expire()
-        masks = self.final_masks(self.scored(trainer, pl_module), early)
+        score = self.scored(trainer, pl_module)
         detach(pl_module)
+        for gate in self._gates.values():
+            gate.forget()  # the masks take as much
+        masks = self.final_masks(score, early)
+        del score
         copies = self.averages.moved()
         fold_everywhere(trainer, self.units.targets, self._gates, masks, copies)
         prune_everywhere(trainer, self.units.targets, masks, copies)

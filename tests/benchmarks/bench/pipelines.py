@@ -44,8 +44,13 @@ def shared_arguments(parser: argparse.ArgumentParser, results: Path, subset: int
     parser.add_argument("--root", default="data", help="folder of Fashion-MNIST's files, or the one above it")
     parser.add_argument("--subset", type=int, default=subset, help="training images; 0: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    kept_arguments(parser, results)
+
+
+def kept_arguments(parser: argparse.ArgumentParser, results: Path) -> None:
+    """Adds where lines are kept, and the page."""
     parser.add_argument("--results", type=Path, default=results, help="where runs are remembered")
-    parser.add_argument("--known", action="store_true", help="write the page from the runs that are there; train none")
+    parser.add_argument("--known", action="store_true", help="write the page from the runs that are there; make none")
     parser.add_argument("--out", type=Path, help="page to write")
 
 
