@@ -219,8 +219,7 @@ def _rewritten(base: type[nn.Module]) -> dict[str, Any]:
 
 def _runner(method: str) -> Any:
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        programs: Programs = self.__dict__[_PROGRAMS]
-        return programs[method, self.training](self, args, kwargs)
+        return programs_of(self)[method, self.training](self, args, kwargs)
 
     return run
 
@@ -228,6 +227,12 @@ def _runner(method: str) -> Any:
 def install(model: nn.Module, programs: Programs) -> None:
     """Makes a (sliced) model run from rewritten graphs. The object and its tensors stay."""
     swap(model, _RECIPE, data=programs)
+
+
+def programs_of(model: nn.Module) -> Programs:
+    """The rewritten graphs that a model runs from."""
+    programs: Programs = model.__dict__[_PROGRAMS]
+    return programs
 
 
 def uninstall(model: nn.Module) -> None:
