@@ -62,6 +62,11 @@ class Proof:
         """Whether sliced == masked within the tolerance."""
         return self.difference <= self.tolerance
 
+    @property
+    def vacuous(self) -> bool:
+        """Whether masking changes hardly anything, so that equal outputs say nothing."""
+        return self.effect <= 10 * self.tolerance and not self.effect > 10 * self.difference
+
     def and_training(self, other: Proof) -> Proof:
         """With what the check in train mode found: the worst of both."""
         difference, tolerance = max(self.difference, other.difference), max(self.tolerance, other.tolerance)
