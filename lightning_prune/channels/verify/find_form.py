@@ -15,12 +15,11 @@ from lightning_prune.channels.verify.compare import (
     Proof,
     check_plan,
     check_trains,
-    graph_runner,
     is_random,
     lost_gradients,
-    runs_in_training,
 )
 from lightning_prune.channels.verify.locate import locate, name_layer
+from lightning_prune.channels.verify.runs import graph_runner, runs_in_training
 from lightning_prune.errors import ChannelError, PlanError, SurgeryError, TargetError
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.plan.record import plans_of

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lightning_prune.channels.surgery.rewrite import Programs, install, uninstall
 from lightning_prune.channels.trace.parts import inputs_of_parts
-from lightning_prune.channels.verify.compare import amplifies_rounding, check_plan, run
+from lightning_prune.channels.verify.compare import amplifies_rounding, check_plan
+from lightning_prune.channels.verify.runs import run
 from lightning_prune.channels.verify.tensors import Reader
 from lightning_prune.errors import PlanError, SurgeryError
 from lightning_prune.plan.plan import PruningPlan
