@@ -154,7 +154,7 @@ TAMPERED: list[tuple[Tamper, str]] = [
     (change(("stages",), [7]), "the plan is not an object"),
     (change(("stages",), [{}] * 65), "65 stages"),
     (stages(lambda stage: stage["tensors"].pop(NAME)), "stages of the plan, one after the other"),
-    (stages(change(("index_lists",), [[0] * 100] * 4000)), "keep 400000 indices, more than"),
+    (stages(change(("index_lists",), [[0] * 100] * 1800)), "keep 180000 indices, more than"),
     (stages(change(("inputs",), [[[10**6, 3, 10**4, 10**4], "float32"]])), "inputs of 1200000000000000 bytes"),
     (stages(change(("settings",), {"groups": "all"})), "groups='all'"),
     (stages(change(("settings",), {"note": {"deep": {}}})), "setting 'note'"),

@@ -14,7 +14,4 @@ FOUND = (
     '[{"inputs": [["map", [3, 8, 8]]], "steps": [["transposed conv", [0], {"out": 8, "groups": 1}], '
     '["conv", [1], {"out": 4, "kernel": 3, "stride": 1, "groups": 2, "bias": true}]], "raw": []}, '
     '{"seed": 36, "macs": 0.5, "form": "graph", "groups": "whole"}]',
-    # heads of one dim each went, and a view to the batch times the heads is of a symbolic size
-    '[{"inputs": [["map", [3, 8, 8]]], "steps": [["to tokens", [0], {}], ["multihead attention", [1], {"heads": 3}, '
-    '"late"]], "raw": []}, {"seed": 69, "ratio": 0.5, "form": "graph"}]',
 )
