@@ -7,7 +7,8 @@ As `tests.sweep.channels`, with the L1 norm as the score, which needs no BatchNo
 boxes as it finds and so cannot be traced as a whole, is pruned through its backbone, and proved in the whole; which
 parts the error of the whole names is written down beside. It keeps boxes of any score here, as those of random weights
 are low, and sees images of 160 pixels where it would enlarge them to 800.
-Quantizable networks are taken as they are before anything is quantized. Nothing is downloaded.
+Quantizable networks are taken as they are before anything is quantized. Nothing is downloaded. The rows are committed,
+so that a run goes on where the last one was stopped.
 """
 
 from __future__ import annotations
