@@ -29,6 +29,7 @@ Specs = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 MAX_PLANS = 16
 MAX_INPUTS = 16
 MAX_SETTINGS = 32
+BEFORE = 64  # so many times may the stages of a plan keep what it leaves in the end
 INPUT_BYTES = 64 * 2**20  # of the inputs to trace, and 4 times the tensors of the file
 DENSE_BYTES = 512 * 2**20  # of the dense model, and 64 times the tensors of the file: a bitmask of zeros takes 1/32
 INPUT_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
@@ -77,19 +78,29 @@ def read_plans(data: Any, specs: Specs) -> dict[str, PruningPlan]:
     """
     if not is_object(data, most=MAX_PLANS):
         raise RecipeError(f"its pruning plans are not an object of at most {MAX_PLANS}")
-    indices = 0
-    for plan in data.values():
-        lists = plan.get("index_lists") if is_object(plan) else None
-        indices += sum(len(entry) for entry in lists if is_list(entry)) if is_list(lists) else 0
+    stages = [stage for plan in data.values() for stage in _stages(plan)]
     # equal lists are stored once, and each is as long as a dim of a tensor that is left
-    allowed = 4096 + 2 * sum(n for shape, _ in specs.values() if math.prod(shape) for n in shape)
-    if indices > allowed:
-        raise RecipeError(f"its pruning plans keep {indices} indices, more than its tensors can have ({allowed})")
-    plans = {path: PruningPlan(**codec.from_data(plan)) for path, plan in data.items()}
+    left = 2 * sum(n for shape, _ in specs.values() if math.prod(shape) for n in shape)
+    for kept, allowed in (([*data.values()], 4096 + left), (stages, 4096 + BEFORE * left)):
+        indices = sum(map(_indices, kept))
+        if indices > allowed:
+            raise RecipeError(f"its pruning plans keep {indices} indices, more than its tensors can have ({allowed})")
+    plans = {path: PruningPlan.from_data(plan) for path, plan in data.items()}
     for plan in plans.values():
-        _check_settings(plan)
-        _check_inputs(plan, _bytes(specs))
+        for stage in (plan, *plan.stages):
+            _check_settings(stage)
+            _check_inputs(stage, _bytes(specs))
     return plans
+
+
+def _stages(plan: Any) -> list[Any]:
+    found = plan.get("stages") if is_object(plan) else None
+    return found if is_list(found) else []
+
+
+def _indices(plan: Any) -> int:
+    lists = plan.get("index_lists") if is_object(plan) else None
+    return sum(len(entry) for entry in lists if is_list(entry)) if is_list(lists) else 0
 
 
 def _bytes(specs: Specs) -> int:
@@ -158,7 +169,8 @@ def cut_shapes(plans: Mapping[str, PruningPlan], network: nn.Module) -> Shapes:
     for path, plan in plans.items():
         part = _part(network, path)
         check_fits(plan, part)
-        _check_attributes(plan, part)
+        for stage in (plan, *plan.stages):
+            _check_attributes(stage, part)
         own = {name: {name: cut.new_shape} for name, cut in plan.cuts.items()} | _factor_shapes(plan, part)
         start = f"{path}." if path else ""
         shapes |= {start + name: {start + n: s for n, s in after.items()} for name, after in own.items()}

@@ -15,6 +15,7 @@ FORMAT = "lightning_prune.plan.plan"
 VERSION = 2
 FIRST = 1  # of plans without denominators, which are still written so
 FORMS = ("eager", "graph")
+MOST_STAGES = 64  # that are remembered; to rewrite a graph so many times takes minutes
 FIELDS = ("form", "inputs", "settings", "attributes", "index_lists", "tensors")
 
 
@@ -44,16 +45,17 @@ def to_data(fields: Mapping[str, Any]) -> dict[str, Any]:
         data["denominators"] = fields["denominators"]
     if fields["factors"]:
         data["factors"] = {path: {"shape": list(f.shape), "rank": f.rank} for path, f in fields["factors"].items()}
+    if fields["stages"]:
+        data["stages"] = [to_data(vars(stage)) for stage in fields["stages"]]
     return data
 
 
-def parse(text: str) -> dict[str, Any]:
-    """A plan's fields from JSON text; raises `PlanError` if it is none, or of a version that is not known."""
+def parse(text: str) -> Any:
+    """What JSON text holds; raises `PlanError` if it is none."""
     try:
-        data = schema.parse(text)
+        return schema.parse(text)
     except ValueError as error:
         raise PlanError(f"this is not a pruning plan: {type(error).__name__}: {error}") from error
-    return from_data(data)
 
 
 def from_data(data: Any) -> dict[str, Any]:
@@ -90,6 +92,14 @@ def from_data(data: Any) -> dict[str, Any]:
         "denominators": _denominators(data.get("denominators", {}), data["version"]),
         "factors": {path: _factor(path, f) for path, f in _object(data.get("factors", {}), "factors").items()},
     }
+
+
+def stages_of(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The fields of each stage of a plan, from what `to_data` returned; none for a plan of one stage."""
+    stages = _list(data.get("stages", []), "stages")
+    if len(stages) > MOST_STAGES:
+        raise PlanError(f"the plan has {len(stages)} stages: expected at most {MOST_STAGES}")
+    return [from_data(stage) for stage in stages]
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:

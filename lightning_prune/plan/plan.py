@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ class PruningPlan:
     empty: tuple[str, ...] = ()
     factors: dict[str, Factor] = field(default_factory=dict)
     denominators: dict[str, int] = field(default_factory=dict)
+    stages: tuple[PruningPlan, ...] = ()
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Returns the plan as JSON text, and writes it to `path` if given. Equal index lists are stored once."""
@@ -74,7 +76,16 @@ class PruningPlan:
                 text = Path(text).read_text()
             except OSError as error:
                 raise PlanError(f"{source!r} is neither JSON text nor a readable file: {error}") from error
-        return cls(**codec.parse(text))
+        return cls.from_data(codec.parse(text))
+
+    @classmethod
+    def from_data(cls, data: Any) -> PruningPlan:
+        """Reads a plan from what its JSON text holds; raises as `from_json`."""
+        plan = cls(**codec.from_data(data))
+        stages = tuple(cls(**stage) for stage in codec.stages_of(data))
+        if stages and not reduce(cls.then, stages).same_cut(plan):
+            raise PlanError("the stages of the plan, one after the other, do not leave what the plan leaves")
+        return replace(plan, stages=stages)
 
     def apply(
         self, model: nn.Module, *, optimizers: Iterable[Optimizer] = (), averaged: Iterable[nn.Module] = ()
@@ -136,7 +147,8 @@ class PruningPlan:
         empty = tuple(inside[m] for m in self.empty if m in inside)
         factors = {inside[m]: factor for m, factor in self.factors.items() if m in inside}
         counted = {inside[m]: count for m, count in self.denominators.items() if m in inside}
-        return PruningPlan(cuts, attributes, self.form, self.inputs, self.settings, empty, factors, counted)
+        stages = tuple(stage.below(path) for stage in self.stages)
+        return PruningPlan(cuts, attributes, self.form, self.inputs, self.settings, empty, factors, counted, stages)
 
     def above(self, path: str) -> PruningPlan:
         """This plan by the names of a model that has the planned one as its submodule at `path`."""
@@ -147,7 +159,10 @@ class PruningPlan:
         factors = {names[module]: factor for module, factor in self.factors.items()}
         empty = tuple(names[module] for module in self.empty)
         counted = {names[module]: count for module, count in self.denominators.items()}
-        return replace(self, cuts=cuts, attributes=attributes, empty=empty, factors=factors, denominators=counted)
+        stages = tuple(stage.above(path) for stage in self.stages)
+        return replace(
+            self, cuts=cuts, attributes=attributes, empty=empty, factors=factors, denominators=counted, stages=stages
+        )
 
     def then(self, second: PruningPlan) -> PruningPlan:
         """Returns the one plan that does what `self` and then `second` do.
@@ -192,7 +207,11 @@ class PruningPlan:
         factors |= second.factors
         check_factors(factors, form)
         counted = {**second.denominators, **self.denominators}
-        return PruningPlan(cuts, attributes, form, self.inputs or second.inputs, settings, empty, factors, counted)
+        stages = (*(self.stages or (self,)), *(second.stages or (second,)))
+        return PruningPlan(
+            cuts, attributes, form, self.inputs or second.inputs, settings, empty, factors, counted,
+            stages if form == "graph" and len(stages) <= codec.MOST_STAGES else (),
+        )  # fmt: skip
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PruningPlan:
         return self  # a value: averaged copies of a module need no copy of its long lists

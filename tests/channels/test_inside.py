@@ -73,6 +73,23 @@ def test_a_whole_that_reads_inside_is_refused() -> None:
     assert unchanged(model, before)
 
 
+class Blind(Detector):
+    """Finds no box."""
+
+    def forward(self, images: list[Tensor]) -> Any:
+        return [{"boxes": found["boxes"][:0]} for found in super().forward(images)]
+
+
+def test_a_whole_that_gives_nothing_is_said_to_prove_nothing() -> None:
+    torch.manual_seed(0)
+    result = prune_channels(randomise(Blind()), IMAGES, scores=scores(Blind()), macs=0.5, network="backbone")
+    assert result.proof is not None
+    assert result.proof.effect > 0.1
+    assert [note for note in result.notes if "Blind around 'backbone' runs, and gives the same" in note]
+    result = prune_channels(randomise(Detector(), 1), IMAGES, scores=scores(Detector()), macs=0.5, network="backbone")
+    assert not [note for note in result.notes if "around 'backbone'" in note]
+
+
 def test_a_score_of_a_part_is_measured_on_batches_of_the_whole() -> None:
     torch.manual_seed(0)
     model = randomise(Detector())

@@ -59,6 +59,18 @@ def graph(**changes: Any) -> Tamper:
     return lambda plan: plan.update(form="graph", **changes)
 
 
+def stages(*tampers: Tamper) -> Tamper:
+    """Says that a plan came to be in one stage, after tampering with that."""
+
+    def tamper(plan: dict[str, Any]) -> None:
+        stage = json.loads(json.dumps(plan))
+        for change_it in tampers:
+            change_it(stage)
+        plan["stages"] = [stage]
+
+    return tamper
+
+
 CONV = ("tensors", NAME)
 TAMPERED: list[tuple[Tamper, str]] = [
     (change(("format",), "other"), "expected a plan with format"),
@@ -138,6 +150,14 @@ TAMPERED: list[tuple[Tamper, str]] = [
     (graph(inputs=[[[2, 3, 8, 8], "complex64"]]), "dtype 'complex64'"),
     (graph(inputs=[[[2, 7, 8, 8], "float32"]]), "cannot be applied.*cannot be traced"),
     (graph(inputs=[]), "cannot be applied"),
+    (change(("stages",), {}), "stages is not a list"),
+    (change(("stages",), [7]), "the plan is not an object"),
+    (change(("stages",), [{}] * 65), "65 stages"),
+    (stages(lambda stage: stage["tensors"].pop(NAME)), "stages of the plan, one after the other"),
+    (stages(change(("index_lists",), [[0] * 100] * 1800)), "keep 180000 indices, more than"),
+    (stages(change(("inputs",), [[[10**6, 3, 10**4, 10**4], "float32"]])), "inputs of 1200000000000000 bytes"),
+    (stages(change(("settings",), {"groups": "all"})), "groups='all'"),
+    (stages(change(("settings",), {"note": {"deep": {}}})), "setting 'note'"),
 ]
 
 

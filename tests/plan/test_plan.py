@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from lightning_prune import plan_of
 from lightning_prune.channels import PlanError, PruningPlan, prune_channels
 from lightning_prune.plan.cut import Change, Cut
 from tests.channels.models import Branches, Chain, random_scores, randomise
@@ -53,6 +55,25 @@ def test_plans_compose() -> None:
     torch.testing.assert_close(both(EXAMPLE), twice(EXAMPLE), rtol=0, atol=0)
     with pytest.raises(PlanError, match="do not follow each other"):
         second.then(second)
+
+
+def test_a_graph_is_rewritten_anew_in_its_stages() -> None:
+    """The one group that is left of a grouped convolution loses channels, which the dense model ties."""
+    dense = randomise(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 3, 1)), 0)
+    small = copy.deepcopy(dense)
+    prune_channels(small, EXAMPLE, keep={"0": [0, 1, 2, 3]}, groups="whole", form="eager")
+    prune_channels(small, EXAMPLE, keep={"0": [1, 3], "1": [0, 2, 3]}, form="graph")
+    plan = plan_of(small)
+    assert plan is not None
+    assert [stage.form for stage in plan.stages] == ["eager", "graph"]
+    inside = PruningPlan.from_json(plan.above("model").to_json()).below("model")
+    assert inside == plan
+    anew = inside.apply(copy.deepcopy(dense))
+    torch.testing.assert_close(anew(EXAMPLE), small(EXAMPLE), rtol=0, atol=0)
+    with pytest.raises(PlanError, match=r"frozen|another way"):
+        replace(plan, stages=()).apply(copy.deepcopy(dense))
+    with pytest.raises(PlanError, match="stages of the plan, one after the other"):
+        PruningPlan.from_json(replace(plan, stages=plan.stages[:1]).to_json())
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])

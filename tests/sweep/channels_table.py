@@ -9,6 +9,8 @@ import timm
 import torch
 
 RATIO = 0.3
+NAMED = 100
+"""So many architectures that did not run are named at most."""
 
 
 def table(
@@ -20,6 +22,7 @@ def table(
     """The dated Markdown table; `note` says how the rows were collected, the others what they are of."""
     count: dict[str, int] = {}
     run = [model for model in models if model["name"] in rows]
+    left = sorted(model["name"] for model in models if model["name"] not in rows)
     lines = []
     for model in run:
         row = rows[model["name"]]
@@ -62,6 +65,7 @@ def table(
         "",
         *([note, ""] if note else []),
         f"* run: {len(run)} of {len(models)}",
+        *([f"* not run: {', '.join(left)}"] if 0 < len(left) <= NAMED else []),
         *(f"* {status}: {number}" for status, number in sorted(count.items())),
         f"* CPU seconds from trace to verified compact model: median {times[len(times) // 2]}, worst {times[-1]}"
         if times

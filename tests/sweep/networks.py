@@ -77,8 +77,11 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     raise RuntimeError(f"the dense model itself does not run at up to {native[-1]} px: {failed}") from failed
 
 
-def randomise(model: nn.Module, batch: torch.Tensor) -> None:
-    """Random scale factors and shifts, statistics of one batch: every channel matters."""
+def randomise(model: nn.Module, batch: Any, norms_alone: bool = False) -> None:
+    """Random scale factors and shifts, statistics of one batch: every channel matters.
+
+    norms_alone: they are in train mode meanwhile, and nothing else, where the model wants targets in train mode.
+    """
     generator = torch.Generator().manual_seed(0)
     norms = [m for m in model.modules() if is_norm(m)]
     for norm in norms:
@@ -87,7 +90,7 @@ def randomise(model: nn.Module, batch: torch.Tensor) -> None:
         norm.momentum = 1.0
     with torch.no_grad():
         for module in model.modules():
-            module.training = True
+            module.training = is_norm(module) or not norms_alone
         model(batch)
     for norm in norms:
         norm.momentum = 0.1

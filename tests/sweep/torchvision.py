@@ -5,8 +5,10 @@
 
 As `tests.sweep.channels`, with the L1 norm as the score, which needs no BatchNorm. A detector, which gives as many
 boxes as it finds and so cannot be traced as a whole, is pruned through its backbone, and proved in the whole; which
-parts the error of the whole names is written down beside.
-Quantizable networks are taken as they are before anything is quantized. Nothing is downloaded.
+parts the error of the whole names is written down beside. It keeps boxes of any score here, as those of random weights
+are low, and sees images of 160 pixels where it would enlarge them to 800.
+Quantizable networks are taken as they are before anything is quantized. Nothing is downloaded. The rows are committed,
+so that a run goes on where the last one was stopped.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision import models
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from lightning_prune.channels import Pruned, prune_channels
 from lightning_prune.channels.graph.modes import OUTPUT, trace_modes
@@ -30,6 +33,8 @@ from tests.sweep.networks import randomise, train_step
 SIZES = (64, 96, 128, 224, 256, 320)
 FRAMES = {"mvit": 16, "s3d": 16}
 """Of the videos of these families; others get 4 frames."""
+DETECTED = 160
+"""Pixels of the shorter side that a detector enlarges images to, unless its size is fixed."""
 
 
 def kind(name: str) -> str:
@@ -44,7 +49,13 @@ def make(name: str) -> nn.Module:
     options: dict[str, Any] = {"weights_backbone": None} if sort in ("detection", "segmentation") else {}
     if name in ("googlenet", "inception_v3", "quantized_googlenet", "quantized_inception_v3"):
         options["init_weights"] = False  # takes a minute and is overwritten
-    return models.get_model(name, weights=None, **options)
+    model: nn.Module = models.get_model(name, weights=None, **options)
+    for module in model.modules() if sort == "detection" else ():
+        if hasattr(module, "score_thresh"):
+            module.score_thresh = 0.0
+        if isinstance(module, GeneralizedRCNNTransform):
+            module.min_size = (DETECTED,)
+    return model
 
 
 def listing(_: Path) -> list[dict[str, Any]]:
@@ -80,6 +91,8 @@ def runnable(name: str, model: nn.Module) -> Any:
         try:
             if isinstance(example, Tensor):
                 randomise(model, example)
+            elif kind(name) == "detection":
+                randomise(model, example[0], norms_alone=True)
             with torch.no_grad():
                 model.eval()(*(example if isinstance(example, tuple) else (example,)))
             return example

@@ -20,7 +20,8 @@ from lightning_prune.channels.analysis.taint import CONVOLUTIONS, NanRun
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.graph.propagate import describe, operator_name
 from lightning_prune.channels.trace.sites import Sum
-from lightning_prune.channels.verify.compare import check_plan, graph_runner, run
+from lightning_prune.channels.verify.compare import check_plan
+from lightning_prune.channels.verify.runs import graph_runner, run
 from lightning_prune.channels.verify.tensors import Later, Step, cast, fresh, reader
 from lightning_prune.errors import SurgeryError
 from lightning_prune.plan.plan import PruningPlan

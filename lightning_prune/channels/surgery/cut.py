@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from torch.optim import Optimizer
 from lightning_prune.channels.surgery.denominators import check_denominators, hold_denominators
 from lightning_prune.channels.surgery.empty import check_empty, empty_layers
 from lightning_prune.channels.surgery.factored import check_factors_fit, dense_shapes, factorize_layers
-from lightning_prune.channels.surgery.rewrite import Programs, build_from_plan, install
+from lightning_prune.channels.surgery.rewrite import Programs, build_from_plan, install, programs_of
 from lightning_prune.errors import PlanError
 from lightning_prune.plan.cut import Change, Cut
 from lightning_prune.plan.plan import PruningPlan, check_factors
@@ -175,6 +176,19 @@ def clear_caches(target: nn.Module) -> None:
             cache.clear()
 
 
+def _build(plan: PruningPlan, model: nn.Module) -> Programs:
+    """The rewritten graphs of a dense model: in one step, or in the plan's stages where its ties forbid that."""
+    try:
+        return build_from_plan(plan, model)
+    except PlanError:
+        if not plan.stages:
+            raise
+    small = copy.deepcopy(model)
+    for stage in plan.stages:
+        apply_plan(stage, small, values=False)
+    return programs_of(small)
+
+
 def apply_plan(
     plan: PruningPlan, model: nn.Module, optimizers: Iterable[Optimizer] = (), averaged: Iterable[nn.Module] = (),
     programs: Programs | None = None, folds: dict[str, Tensor] | None = None, values: bool = True,
@@ -193,7 +207,7 @@ def apply_plan(
     records = [Compact.after(target, plan) for target in targets]  # copies what is about to be cut
     built: list[Programs] = []
     if plan.form == "graph":
-        built = [programs if programs and i == 0 else build_from_plan(plan, t) for i, t in enumerate(targets)]
+        built = [programs if programs and i == 0 else _build(plan, t) for i, t in enumerate(targets)]
     for i, target in enumerate(targets):
         with torch.no_grad():
             tensors = state_tensors(target)

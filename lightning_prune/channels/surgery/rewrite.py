@@ -128,15 +128,16 @@ def rewrite(graph: ChannelGraph, keep: Tensor) -> dict[str, Tensor]:
 
 
 def _set_argument(node: Node, argument: str, position: int | None, value: int) -> None:
-    """Replaces one integer of a call; -1 and symbolic sizes stay symbolic."""
+    """Replaces one integer of a call; -1 stays, and a symbolic size in a shape (the batch times heads) becomes it."""
     index = next(i for i, a in enumerate(node.target._schema.arguments) if a.name == argument)  # type: ignore[union-attr]
     holder = node.args[index] if index < len(node.args) else node.kwargs[argument]
     new: Any = value
     if position is not None:
         items = list(holder)  # type: ignore[arg-type]
-        if items[position] == -1:
+        symbolic = isinstance(items[position], Node)
+        if items[position] == -1 or (symbolic and -1 in items):
             return
-        items[position] = value
+        items[position] = -1 if symbolic else value
         new = items
     if index < len(node.args):
         node.update_arg(index, new)
@@ -219,8 +220,7 @@ def _rewritten(base: type[nn.Module]) -> dict[str, Any]:
 
 def _runner(method: str) -> Any:
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        programs: Programs = self.__dict__[_PROGRAMS]
-        return programs[method, self.training](self, args, kwargs)
+        return programs_of(self)[method, self.training](self, args, kwargs)
 
     return run
 
@@ -228,6 +228,12 @@ def _runner(method: str) -> Any:
 def install(model: nn.Module, programs: Programs) -> None:
     """Makes a (sliced) model run from rewritten graphs. The object and its tensors stay."""
     swap(model, _RECIPE, data=programs)
+
+
+def programs_of(model: nn.Module) -> Programs:
+    """The rewritten graphs that a model runs from."""
+    programs: Programs = model.__dict__[_PROGRAMS]
+    return programs
 
 
 def uninstall(model: nn.Module) -> None:

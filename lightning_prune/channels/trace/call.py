@@ -190,7 +190,7 @@ class Call:
         """Records that an integer argument counts the channels of `labels`."""
         holder = self.arguments.get(argument)
         value = holder[position] if position is not None and isinstance(holder, Sequence) else holder
-        if value is None:
+        if value is None and position is None:
             return
         # A symbolic size stands in the graph as a node: the count while tracing is the length of the labels.
         number = value if isinstance(value, int) else len(labels)

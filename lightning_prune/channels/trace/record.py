@@ -2,6 +2,10 @@
 
 The run is on fake tensors, so nothing is computed. It is in inference mode: there an operator that is made of others
 (`linear`, `reshape`, attention) comes whole to a dispatch mode, as the rules know it, and not in its parts.
+
+What a model does only while it is exported is not in such a graph: timm then resamples position embeddings that have
+the right size already. A module or tensor with several names has the first of them here, as `named_modules` gives it,
+while `torch.export` may take another: channel groups are the same, under other names.
 """
 
 from __future__ import annotations

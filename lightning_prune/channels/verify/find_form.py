@@ -15,12 +15,11 @@ from lightning_prune.channels.verify.compare import (
     Proof,
     check_plan,
     check_trains,
-    graph_runner,
     is_random,
     lost_gradients,
-    runs_in_training,
 )
 from lightning_prune.channels.verify.locate import locate, name_layer
+from lightning_prune.channels.verify.runs import graph_runner, runs_in_training
 from lightning_prune.errors import ChannelError, PlanError, SurgeryError, TargetError
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.plan.record import plans_of
@@ -221,7 +220,7 @@ def _nearer(graph: ChannelGraph, model: nn.Module, path: str, tried: set[tuple[t
 
 def effective(proof: Proof) -> Proof:
     """The proof, if masking the removed channels changed anything; SurgeryError otherwise."""
-    if proof.effect <= 10 * proof.tolerance and not proof.effect > 10 * proof.difference:
+    if proof.vacuous:
         raise SurgeryError(
             f"the check proves nothing: masking the removed channels changes the output by {proof.effect:.1e} only. "
             "The model is unchanged; pass verify=False if its output does not depend on these channels"

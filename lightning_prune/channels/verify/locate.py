@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_prune.channels.surgery.cut import set_attributes
 from lightning_prune.channels.surgery.denominators import standing_in
 from lightning_prune.channels.surgery.retrace import at_least_two
-from lightning_prune.channels.verify.compare import exact_dtypes, random_like, run, untouched
+from lightning_prune.channels.verify.compare import LAYER
+from lightning_prune.channels.verify.layers import Seen, first_apart, watched
+from lightning_prune.channels.verify.runs import exact_dtypes, random_like, run, untouched
 from lightning_prune.channels.verify.tensors import Reader, fresh, masked, reader, sliced, without_zeros
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.support.modes import mode
@@ -36,21 +38,13 @@ def locate(model: nn.Module, plan: PruningPlan, example_input: Any, training: bo
                 found, failed = _record(model, reader(model, *first, sliced(plan, dtype)), batch)
         except Exception:
             return None
-    for key, reference in expected.items():
-        if key not in found:
-            continue
-        path = key[0]
-        cut = plan.cuts.get(f"{path}.weight")
-        kept = cut.kept.get(0) if cut else None
-        reference = reference[torch.tensor(kept, dtype=torch.int64)] if kept is not None else reference
-        if reference.shape != found[key].shape or not torch.allclose(reference, found[key], rtol=1e-6, atol=1e-9):
-            return path
-    return failed
+    tolerance = 1e-6 if dtype is torch.float64 else LAYER
+    path = first_apart(expected, found, plan, tolerance)
+    return failed if path is None else path
 
 
-def _record(model: nn.Module, read: Reader, batch: Any) -> tuple[dict[tuple[str, int], Tensor], str | None]:
-    """Per-channel means of every output of a layer with a weight, and the module that raised, if one did."""
-    sums: dict[tuple[str, int], Tensor] = {}
+def _record(model: nn.Module, read: Reader, batch: Any) -> tuple[Seen, str | None]:
+    """What the layers give, and the module that raised, if one did."""
     entered: list[str] = []
     handles = []
     for path, module in model.named_modules():
@@ -58,23 +52,18 @@ def _record(model: nn.Module, read: Reader, batch: Any) -> tuple[dict[tuple[str,
         def before(m: nn.Module, a: Any, path: str = path) -> None:
             entered.append(path)
 
-        def after(m: nn.Module, a: Any, out: Any, path: str = path) -> None:
+        def after(m: nn.Module, a: Any, out: Any) -> None:
             entered.pop()
-            if isinstance(out, Tensor) and "weight" in m._parameters and out.ndim > 1:
-                norm = getattr(m, "normalized_shape", ())
-                last = hasattr(m, "in_features") or (norm and out.shape[-1] == norm[-1])
-                channel = out.ndim - 1 if last else 1
-                key = (path, sum(1 for k in sums if k[0] == path))
-                sums[key] = out.detach().movedim(channel, 0).flatten(1).abs().mean(1)
 
         handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try:
-        run(model, read, batch)
-        return sums, None
+        with watched(model) as seen:
+            run(model, read, batch)
+        return seen, None
     except Exception:
         if not entered:
             raise
-        return sums, entered[-1]
+        return seen, entered[-1]
     finally:
         for handle in handles:
             handle.remove()

@@ -19,6 +19,9 @@ from lightning_prune.plan.cut import Cut
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.support.tensors import state_tensors, take
 
+SMALL = 1 << 25
+"""Bytes (32 MiB) that a tensor may take in float64 whatever the size of the model."""
+
 Reader = Callable[[str], Tensor]
 """Makes the tensor of a name in the state dict."""
 
@@ -122,6 +125,8 @@ def without_zeros(model: nn.Module, plan: PruningPlan) -> Step:
 
 def _silent(tensor: Tensor, cut: Cut | None) -> list[tuple[int, Tensor]]:
     """(dim, bool [its length]) of what is zero throughout: rows, and what reads a channel that goes."""
+    if int(tensor.count_nonzero()) == tensor.numel():
+        return []
     low, high = (tensor.flatten(1) if tensor.ndim > 1 else tensor[None]).aminmax(dim=1)
     found = [(0, ((low == 0) & (high == 0)).expand(len(tensor)))]
     for dim, kept in cut.kept.items() if cut is not None else ():
@@ -143,6 +148,23 @@ def _filled(tensor: Tensor, dim: int, off: Tensor) -> Tensor:
     shape = tensor.index_select(dim, where).shape
     noise = 0.1 * torch.randn(shape, generator=generator, dtype=torch.float64)
     return tensor.index_copy(dim, where, noise.to(tensor))
+
+
+def shaken(model: nn.Module) -> Step:
+    """Small positive random numbers are added to every vector of parameters.
+
+    Masked is sliced whatever the numbers are, and a vector of next to nothing (the layer scale or the bias of a fresh
+    network) would hide mistakes from float32. Positive, as they are to open what a ReLU closes, and not to close it.
+    """
+    named = list(model.named_parameters(remove_duplicate=False))
+    vectors = {name for name, p in named if p.is_floating_point() and 0 < p.numel() == max(p.shape, default=1)}
+    longest = max((p.numel() for name, p in named if name in vectors), default=0)
+    noise = 0.1 * torch.randn(longest, generator=torch.Generator().manual_seed(2)).abs()
+
+    def step(name: str, tensor: Tensor) -> Tensor:
+        return tensor + noise[: tensor.numel()].view(tensor.shape).to(tensor) if name in vectors else tensor
+
+    return step
 
 
 def rounded(name: str, tensor: Tensor) -> Tensor:
@@ -181,13 +203,14 @@ class _Made(dict[str, Any]):
 def reading(model: nn.Module, read: Reader) -> Iterator[None]:
     """Inside, the model's parameters and buffers are what the reader makes of them.
 
-    oneDNN is off, as it would copy every weight into an order of its own.
+    oneDNN copies every weight into an order of its own, so it is off where one of them is large.
     """
     before = [(path, module, module._parameters, module._buffers) for path, module in model.named_modules()]
     recurrent = [(path, module, module._flat_weights) for path, module, *_ in before if isinstance(module, nn.RNNBase)]
     reorders = torch.backends.mkldnn.enabled
     try:
-        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+        large = any(8 * p.numel() > SMALL for _, _, held, _ in before for p in held.values() if p is not None)
+        torch.backends.mkldnn.enabled = reorders and not large  # type: ignore[assignment]
         for path, module, parameters, buffers in before:
             module.__dict__["_parameters"] = _Made(parameters, path, read)
             module.__dict__["_buffers"] = _Made(buffers, path, read)

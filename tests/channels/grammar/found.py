@@ -10,4 +10,8 @@ FOUND = (
     # the dims of the only head left went, which no plan from the dense network can say
     '[{"inputs": [["tokens", [6, 5]]], "steps": [["attention", [0], {"heads": 2, "width": 4, "how": "plain", '
     '"by": "attribute", "one": false}]], "raw": []}, {"seed": 2, "macs": 0.7, "form": "graph", "attention": "heads"}]',
+    # the only group left of a grouped convolution lost channels, which no plan from the dense network can say
+    '[{"inputs": [["map", [3, 8, 8]]], "steps": [["transposed conv", [0], {"out": 8, "groups": 1}], '
+    '["conv", [1], {"out": 4, "kernel": 3, "stride": 1, "groups": 2, "bias": true}]], "raw": []}, '
+    '{"seed": 36, "macs": 0.5, "form": "graph", "groups": "whole"}]',
 )

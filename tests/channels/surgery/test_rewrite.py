@@ -64,3 +64,26 @@ def test_keyword_inputs_keep_a_free_batch_size() -> None:
     prune_channels(small, {"x": EXAMPLE}, scores=random_scores(small), ratio=0.4, form="graph")
     assert small(x=EXAMPLE[:1]).shape == (1, 5)
     assert small(x=torch.cat([EXAMPLE, EXAMPLE])).shape == (4, 5)
+
+
+class Heads(nn.Module):
+    """A view to the batch times the heads, of one dim each, as PyTorch's attention makes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens, batch = x.shape[1], x.shape[0]
+        heads = self.first(x).transpose(0, 1).contiguous().view(tokens, batch * 4, 1).transpose(0, 1)
+        return self.last((heads - heads.mean(1, keepdim=True)).view(batch, 4, tokens).transpose(1, 2))
+
+
+def test_a_view_to_the_batch_times_the_heads_is_rewritten() -> None:
+    torch.manual_seed(0)
+    model, x = Heads(), torch.randn(2, 5, 6)
+    dense = copy.deepcopy(model)
+    done = prune_channels(model, x, keep={"first": [0, 2, 3]}, form="graph")
+    assert done.plan.cuts["last.weight"].kept == {1: (0, 2, 3)}
+    batch = torch.randn(7, 5, 6)
+    torch.testing.assert_close(model(batch), silenced(dense, done.plan)(batch))

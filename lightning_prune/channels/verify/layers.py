@@ -1,0 +1,90 @@
+"""Where a masked and a sliced model part: the outputs of their layers, channel by channel."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lightning_prune.plan.plan import PruningPlan
+
+Seen = dict[tuple[str, int], Tensor]
+"""{(path, call): mean |output| by channel, [channels]} of the modules that have parameters of their own."""
+
+
+@contextlib.contextmanager
+def watched(model: nn.Module) -> Iterator[Seen]:
+    """Fills what it gives with what the modules put out inside."""
+    seen: Seen = {}
+    calls: Counter[str] = Counter()
+
+    def note(module: nn.Module, args: Any, out: Any, path: str) -> None:
+        found = out if isinstance(out, Tensor) else next(iter(_tensors(out)), None)
+        if found is None or found.ndim < 2:
+            return
+        seen[path, calls[path]] = _means(module, found.detach())
+        calls[path] += 1
+
+    handles = [
+        module.register_forward_hook(lambda m, a, out, path=path: note(m, a, out, path))
+        for path, module in model.named_modules()
+        if any(module._parameters)
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def first_apart(
+    expected: Mapping[tuple[str, int], Tensor], found: Mapping[tuple[str, int], Tensor], plan: PruningPlan,
+    tolerance: float,
+) -> str | None:  # fmt: skip
+    """The path of the first module that gives something else when sliced in the channels that stay; None if none does.
+
+    Args:
+        expected: of the masked model, in the order in which the modules ended.
+        found: of the sliced model; what it lacks is not looked at.
+        tolerance: largest allowed difference, relative to the largest mean of the layer.
+    """
+    for key, reference in expected.items():
+        mine = found.get(key)
+        if mine is None or len(mine) == 0:  # a layer without channels
+            continue
+        wanted = _left(reference, len(mine), plan, key[0])
+        if wanted is None:
+            return key[0]
+        gap, scale = (wanted - mine).abs().amax(), wanted.abs().amax()
+        if not float(gap) <= tolerance * float(scale):  # NaN is apart
+            return key[0]
+    return None
+
+
+def _left(means: Tensor, size: int, plan: PruningPlan, path: str) -> Tensor | None:
+    """Of the channels of a masked layer those that a plan leaves, which are to be so many; None if it says no such."""
+    for name, cut in plan.cuts.items():
+        if name.rpartition(".")[0] != path:
+            continue
+        for dim, kept in cut.kept.items():
+            if cut.shape[dim] == len(means) and len(kept) == size:
+                return means[torch.tensor(kept, dtype=torch.int64, device=means.device)]
+    return means if len(means) == size else None
+
+
+def _tensors(out: Any) -> Iterator[Tensor]:
+    return (t for t in pytree.tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point())
+
+
+def _means(module: nn.Module, out: Tensor) -> Tensor:
+    norm = getattr(module, "normalized_shape", ())
+    last = hasattr(module, "in_features") or (norm and out.shape[-1] == norm[-1])
+    if out.ndim == 3 and not (hasattr(module, "kernel_size") or hasattr(module, "num_features")):
+        last = True  # tokens
+    channel = out.ndim - 1 if last else 1
+    return out.abs().mean([d for d in range(out.ndim) if d != channel])
