@@ -130,3 +130,4 @@ def test_the_layout_of_what_comes_in_does_not_matter() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     for mine, theirs in zip(*(torch.autograd.grad(y.sum(), (x, w, b)) for y in (found, expected)), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradgradcheck(lambda x: OPERATORS["layer_norm"](x.mT, [K], w, b, 1e-5, C), x, fast_mode=True)

@@ -64,8 +64,7 @@ class _Centred(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, share: float, eps: float) -> Tensor:
-        x = x.contiguous()  # as PyTorch's own
-        away, mean, scale = _moments(x, share, eps)
+        away, mean, scale = _moments(x.contiguous(), share, eps)  # so what comes out is, as of PyTorch's own
         ctx.save_for_backward(x, weight, bias, mean, scale)
         ctx.share, ctx.eps = share, eps
         return affine(away.mul_(scale), weight, bias)
@@ -81,7 +80,7 @@ class _Centred(torch.autograd.Function):
             return *(next(found) if asked else None for asked in wanted), None, None
         gain = x.new_ones(x.shape[-1]) if weight is None else weight
         dx, *others = torch.ops.aten.native_layer_norm_backward(
-            grad, x, x.shape[-1:], mean, scale, gain * ctx.share, bias, list(wanted)
+            grad, x.contiguous(), x.shape[-1:], mean, scale, gain * ctx.share, bias, list(wanted)
         )
         if wanted[0]:
             dx += (grad * (gain * (1 - ctx.share))).mul_(scale)
