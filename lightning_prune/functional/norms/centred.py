@@ -67,7 +67,10 @@ class _Centred(torch.autograd.Function):
         away, mean, scale = _moments(x.contiguous(), share, eps)  # so what comes out is, as of PyTorch's own
         ctx.save_for_backward(x, weight, bias, mean, scale)
         ctx.share, ctx.eps = share, eps
-        return affine(away.mul_(scale), weight, bias)
+        out = away.mul_(scale)
+        if weight is not None and bias is not None:
+            return torch.addcmul(bias, out, weight, out=out)  # as `affine`, in place
+        return affine(out, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
