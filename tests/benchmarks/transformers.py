@@ -153,7 +153,9 @@ def page(speeds: list[dict[str, Any]], runs: list[dict[str, Any]]) -> str:
             "",
             f"Accuracy in per cent on the first {key['tested']} test images. {key['dense']} epochs of dense training; "
             f"from there every arm, the dense one too, trains {key['finetune']} more on the same batches. Taylor score "
-            "on 8 batches. Short trainings: with so few seeds only large differences are told apart from chance.",
+            "on 8 batches. Short trainings: with so few seeds only large differences are told apart from chance. A "
+            "ConvNeXt's blocks hardly add to its stream yet, as their layer scale starts at 1e-6, so hidden units go "
+            "at no cost there.",
             "",
             "| network | arm | seed | MACs left | masked - sliced | right after | after finetune |",
             "|---|---|---|---|---|---|---|",
