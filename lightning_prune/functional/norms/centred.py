@@ -1,4 +1,4 @@
-"""(x - mean) / std over rows that have lost channels, in about as many passes over memory as PyTorch's own norm takes.
+"""(x - mean) / std over rows that have lost channels, with a backward of few passes over memory.
 
 With a share r of the channels left, the gradient of h = (x - mean) s is that of a norm of all channels whose upstream
 gradient g is zero at those that are gone. Over the k that are left, with w of the scale in g,
