@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -96,3 +97,37 @@ def test_half_precision_gives_the_dtype_that_pytorch_gives(autocast: bool) -> No
     assert found.dtype == own.dtype
     exact = F.layer_norm(_padded(x.float()), (C,))[..., :K]
     torch.testing.assert_close(found.float(), exact, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_its_first_and_second_derivatives_are_those_of_differences(name: str, frozen: bool) -> None:
+    ours, _, shape = NORMS[name]
+    given = drawn(shape)
+    for parameter in given[1:]:
+        parameter.requires_grad_(not frozen)
+    assert torch.autograd.gradcheck(ours, given, fast_mode=True)
+    assert torch.autograd.gradgradcheck(ours, given, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_trace_and_transforms_compute_the_same(name: str) -> None:
+    ours, _, shape = NORMS[name]
+    given = [t.detach() for t in drawn(shape)]
+    expected, (x, w, b) = ours(*given), given
+    same = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
+    same(torch.jit.trace(ours, tuple(given), check_trace=False)(*given), expected)
+    same(torch.vmap(lambda one: ours(one[None], w, b)[0])(x), expected)
+    [grad] = torch.autograd.grad(ours(x.requires_grad_(), w, b).square().sum(), x)
+    same(torch.func.grad(lambda x: ours(x, w, b).square().sum())(x.detach()), grad)
+
+
+def test_the_layout_of_what_comes_in_does_not_matter() -> None:
+    x, w, b = drawn((3, K, 4))
+    turned = x.mT  # [3, 4, K], its channels apart
+    found = OPERATORS["layer_norm"](turned, [K], w, b, 1e-5, C)
+    expected = OPERATORS["layer_norm"](turned.contiguous(), [K], w, b, 1e-5, C)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    for mine, theirs in zip(*(torch.autograd.grad(y.sum(), (x, w, b)) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradgradcheck(lambda x: OPERATORS["layer_norm"](x.mT, [K], w, b, 1e-5, C), x, fast_mode=True)

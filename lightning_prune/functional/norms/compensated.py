@@ -17,6 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_prune.functional.norms.centred import affine, centred, centred_by_parts, is_followed
 
 SPACE = "lightning_prune"
 """Namespace of the operators."""
@@ -37,9 +40,13 @@ def layer_norm(
     Returns:
         [..., k], of the dtype that PyTorch's own gives, under autocast too.
     """
+    gone = total - input.shape[-1]
+    if is_followed(input, weight, bias):  # runtimes have a kernel for this norm, and none for its parts
+        scale, shift = (None if p is None else F.pad(p, (0, gone)) for p in (weight, bias))
+        return F.layer_norm(F.pad(input, (0, gone)), (total,), scale, shift, eps)[..., : input.shape[-1]]
     x = _wide(input)
-    out = _centred(x, (-1,), input.shape[-1] / total, eps)
-    return _affine(out, weight, bias, _dtype_out(input))
+    scale, shift = (None if p is None else p.to(x.dtype) for p in (weight, bias))
+    return centred(x, scale, shift, input.shape[-1] / total, eps).to(_dtype_out(input))
 
 
 def rms_norm(
@@ -49,10 +56,11 @@ def rms_norm(
 
     eps: None is the smallest step of the input's dtype at one.
     """
-    x = _wide(input)
+    share, x = input.shape[-1] / total, _wide(input)
     eps = torch.finfo(input.dtype).eps if eps is None else eps
-    square = x.square().mean(-1, keepdim=True) * (input.shape[-1] / total)
-    return _affine(x * (square + eps).rsqrt(), weight, None, _dtype_out(input))
+    # With m the mean of the k squares, x / sqrt(share m + eps) is x / sqrt(m + eps / share) / sqrt(share).
+    gain = x.new_ones(input.shape[-1]) if weight is None else weight.to(x.dtype)
+    return F.rms_norm(x, (input.shape[-1],), gain * share**-0.5, eps / share).to(_dtype_out(input))
 
 
 def group_norm(
@@ -67,31 +75,13 @@ def group_norm(
         eps: added to the variance.
         total: channels that the statistics of all groups count, at least k.
     """
-    x = _wide(input)
-    lead, channels = input.shape[0], input.shape[1]
-    table = x.reshape(lead, num_groups, -1)
-    out = _centred(table, (-1,), channels / total, eps).reshape(input.shape)
+    x, channels = _wide(input), input.shape[1]
+    rows = x.reshape(input.shape[0], num_groups, -1)
+    normalise = centred_by_parts if is_followed(input) else centred
+    out = normalise(rows, None, None, channels / total, eps).reshape(input.shape)
     view = [channels] + [1] * (input.ndim - 2)
-    scale, shift = (None if p is None else p.view(view) for p in (weight, bias))
-    return _affine(out, scale, shift, _dtype_out(input))
-
-
-def _centred(x: Tensor, dims: tuple[int, ...], share: float, eps: float) -> Tensor:
-    """(x - mean) / std over dims of which a share is left."""
-    mean = x.mean(dims, keepdim=True) * share
-    away = x - mean
-    var = away.square().mean(dims, keepdim=True) * share + (1 - share) * mean.square()
-    return away * (var + eps).rsqrt()
-
-
-def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    if weight is not None and bias is not None and weight.dtype == bias.dtype == x.dtype:
-        return torch.addcmul(bias, x, weight).to(dtype)  # one pass over x for two
-    if weight is not None:
-        x = x * weight
-    if bias is not None:
-        x = x + bias
-    return x.to(dtype)
+    scale, shift = (None if p is None else p.to(x.dtype).view(view) for p in (weight, bias))
+    return affine(out, scale, shift).to(_dtype_out(input))
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -82,6 +82,11 @@ def _lite0_weights(model: torch.nn.Module) -> None:
 SHORT: dict[str, Any] = {"lr": 0.05, "prune_lr": 0.03, "batch_size": 64, "epochs": (10, 4, 2)}
 """For the compact networks on small images, of which an epoch takes a core half a minute."""
 
+WHOLE: dict[str, Any] = {
+    "lr": 5e-4, "prune_lr": 3e-4, "weight_decay": 0.05, "optimizer": "adamw", "batch_size": 32, "epochs": (4, 0, 2),
+}  # fmt: skip
+"""For whole transformers and ConvNeXts on small images, of which an epoch takes a core seconds."""
+
 NETWORKS = {
     "resnet20": Network("resnet20_cifar"),
     "smoke": Network("resnet20_cifar", 8, kwargs={"width": 4}, epochs=(1, 2, 1), bundled=True),
@@ -115,5 +120,10 @@ NETWORKS = {
     "vit-16px": Network(
         "vit_tiny_patch16_224", 16, lr=1e-3, prune_lr=1e-3, weight_decay=0.05, optimizer="adamw", epochs=(12, 8, 4),
         kwargs={"img_size": 16, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3},
+    ),
+    "convnext_atto-32px": Network("convnext_atto", 32, **WHOLE),
+    "vit_tiny-64px": Network("vit_tiny_patch16_224", 64, kwargs={"img_size": 64}, **WHOLE),
+    "swin_tiny-32px": Network(
+        "swin_tiny_patch4_window7_224", 32, kwargs={"img_size": 32, "window_size": 4}, **WHOLE
     ),
 }  # fmt: skip
