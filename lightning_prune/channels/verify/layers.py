@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lightning_prune.plan.cut import Cut
 from lightning_prune.plan.plan import PruningPlan
 
 Seen = dict[tuple[str, int], Tensor]
@@ -53,11 +54,14 @@ def first_apart(
         found: of the sliced model; what it lacks is not looked at.
         tolerance: largest allowed difference, relative to the largest mean of the layer.
     """
+    cuts: dict[str, list[Cut]] = {}
+    for name, cut in plan.cuts.items():
+        cuts.setdefault(name.rpartition(".")[0], []).append(cut)
     for key, reference in expected.items():
         mine = found.get(key)
         if mine is None or len(mine) == 0:  # a layer without channels
             continue
-        wanted = _left(reference, len(mine), plan, key[0])
+        wanted = _left(reference, len(mine), cuts.get(key[0], ()))
         if wanted is None:
             return key[0]
         gap, scale = (wanted - mine).abs().amax(), wanted.abs().amax()
@@ -66,11 +70,9 @@ def first_apart(
     return None
 
 
-def _left(means: Tensor, size: int, plan: PruningPlan, path: str) -> Tensor | None:
-    """Of the channels of a masked layer those that a plan leaves, which are to be so many; None if it says no such."""
-    for name, cut in plan.cuts.items():
-        if name.rpartition(".")[0] != path:
-            continue
+def _left(means: Tensor, size: int, cuts: Iterable[Cut]) -> Tensor | None:
+    """Of the channels of a masked layer those that the cuts of its tensors leave; None if they leave not so many."""
+    for cut in cuts:
         for dim, kept in cut.kept.items():
             if cut.shape[dim] == len(means) and len(kept) == size:
                 return means[torch.tensor(kept, dtype=torch.int64, device=means.device)]
