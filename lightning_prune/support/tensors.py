@@ -11,9 +11,13 @@ from torch import Tensor, nn
 
 def state_tensors(model: nn.Module) -> dict[str, Tensor]:
     """{name: tensor} of all parameters and buffers, shared ones under each of their names."""
-    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    tensors.update(model.named_buffers(remove_duplicate=False))
-    return tensors
+    parameters, buffers = dict[str, Tensor](), dict[str, Tensor]()
+    for path, module in model.named_modules(remove_duplicate=False):  # once for both, as that is most of the time
+        for found, held in ((parameters, module._parameters), (buffers, module._buffers)):
+            for name, tensor in held.items():
+                if tensor is not None:
+                    found[f"{path}.{name}" if path else name] = tensor
+    return parameters | buffers
 
 
 def tensor_caches(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -23,11 +27,11 @@ def tensor_caches(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, value
 
 
-def take(tensor: Tensor, kept: Mapping[int, Sequence[int]]) -> Tensor:
+def take(tensor: Tensor, kept: Mapping[int, Sequence[int] | Tensor]) -> Tensor:
     """The kept entries, {dim: indices}, of a tensor as a new tensor in the same memory format; other dims are whole."""
     out = tensor
     for dim, indices in kept.items():
-        out = out.index_select(dim, torch.tensor(indices, dtype=torch.int64, device=tensor.device))
+        out = out.index_select(dim, torch.as_tensor(indices, dtype=torch.int64, device=tensor.device))
     return like_format(out, tensor)
 
 

@@ -2,7 +2,7 @@ r"""Networks with streams under norms and with attention, cut to half of their M
 
     python -m tests.benchmarks.streams --out tests/benchmarks/streams.md
 
-Of each network, with random weights: masked against sliced (the surgery's own proof, in float64), a training step, a
+Of each network, with random weights: masked against sliced (the surgery's own proof), a training step, a
 file written and read, an ONNX file against the network, and the way back. Lines that `results/streams.jsonl` holds are
 not made again.
 """
@@ -184,8 +184,9 @@ def page(lines: list[dict[str, Any]], speed: dict[str, Any] | None) -> str:
         f"# Streams and heads cut to {MACS:g} of the MACs",
         "",
         "Random weights, L1 score, `norms='exact'`. Divide on: norms and attentions that go on to divide by the number "
-        "of channels that there were. Differences are the largest, relative to the largest output; of masked against "
-        "sliced in float64, else in float32. Trains: one step of SGD moves more than nine in ten parameters; the dense "
+        "of channels that there were. Differences are the largest, relative to the largest output; in float32, "
+        "but in float64 of masked against sliced where the proof needs that. "
+        "Trains: one step of SGD moves more than nine in ten parameters; the dense "
         "mixer_s16_224 (2 of 102, its classifier starts at zero) and efficientformer_l1 (148 of 181, the others move "
         "by less than float32 shows) do not do so either, and vit_b_16's classifier starts at zero too. "
         "Held: the share of rows of weights that may not go, the "

@@ -2,7 +2,7 @@
 
     python -m tests.sweep.channels_cost --out tests/sweep/channels_cost.md resnet18 mixnet_s ...
 
-Both remove about 30 % of the channels by random scores at 96 px. Ours includes tracing, the proof in float64 and the
+Both remove about 30 % of the channels by random scores at 96 px. Ours includes tracing, the proof and the
 cutting; Torch-Pruning has no proof. Torch-Pruning is a peer to compare with, not a dependency: without it, its column
 stays empty.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,21 @@ class _Term:
     widths: tuple[Tensor, ...]
     layer: str = ""
 
-    def value(self, keep: Tensor) -> float:
-        return self.base * math.prod(kept_count(ids, keep) / len(ids) for ids in self.widths)
+    def value(self, shares: _Shares) -> float:
+        return self.base * math.prod(map(shares.of, self.widths))
+
+
+class _Shares:
+    """The share that stays of each width vector, counted once for each tensor: most are those of several terms."""
+
+    def __init__(self, keep: Tensor) -> None:
+        self.keep = keep
+        self._known: dict[int, float] = {}
+
+    def of(self, ids: Tensor) -> float:
+        if id(ids) not in self._known:
+            self._known[id(ids)] = kept_count(ids, self.keep) / len(ids)
+        return self._known[id(ids)]
 
 
 @dataclass(frozen=True)
@@ -52,9 +65,15 @@ class ChannelCost:
     @classmethod
     def of(cls, graph: ChannelGraph) -> ChannelCost:
         """Counts once, with meta tensors, at the input size that the graph was traced with."""
+        known: dict[bytes, Tensor] = {}
+
+        def once(vectors: Iterable[Tensor]) -> tuple[Tensor, ...]:
+            """One tensor for all equal ones."""
+            return tuple(known.setdefault(ids.numpy().tobytes(), ids) for ids in vectors)
+
         involved: dict[Node, list[tuple[float, tuple[Tensor, ...]]]] = {}
         for product in graph.products:
-            involved.setdefault(product.node, []).append((product.share, product.ids))
+            involved.setdefault(product.node, []).append((product.share, once(product.ids)))
         batch = traced_batch(graph)
         macs = [
             _Term(flops / 2 / batch * share, widths, module_path(node)[0])
@@ -62,7 +81,7 @@ class ChannelCost:
             for share, widths in involved.get(node, [(1.0, ())])
         ]
         params = [
-            _Term(float(math.prod(shape)), tuple(graph.axes.get(name, {}).values()))
+            _Term(float(math.prod(shape)), once(graph.axes.get(name, {}).values()))
             for name, shape in graph.shapes.items()
             if name in graph.program.parameters
         ]
@@ -70,25 +89,27 @@ class ChannelCost:
 
     def macs(self, keep: Tensor | None = None) -> int:
         """MACs of one sample when the groups in `keep` (bool of shape (groups,)) stay; None keeps all."""
-        return round(sum(term.value(self._all(keep)) for term in self._macs))
+        shares = self._shares(keep)
+        return round(sum(term.value(shares) for term in self._macs))
 
     def macs_by_layer(self, keep: Tensor | None = None) -> dict[str, float]:
         """MACs of each module when the groups in `keep` stay, the most expensive first."""
-        found: dict[str, float] = {}
+        shares, found = self._shares(keep), dict[str, float]()
         for term in self._macs:
-            found[term.layer] = found.get(term.layer, 0.0) + term.value(self._all(keep))
+            found[term.layer] = found.get(term.layer, 0.0) + term.value(shares)
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     def params(self, keep: Tensor | None = None) -> int:
         """Parameters when the groups in `keep` stay; None keeps all."""
-        return round(sum(term.value(self._all(keep)) for term in self._params))
+        shares = self._shares(keep)
+        return round(sum(term.value(shares) for term in self._params))
 
     def terms(self) -> Iterator[tuple[str, float, tuple[Tensor, ...]]]:
         """Iterates over (module path, MACs, group ids of each width that they are proportional to)."""
         yield from ((term.layer, term.base, term.widths) for term in self._macs)
 
-    def _all(self, keep: Tensor | None) -> Tensor:
-        return torch.ones(self.size, dtype=torch.bool) if keep is None else keep
+    def _shares(self, keep: Tensor | None) -> _Shares:
+        return _Shares(torch.ones(self.size, dtype=torch.bool) if keep is None else keep)
 
 
 def traced_batch(graph: ChannelGraph) -> int:
@@ -101,15 +122,20 @@ def traced_batch(graph: ChannelGraph) -> int:
     return 1
 
 
-def _flops(graph: Graph) -> Iterator[tuple[Node, int]]:
-    """Iterates over (call, flops) of the counted operators, nested graphs included."""
+def _flops(graph: Graph) -> list[tuple[Node, int]]:
+    """(call, flops) of the counted operators, nested graphs included."""
+    found: list[tuple[Node, int]] = []
     for node in graph.nodes:
         if inner := nested(node):
-            yield from _flops(inner)
-        elif node.op == "call_function" and operator_name(node.target) in COUNTED:
-            with FlopCounterMode(display=False) as counter:
-                node.target(*map_arg(node.args, _meta), **map_arg(node.kwargs, _meta))
-            yield node, counter.get_total_flops()
+            found += _flops(inner)
+    calls = [n for n in graph.nodes if n.op == "call_function" and operator_name(n.target) in COUNTED]
+    given = [map_arg((node.args, node.kwargs), _meta) for node in calls]
+    with FlopCounterMode(display=False) as counter:
+        for node, (args, kwargs) in zip(calls, given, strict=True):
+            before = counter.get_total_flops()
+            node.target(*args, **kwargs)
+            found.append((node, counter.get_total_flops() - before))
+    return found
 
 
 def _meta(node: Node) -> Any:

@@ -205,10 +205,16 @@ def layers_of(names: Sequence[str], held: Sequence[Tensor], size: int) -> tuple[
     Returns:
         (layer of each group, int64 [size], -1 for groups that no tensor has; names of each layer's tensors)
     """
-    where: list[list[int]] = [[] for _ in range(size)]
+    layer, sets = torch.zeros(size, dtype=torch.int64), list[tuple[int, ...]]([()])
     for i, ids in enumerate(held):
-        for group in ids[(ids >= 0) & (ids < size)].unique().tolist():
-            where[group].append(i)
-    index: dict[tuple[int, ...], int] = {}
-    found = [index.setdefault(tuple(tensors), len(index)) if tensors else -1 for tensors in where]
-    return torch.tensor(found, dtype=torch.int64), tuple(tuple(names[i] for i in tensors) for tensors in index)
+        groups = ids[(ids >= 0) & (ids < size)].unique()
+        # A tensor splits the layers that it has a part of.
+        split, place = layer[groups].unique(return_inverse=True)
+        layer[groups] = len(sets) + place
+        sets += [(*sets[old], i) for old in split.tolist()]
+    used, place = layer.unique(return_inverse=True)
+    first = torch.full((len(used),), size).scatter_reduce_(0, place, torch.arange(size), "amin")
+    order = [n for n in first.argsort().tolist() if sets[int(used[n])]]  # by the first group of each
+    number = torch.full((len(used),), -1)
+    number[order] = torch.arange(len(order))
+    return number[place], tuple(tuple(names[i] for i in sets[int(used[n])]) for n in order)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import logging
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -67,7 +67,7 @@ def check_indices(name: str, cut: Cut) -> None:
             continue
         size = cut.shape[dim]
         within = len(indices) <= size and indices[0] >= 0 and indices[-1] < size
-        if not within or any(a >= b for a, b in itertools.pairwise(indices)):
+        if not within or not all(map(operator.lt, indices, indices[1:])):
             raise PlanError(
                 f"the plan keeps indices of dim {dim} of {name} that are not increasing numbers from 0 to {size - 1}"
             )

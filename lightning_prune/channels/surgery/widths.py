@@ -231,12 +231,15 @@ def equal_widths(model: nn.Module, graph: ChannelGraph) -> list[tuple[Tensor, ..
 def make_plan(model: nn.Module, graph: ChannelGraph, keep: Tensor, example_input: Any, form: str) -> PruningPlan:
     """Writes down what keeping some groups, bool [groups], leaves of a model; form: see `PruningPlan`."""
     cuts: dict[str, Cut] = {}
+    known: dict[bytes, tuple[int, ...]] = {}  # most vectors are those of several tensors
     for name, dims in graph.axes.items():
         kept = {}
         for dim, ids in dims.items():
-            mask = kept_mask(ids, keep)
-            if not bool(mask.all()):
-                kept[dim] = tuple(mask.nonzero().flatten().tolist())
+            key = ids.numpy().tobytes()
+            if key not in known:
+                known[key] = tuple(kept_mask(ids, keep).nonzero().flatten().tolist())
+            if len(known[key]) < len(ids):
+                kept[dim] = known[key]
         if kept:
             cuts[name] = Cut(graph.shapes[name], kept)
     state = state_tensors(model)

@@ -33,16 +33,20 @@ from lightning_prune.support.modes import mode
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 """Largest allowed difference, relative to the largest output, by the dtype that the check ran in."""
 
-CLEARLY = 1e-5
-"""Largest difference of the outputs that passes as rounding of float32, where the layers say so too."""
+ROUNDING = 1e-4
+"""Largest difference that passes as rounding of float32, of the output and of each layer, relative to its largest
+channel. Right plans differ by about 1e-6, a wrong channel by some tenths: `tests/benchmarks/wrong_cuts.md`."""
 
-LAYER = 1e-4
-"""Largest difference of the outputs of a layer, relative to its largest channel, that passes as rounding of float32."""
+EFFECT = 1e-2
+"""Smallest effect of the masking beside which such a difference is small."""
 
 
 @dataclass(frozen=True)
 class Proof:
     """What the check on a random batch found.
+
+    In float32 every layer was compared too, in the channels that stay, and what is told is of the model with small
+    random numbers added to its vectors; where that does not settle it, the outputs were compared in float64.
 
     Attributes:
         difference: largest |masked - sliced| relative to the largest |masked|.
@@ -191,9 +195,9 @@ def _by_layers(model: nn.Module, plan: PruningPlan, example_input: Any, first: t
     finally:
         set_attributes(model, plan.attributes, back=True)
     difference, effect = distance(expected, result), distance(dense, expected)
-    if not (difference <= min(CLEARLY, LAYER * effect) and effect >= 1000 * CLEARLY):
+    if not (difference <= min(ROUNDING, ROUNDING * effect) and effect >= EFFECT):
         return None
-    return None if first_apart(wanted, found, plan, LAYER) else Proof(difference, effect, dtype, CLEARLY)
+    return Proof(difference, effect, dtype, ROUNDING) if first_apart(wanted, found, plan, ROUNDING) is None else None
 
 
 def lost_gradients(

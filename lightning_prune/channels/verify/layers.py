@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lightning_prune.plan.cut import Cut
 from lightning_prune.plan.plan import PruningPlan
 
 Seen = dict[tuple[str, int], Tensor]
-"""{(path, call): mean |output| by channel, [channels]} of the modules that have parameters of their own."""
+"""{(path, call): sum of |output| by channel, [channels]} of the modules that have parameters of their own."""
 
 
 @contextlib.contextmanager
@@ -24,10 +25,11 @@ def watched(model: nn.Module) -> Iterator[Seen]:
     calls: Counter[str] = Counter()
 
     def note(module: nn.Module, args: Any, out: Any, path: str) -> None:
-        found = out if isinstance(out, Tensor) else next(iter(_tensors(out)), None)
+        leaves = (out,) if isinstance(out, Tensor) else pytree.tree_leaves(out)
+        found = next((t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()), None)
         if found is None or found.ndim < 2:
             return
-        seen[path, calls[path]] = _means(module, found.detach())
+        seen[path, calls[path]] = _sums(module, found.detach())
         calls[path] += 1
 
     handles = [
@@ -51,13 +53,16 @@ def first_apart(
     Args:
         expected: of the masked model, in the order in which the modules ended.
         found: of the sliced model; what it lacks is not looked at.
-        tolerance: largest allowed difference, relative to the largest mean of the layer.
+        tolerance: largest allowed difference, relative to the largest sum of the layer.
     """
+    cuts: dict[str, list[Cut]] = {}
+    for name, cut in plan.cuts.items():
+        cuts.setdefault(name.rpartition(".")[0], []).append(cut)
     for key, reference in expected.items():
         mine = found.get(key)
         if mine is None or len(mine) == 0:  # a layer without channels
             continue
-        wanted = _left(reference, len(mine), plan, key[0])
+        wanted = _left(reference, len(mine), cuts.get(key[0], ()))
         if wanted is None:
             return key[0]
         gap, scale = (wanted - mine).abs().amax(), wanted.abs().amax()
@@ -66,25 +71,20 @@ def first_apart(
     return None
 
 
-def _left(means: Tensor, size: int, plan: PruningPlan, path: str) -> Tensor | None:
-    """Of the channels of a masked layer those that a plan leaves, which are to be so many; None if it says no such."""
-    for name, cut in plan.cuts.items():
-        if name.rpartition(".")[0] != path:
-            continue
+def _left(sums: Tensor, size: int, cuts: Iterable[Cut]) -> Tensor | None:
+    """Of the channels of a masked layer those that the cuts of its tensors leave; None if they leave not so many."""
+    for cut in cuts:
         for dim, kept in cut.kept.items():
-            if cut.shape[dim] == len(means) and len(kept) == size:
-                return means[torch.tensor(kept, dtype=torch.int64, device=means.device)]
-    return means if len(means) == size else None
+            if cut.shape[dim] == len(sums) and len(kept) == size:
+                return sums[torch.tensor(kept, dtype=torch.int64, device=sums.device)]
+    return sums if len(sums) == size else None
 
 
-def _tensors(out: Any) -> Iterator[Tensor]:
-    return (t for t in pytree.tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point())
-
-
-def _means(module: nn.Module, out: Tensor) -> Tensor:
+def _sums(module: nn.Module, out: Tensor) -> Tensor:
+    """Sums, as removed channels add nothing where the channels of an output are not where they are looked for."""
     norm = getattr(module, "normalized_shape", ())
     last = hasattr(module, "in_features") or (norm and out.shape[-1] == norm[-1])
     if out.ndim == 3 and not (hasattr(module, "kernel_size") or hasattr(module, "num_features")):
         last = True  # tokens
     channel = out.ndim - 1 if last else 1
-    return out.abs().mean([d for d in range(out.ndim) if d != channel])
+    return out.abs().sum([d for d in range(out.ndim) if d != channel])

@@ -10,7 +10,7 @@ from torch import nn
 from lightning_prune.channels.surgery.cut import set_attributes
 from lightning_prune.channels.surgery.denominators import standing_in
 from lightning_prune.channels.surgery.retrace import at_least_two
-from lightning_prune.channels.verify.compare import LAYER
+from lightning_prune.channels.verify.compare import ROUNDING
 from lightning_prune.channels.verify.layers import Seen, first_apart, watched
 from lightning_prune.channels.verify.runs import exact_dtypes, random_like, run, untouched
 from lightning_prune.channels.verify.tensors import Reader, fresh, masked, reader, sliced, without_zeros
@@ -38,7 +38,7 @@ def locate(model: nn.Module, plan: PruningPlan, example_input: Any, training: bo
                 found, failed = _record(model, reader(model, *first, sliced(plan, dtype)), batch)
         except Exception:
             return None
-    tolerance = 1e-6 if dtype is torch.float64 else LAYER
+    tolerance = 1e-6 if dtype is torch.float64 else ROUNDING
     path = first_apart(expected, found, plan, tolerance)
     return failed if path is None else path
 

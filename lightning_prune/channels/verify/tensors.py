@@ -1,12 +1,13 @@
 """A model's tensors as a check wants them, each made when it is asked for and dropped after use.
 
-A check needs the model in float64, masked, and sliced. Whole copies of it would take several times the model's memory;
-made one by one, they take no more than the largest tensor.
+A check needs the model masked and sliced, and may need it in float64. Whole copies of it would take several times the
+model's memory; made one by one, they take no more than the largest tensor.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -55,14 +56,22 @@ def cast(dtype: torch.dtype | None) -> Step:
 def masked(plan: PruningPlan, dtype: torch.dtype | None, only: Collection[str] | None = None) -> Step:
     """Every removed entry is zero: outputs of the removed channels and what consumes them."""
 
+    stays = _Stays()
+
     def step(name: str, tensor: Tensor) -> Tensor:
-        if name not in plan.cuts or (only is not None and name not in only):
+        if name not in plan.cuts or not plan.cuts[name].kept or (only is not None and name not in only):
             return cast(dtype)(name, tensor)
-        cut, value = plan.cuts[name], tensor.to(dtype or tensor.dtype, copy=True)
-        for dim, kept in cut.kept.items():
-            gone = torch.ones(cut.shape[dim], dtype=torch.bool)
-            gone[torch.tensor(kept, dtype=torch.int64)] = False
-            value.index_fill_(dim, gone.nonzero().flatten().to(value.device), 0)
+        cut, value = plan.cuts[name], tensor.to(dtype) if dtype is not None else tensor
+        shapes = {dim: [-1 if d == dim else 1 for d in range(value.ndim)] for dim in cut.kept}
+        left = [stays.mask(kept, cut.shape[dim]).view(shapes[dim]).to(value) for dim, kept in cut.kept.items()]
+        if not bool(value.sum().isfinite()):
+            for factor in left:
+                value = value.masked_fill(factor == 0, 0)
+            return value
+        if value.ndim > 2:  # small beside the kernels
+            left = [functools.reduce(torch.mul, left)]
+        for n, factor in enumerate(left):  # several times as fast as filling
+            value = value.mul_(factor) if n else value * factor
         return value
 
     return step
@@ -70,7 +79,31 @@ def masked(plan: PruningPlan, dtype: torch.dtype | None, only: Collection[str] |
 
 def sliced(plan: PruningPlan, dtype: torch.dtype | None) -> Step:
     """Every removed entry is gone."""
-    return lambda name, tensor: cast(dtype)(name, take(tensor, plan.cuts[name].kept) if name in plan.cuts else tensor)
+    stays = _Stays()
+
+    def step(name: str, tensor: Tensor) -> Tensor:
+        if name in plan.cuts:
+            cut = plan.cuts[name]
+            indices = {dim: stays.mask(kept, cut.shape[dim]).nonzero().flatten() for dim, kept in cut.kept.items()}
+            tensor = take(tensor, indices)
+        return cast(dtype)(name, tensor)
+
+    return step
+
+
+class _Stays:
+    """Kept indices as masks, made once for each tuple: most are those of several tensors of a plan."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], Tensor] = {}
+
+    def mask(self, kept: tuple[int, ...], size: int) -> Tensor:
+        """Bool [size]. The tuple has to live as long as this does."""
+        key = (id(kept), size)
+        if key not in self._known:
+            self._known[key] = torch.zeros(size, dtype=torch.bool)
+            self._known[key][torch.tensor(kept, dtype=torch.int64)] = True
+        return self._known[key]
 
 
 def folded(folds: Mapping[str, Tensor], dtype: torch.dtype | None) -> Step:
@@ -95,12 +128,12 @@ def without_zeros(model: nn.Module, plan: PruningPlan) -> Step:
     """
     paths = [name for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     norms = {f"{path}.weight" for path in paths}
+    stays = _Stays()
     going = {
-        name: torch.tensor([i not in kept for i in range(plan.cuts[name].shape[0])])
+        name: ~stays.mask(plan.cuts[name].kept[0], plan.cuts[name].shape[0])
         for path in paths
         for name in (f"{path}.weight", f"{path}.bias")
         if name in plan.cuts and 0 in plan.cuts[name].kept
-        for kept in [set(plan.cuts[name].kept[0])]
     }
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     silent: dict[str, list[tuple[int, Tensor]]] = {}  # a check looks at every weight several times

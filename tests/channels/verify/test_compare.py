@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,8 +9,8 @@ from torch import Tensor, nn
 from lightning_prune.channels import prune_channels
 from lightning_prune.channels.verify import compare
 from lightning_prune.channels.verify.compare import Proof, check_plan
-from lightning_prune.plan.plan import PruningPlan
 from tests.channels.models import Attention, Branches, Chain, randomise
+from tests.channels.verify.wrong import broken
 
 
 class Faint(nn.Module):
@@ -34,22 +31,6 @@ class Faint(nn.Module):
         for up, down, scale in zip(self.up, self.down, self.scale, strict=True):
             x = x + scale * down(up(x).relu())
         return self.head(x)
-
-
-def broken(plan: PruningPlan, training: bool) -> list[PruningPlan]:
-    """The plan with one kept index of one dim of one tensor swapped for a removed one, for each such dim.
-
-    In train mode not of averages, which are not read then.
-    """
-    draw, found = random.Random(0), []
-    for name, cut in plan.cuts.items():
-        if training and "running" in name:
-            continue
-        for dim, kept in cut.kept.items():
-            gone = draw.choice([i for i in range(cut.shape[dim]) if i not in kept])
-            swapped = sorted({*kept, gone} - {draw.choice(kept)})
-            found.append(replace(plan, cuts=plan.cuts | {name: replace(cut, kept=cut.kept | {dim: tuple(swapped)})}))
-    return found
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -80,7 +61,7 @@ def test_the_worst_of_both_modes_is_told() -> None:
 
 
 def test_float64_tells_where_float32_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "LAYER", -1.0)
+    monkeypatch.setattr(compare, "ROUNDING", -1.0)
     model = randomise(Chain())
     proof = prune_channels(model, torch.randn(2, 3, 8, 8), score="l1", ratio=0.4).proof
     assert proof is not None
