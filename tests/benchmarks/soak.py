@@ -148,7 +148,8 @@ def page(lines: Mapping[str, Numbers], image: bool) -> str:
         "saved every 500. What a step adds and leaves is the slope over the second half of the sparsify phase: of the "
         "process's memory, of what malloc has given out and not got back (tensors too), and of the number of Python's "
         "blocks. Memory that grows where the other two do not is malloc's own, in pieces: no one holds it; it falls "
-        "where the system is short of memory and takes back what is not used. A reading takes five blocks, every hundredth part of the way.",
+        "where the system is short of memory and takes back what is not used. "
+        "A reading takes five blocks, every hundredth part of the way. The last one follows the removal.",
         "", *rows, "", *(picture if image else ()),
         *stamps(lines.values()), "One thread, on a machine shared with other work.",
     ]) + "\n"  # fmt: skip
