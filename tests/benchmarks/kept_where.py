@@ -1,6 +1,6 @@
 """Where do LTP and magnitude leave their weights? Read off the runs that are known; nothing is trained.
 
-    python -m tests.benchmarks.kept_where --out tests/benchmarks/kept_where.md
+python -m tests.benchmarks.kept_where --out tests/benchmarks/kept_where.md
 """
 
 from __future__ import annotations
