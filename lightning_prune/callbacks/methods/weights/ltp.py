@@ -156,13 +156,8 @@ class LTPCallback(ThresholdPruning):
         self._t0_floor = vector([ltp.temperature_floor(count, self.weights_in_band) for count in numels])
         prior = path.fan_prior([_fans(t) for t in units.targets], numels)
         self._own = prior.to(device)
-        if self.steered:
-            self._scale = path.prior_scales(
-                prior, units.weights(), units.floors, numels, self.target.share(units), units.shards, units.prices
-            )
-        else:
-            normalized = self.mode == "normalized"
-            self._scale = self._sums(torch.square) / self._numels if normalized else torch.ones(n, device=device)
+        plain = self.mode == "paper" or self.steered  # the first step measures what a steered u is in units of
+        self._scale = torch.ones(n, device=device) if plain else self._sums(torch.square) / self._numels
         self._scale.clamp_(min=1e-12)
         self._variance = self._variances().clamp_min(torch.finfo(torch.float32).tiny)
         self._u, self._mean, self._square, self._count = (torch.zeros(n, device=device) for _ in range(4))
@@ -271,9 +266,20 @@ class LTPCallback(ThresholdPruning):
         torch.mul(self._slope, -self.thresholds(), out=self._shift)
 
     def _refresh(self) -> None:
-        """Measure Var|w| [eq. 15], and how high the thresholds of nearly empty layers may go."""
+        """Measure Var|w| [eq. 15], what u is in units of, and how high the thresholds of nearly empty layers may go.
+
+        A BatchNorm hides how large the weights before it are, and feedback makes those of some layers grow far more than
+        others: in units of the phase's begin they would keep ever more weights, which all others pay for.
+        """
         fresh = self._variances()
         self._variance.copy_(torch.where(fresh > 0, fresh, self._variance))
+        if self.steered:
+            units, numels = self.units, [t.numel for t in self.units.targets]
+            scales = path.prior_scales(
+                self._own.cpu(), units.weights(), units.floors, numels, self.target.share(units), units.shards,
+                units.prices,
+            )  # fmt: skip
+            self._scale.copy_(scales.clamp_(min=1e-12))
         if self.mode != "paper":
             self._cap.copy_(self.highest_thresholds())
 
