@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_prune.callbacks.methods.weights.thresholds import ThresholdPruning, share_of_gradient
+from lightning_prune.callbacks.methods.weights.thresholds import ThresholdPruning, gradient, share_of_gradient
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.functional import ltp, path
@@ -17,6 +17,7 @@ from lightning_prune.functional.schedules import Shape, anneal, cubic_path
 from lightning_prune.masks import Gate, SoftGate, Target
 from lightning_prune.masks import ltp as kernels
 from lightning_prune.masks.ltp import BAND, KEPT, TASK
+from lightning_prune.masks.parts import limit_pruned_
 from lightning_prune.masks.shards import local
 from lightning_prune.masks.units import WeightUnits
 
@@ -154,11 +155,9 @@ class LTPCallback(ThresholdPruning):
         self._numels = vector(numels)
         self._prices = vector(units.prices or [1.0] * n) * (units.numel / units.cost)  # 1 for the mean weight
         self._t0_floor = vector([ltp.temperature_floor(count, self.weights_in_band) for count in numels])
-        prior = path.fan_prior([_fans(t) for t in units.targets], numels)
-        self._own = prior.to(device)
+        self._own = path.fan_prior([_fans(t) for t in units.targets], numels).to(device)
         plain = self.mode == "paper" or self.steered  # the first step measures what a steered u is in units of
-        self._scale = torch.ones(n, device=device) if plain else self._sums(torch.square) / self._numels
-        self._scale.clamp_(min=1e-12)
+        self._scale = (torch.ones_like(self._own) if plain else self._sums(torch.square) / self._numels).clamp_(1e-12)
         self._variance = self._variances().clamp_min(torch.finfo(torch.float32).tiny)
         self._u, self._mean, self._square, self._count = (torch.zeros(n, device=device) for _ in range(4))
         self._cap = torch.full((n,), torch.inf, device=device)
@@ -265,21 +264,21 @@ class LTPCallback(ThresholdPruning):
         torch.reciprocal(t0 * self._variance, out=self._slope)
         torch.mul(self._slope, -self.thresholds(), out=self._shift)
 
-    def _refresh(self) -> None:
-        """Measure Var|w| [eq. 15], what u is in units of, and how high the thresholds of nearly empty layers may go.
+    def limit(self, targets: Sequence[Target], taus: Tensor) -> None:
+        super().limit(targets, taus)
+        if self.feedback:
+            weights, grads = [local(t.param) for t in targets], [gradient(t) for t in targets]
+            limit_pruned_(weights, grads, taus, self.units.shards)
 
-        A BatchNorm hides how large the weights before it are, and feedback makes those of some layers grow far more than
-        others: in units of the phase's begin they would keep ever more weights, which all others pay for.
-        """
+    def _refresh(self) -> None:
+        """Measure Var|w| [eq. 15], what u is in units of (no layer keeps more because it grows), and the highest u."""
         fresh = self._variances()
         self._variance.copy_(torch.where(fresh > 0, fresh, self._variance))
         if self.steered:
             units, numels = self.units, [t.numel for t in self.units.targets]
-            scales = path.prior_scales(
-                self._own.cpu(), units.weights(), units.floors, numels, self.target.share(units), units.shards,
-                units.prices,
-            )  # fmt: skip
-            self._scale.copy_(scales.clamp_(min=1e-12))
+            share, weights = self.target.share(units), units.weights()
+            now = path.prior_scales(self._own.cpu(), weights, units.floors, numels, share, units.shards, units.prices)
+            self._scale.copy_(now.clamp_(min=1e-12))
         if self.mode != "paper":
             self._cap.copy_(self.highest_thresholds())
 
