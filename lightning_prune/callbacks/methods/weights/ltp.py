@@ -276,9 +276,8 @@ class LTPCallback(ThresholdPruning):
         self._variance.copy_(torch.where(fresh > 0, fresh, self._variance))
         if self.steered:
             units, numels = self.units, [t.numel for t in self.units.targets]
-            prior, weights = path.fan_prior([_fans(t) for t in units.targets], numels), units.weights()
-            share = self.target.share(units)
-            now = path.prior_scales(prior, weights, units.floors, numels, share, units.shards, units.prices)
+            share, weights = self.target.share(units), units.weights()
+            now = path.prior_scales(self._own.cpu(), weights, units.floors, numels, share, units.shards, units.prices)
             self._scale.copy_(now.clamp_(min=1e-12))
         if self.mode != "paper":
             self._cap.copy_(self.highest_thresholds())
