@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_prune.functional.ltp import at_least_float32
 from lightning_prune.functional.order.kth import WHOLE, Shards
-from lightning_prune.masks.ltp import in_chunks
+from lightning_prune.masks.ltp import CHUNK, _scratch, in_chunks
 
 _TIMES = 2.0  # ours
 
@@ -41,20 +41,24 @@ def limit_pruned_(weights: Sequence[Tensor], grads: Sequence[Tensor], taus: Tens
     for w, g, tau, factor in zip(weights, grads, taus, factors, strict=True):
         if g.device.type != "cpu" or factor < 1:  # a device is not asked, which would wait for it
             for x, part in in_chunks(w.detach(), g):
-                kept_part = _kept(x, tau).to(part.dtype)
-                part.mul_(kept_part.mul_(1 - factor).add_(factor))
+                part.mul_(_kept(x, tau).to(part.dtype).mul_(1 - factor).add_(factor))
 
 
 def _kept(w: Tensor, tau: Tensor) -> Tensor:
-    return at_least_float32(w).square() >= tau
+    """1 where a weight stays, else 0; of a piece that fits the cache in this thread's buffer."""
+    if w.device.type != "cpu" or w.numel() > CHUNK or w.dtype not in (torch.float32, torch.float64):
+        return (at_least_float32(w).square() >= tau).float()
+    out = _scratch(w.dtype)[: w.numel()].view(w.shape)
+    return torch.ge(torch.mul(w, w, out=out), tau, out=out)
 
 
 def _sums(w: Tensor, grad: Tensor, tau: Tensor) -> Tensor:
     """(Σ g² of kept, Σ g² of pruned, # kept, # pruned), in float64 on the CPU."""
     wide = torch.float64 if w.device.type == "cpu" else torch.float32
-    sums = torch.zeros(4, dtype=wide, device=w.device)
+    sums = torch.zeros(3, dtype=wide, device=w.device)
     for x, g in in_chunks(w, grad):
-        on, square = _kept(x, tau), at_least_float32(g).square()
-        whole, part, count = square.sum(), square.mul_(on).sum(), torch.count_nonzero(on)
-        sums += torch.stack([part.to(wide), (whole - part).to(wide), count.to(wide), (on.numel() - count).to(wide)])
-    return sums
+        flat, on = at_least_float32(g).flatten(), _kept(x, tau).flatten()
+        count, whole = on.sum(), torch.dot(flat, flat)
+        sums += torch.stack([torch.dot(on.mul_(flat), flat), whole, count]).to(wide)
+    part, whole, count = sums.unbind()
+    return torch.stack([part, whole - part, count, w.numel() - count])
