@@ -159,7 +159,7 @@ def test_compiled_masks_train_to_the_same_thresholds(tmp_path: Path) -> None:
         module, callback, _ = fit(tmp_path, LTPCallback, options={"target_sparsity": 0.8, "fuse": fuse})
         ends.append((callback.final_thresholds, zeros(module)))
     assert ends[0][1] == ends[1][1]
-    torch.testing.assert_close(ends[0][0], ends[1][0], rtol=0.03, atol=1e-6)
+    torch.testing.assert_close(ends[0][0], ends[1][0], rtol=1e-2, atol=1e-6)
 
 
 class Stopped(LTPCallback):

@@ -45,8 +45,8 @@ def test_a_pruned_entry_scores_what_the_index_says(tmp_path: Path) -> None:
     result = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False).validate(
         module, loaders()["val_dataloaders"], verbose=False
     )
-    # soft in the fit, hard here: the temperature is low, so no more than two of 32 images may flip
-    assert result[0]["val_acc"] == pytest.approx(trail.entries[0].score, abs=2 / 32 + 1e-6)
+    # soft in the fit, hard here: the temperature is low, so no more than one of 32 images may flip
+    assert result[0]["val_acc"] == pytest.approx(trail.entries[0].score, abs=1 / 32 + 1e-6)
 
 
 def test_pick(tmp_path: Path) -> Any:
