@@ -84,13 +84,8 @@ def prior_scales(
     """
     costs = [n * price for n, price in zip(numels, prices, strict=True)] if prices else numels
     u, shares = prior_shares(log_r, costs, goal)
-    counts = [min(max(k, 1, share * n), n) for k, share, n in zip(least, shares.tolist(), numels, strict=True)]
-    whole = [int(count) for count in counts]
-    # Between two weights, not at the nearer one: what a share hardly moves, it may not move by a weight.
-    above = largest_thresholds(weights, whole, shards)
-    below = largest_thresholds(weights, [min(k + 1, n) for k, n in zip(whole, numels, strict=True)], shards)
-    parts = [count - k for count, k in zip(counts, whole, strict=True)]
-    taus = above.lerp(below, torch.tensor(parts, dtype=above.dtype, device=above.device))
+    counts = [max(k, round(share * n)) for k, share, n in zip(least, shares.tolist(), numels, strict=True)]
+    taus = largest_thresholds(weights, counts, shards)
     return taus / u.to(taus.device, taus.dtype)
 
 

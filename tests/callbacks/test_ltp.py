@@ -100,26 +100,6 @@ def test_learned_thresholds_differ_and_the_kept_share_tracks_its_path(accumulate
     assert sum(gaps) / len(gaps) < 0.05
 
 
-def test_a_layer_that_grows_in_training_keeps_its_share(tmp_path: Path) -> None:
-    """Weights before a BatchNorm grow without a change of what it computes; thresholds follow, and no layer pays."""
-    before: list[torch.Tensor] = []
-    after: list[torch.Tensor] = []
-
-    class Grow(LTPCallback):
-        def _refresh(self) -> None:
-            super()._refresh()
-            if int(self._steps) == 20:
-                before.append(self._scale.clone())
-                with torch.no_grad():
-                    self.units.targets[1].param.mul_(3)
-                super()._refresh()
-                after.append(self._scale.clone())
-
-    callback = Grow(target_sparsity=0.8, sparsify=1.0)
-    trainer(tmp_path, [callback], max_epochs=5, limit_val_batches=0).fit(Toy(), loaders()["train_dataloaders"])
-    torch.testing.assert_close(after[0] / before[0], torch.tensor([1.0, 9.0, 1.0]))
-
-
 def test_an_early_end_prunes_as_far_as_the_phase_has_come(tmp_path: Path) -> None:
     class Stop(lightning.Callback):
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:

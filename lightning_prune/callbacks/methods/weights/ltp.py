@@ -155,9 +155,16 @@ class LTPCallback(ThresholdPruning):
         self._numels = vector(numels)
         self._prices = vector(units.prices or [1.0] * n) * (units.numel / units.cost)  # 1 for the mean weight
         self._t0_floor = vector([ltp.temperature_floor(count, self.weights_in_band) for count in numels])
-        self._own = path.fan_prior([_fans(t) for t in units.targets], numels).to(device)
-        plain = self.mode == "paper" or self.steered  # the first step measures what a steered u is in units of
-        self._scale = (torch.ones_like(self._own) if plain else self._sums(torch.square) / self._numels).clamp_(1e-12)
+        prior = path.fan_prior([_fans(t) for t in units.targets], numels)
+        self._own = prior.to(device)
+        if self.steered:
+            self._scale = path.prior_scales(
+                prior, units.weights(), units.floors, numels, self.target.share(units), units.shards, units.prices
+            )
+        else:
+            normalized = self.mode == "normalized"
+            self._scale = self._sums(torch.square) / self._numels if normalized else torch.ones(n, device=device)
+        self._scale.clamp_(min=1e-12)
         self._variance = self._variances().clamp_min(torch.finfo(torch.float32).tiny)
         self._u, self._mean, self._square, self._count = (torch.zeros(n, device=device) for _ in range(4))
         self._cap = torch.full((n,), torch.inf, device=device)
@@ -271,14 +278,9 @@ class LTPCallback(ThresholdPruning):
             limit_pruned_(weights, grads, taus, self.units.shards)
 
     def _refresh(self) -> None:
-        """Measure Var|w| [eq. 15], what u is in units of (no layer keeps more because it grows), and the highest u."""
+        """Measure Var|w| [eq. 15], and how high the thresholds of nearly empty layers may go."""
         fresh = self._variances()
         self._variance.copy_(torch.where(fresh > 0, fresh, self._variance))
-        if self.steered:
-            units, numels = self.units, [t.numel for t in self.units.targets]
-            share, weights = self.target.share(units), units.weights()
-            now = path.prior_scales(self._own.cpu(), weights, units.floors, numels, share, units.shards, units.prices)
-            self._scale.copy_(now.clamp_(min=1e-12))
         if self.mode != "paper":
             self._cap.copy_(self.highest_thresholds())
 
