@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -204,12 +204,7 @@ def chunked_sum(w: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
     return torch.stack([of(x).sum() for (x,) in chunks]).sum()
 
 
-def in_chunks(*tensors: Tensor) -> Sequence[tuple[Tensor, ...]]:
-    """The tensors in matching parts that stay in the cache; on devices, or if their layouts differ, as they are."""
-    return _chunks(*tensors) or [tensors]
-
-
 def zeros_step_(w: Tensor, grad: Tensor) -> None:
     """Zero ``grad`` in place wherever the weight is exactly 0: what is pruned stays pruned."""
-    for x, g in in_chunks(w.detach(), grad):
+    for x, g in _chunks(w, grad) or [(w.detach(), grad)]:
         g.mul_(torch.sign(x).square_())  # several times faster than a comparison and masked_fill on the CPU

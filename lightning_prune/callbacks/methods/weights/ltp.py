@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_prune.callbacks.methods.weights.thresholds import ThresholdPruning, gradient, share_of_gradient
+from lightning_prune.callbacks.methods.weights.thresholds import ThresholdPruning, share_of_gradient
 from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.functional import ltp, path
@@ -17,7 +17,6 @@ from lightning_prune.functional.schedules import Shape, anneal, cubic_path
 from lightning_prune.masks import Gate, SoftGate, Target
 from lightning_prune.masks import ltp as kernels
 from lightning_prune.masks.ltp import BAND, KEPT, TASK
-from lightning_prune.masks.parts import limit_pruned_
 from lightning_prune.masks.shards import local
 from lightning_prune.masks.units import WeightUnits
 
@@ -270,12 +269,6 @@ class LTPCallback(ThresholdPruning):
             t0 = torch.maximum(t0, self._settle() * self._t0_floor)
         torch.reciprocal(t0 * self._variance, out=self._slope)
         torch.mul(self._slope, -self.thresholds(), out=self._shift)
-
-    def limit(self, targets: Sequence[Target], taus: Tensor) -> None:
-        super().limit(targets, taus)
-        if self.feedback:
-            weights, grads = [local(t.param) for t in targets], [gradient(t) for t in targets]
-            limit_pruned_(weights, grads, taus, self.units.shards)
 
     def _refresh(self) -> None:
         """Measure Var|w| [eq. 15], and how high the thresholds of nearly empty layers may go."""

@@ -35,12 +35,6 @@ def share_of_gradient(feedback: float | None, default: float) -> float:
     return default if feedback is None else float(feedback)
 
 
-def gradient(target: Target) -> Tensor:
-    """This process's part of a target's gradient, which has to be there."""
-    assert target.param.grad is not None
-    return local(target.param.grad)
-
-
 class ThresholdPruning(WeightPruning):
     """Base of the methods with a threshold a layer. A subclass gives gates, ``thresholds`` and ``learn``.
 
@@ -86,8 +80,9 @@ class ThresholdPruning(WeightPruning):
         for target in (units.targets[i] for i in stepped):
             gate = self._gates[target.name]
             assert isinstance(gate, MaskGate)
-            sums.append(gate.step_(local(target.param), gradient(target), step.logged))
-        self.limit([units.targets[i] for i in stepped], self.thresholds() if all(ready) else self.thresholds()[stepped])
+            assert target.param.grad is not None
+            sums.append(gate.step_(local(target.param), local(target.param.grad), step.logged))
+        self._limit([units.targets[i] for i in stepped])
         total = units.shards.total(torch.stack(sums)) if sums else self.stats[:0]
         if all(ready):
             self.stats.copy_(total)
@@ -102,15 +97,11 @@ class ThresholdPruning(WeightPruning):
             active &= torch.tensor(ready, device=self.stats.device)
         self.learn(self.stats, active)
 
-    def limit(self, targets: Sequence[Target], taus: Tensor) -> None:
-        """Where pruned weights train too, no row's gradient may be far larger than the others' of its layer.
-
-        Args:
-            targets: those with a gradient.
-            taus: their thresholds, [targets].
-        """
-        if self.feedback:
-            limit_rows_([gradient(t) for t in targets], self.units.shards, [len(t.param) for t in targets])
+    def _limit(self, targets: Sequence[Target]) -> None:
+        """Where pruned weights train too, no row's gradient may be far larger than the others' of its layer."""
+        fed = [t for t in targets if self.feedback]
+        grads = [local(t.param.grad) for t in fed if t.param.grad is not None]
+        limit_rows_(grads, self.units.shards, [len(t.param) for t in fed])
 
     def highest_thresholds(self) -> Tensor:
         """What ``thresholds`` may not exceed, [layers]: of nearly empty layers what leaves their floor, else inf."""
