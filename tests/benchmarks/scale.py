@@ -29,7 +29,7 @@ from lightning_prune import LTPCallback
 from lightning_prune.channels import ChannelGraph, prune_channels
 from lightning_prune.masks import attach, detach
 from lightning_prune.plots.figure import new_figure
-from tests.benchmarks.bench.pipelines import kept_arguments, publish, remembered, stamps
+from tests.benchmarks.bench.pipelines import kept_arguments, publish, remembered_each, stamps
 from tests.benchmarks.step_cost import Stepper
 
 NETWORKS: dict[str, int] = {  # image size
@@ -194,12 +194,8 @@ def main() -> None:
     kept_arguments(parser, RESULTS)
     parser.add_argument("--image", type=Path, help="plot to draw")
     args = parser.parse_args()
-    lines: dict[str, Numbers] = {}
-    for name in args.networks:
-        work = None if args.known else partial(apart, name, args.pairs)
-        line = remembered(args.results, {"network": name, "pairs": args.pairs}, work)
-        if line is not None:
-            lines[name] = line
+    keys = {name: {"network": name, "pairs": args.pairs} for name in args.networks}
+    lines = remembered_each(args, keys, partial(apart, pairs=args.pairs))
     if args.image is not None:
         draw(lines, args.image)
     publish(page(lines, args.image is not None), args.out)

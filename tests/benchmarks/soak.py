@@ -36,7 +36,7 @@ from lightning_prune import (
     TASCallback,
 )
 from lightning_prune.plots.figure import new_figure
-from tests.benchmarks.bench.pipelines import kept_arguments, publish, remembered, stamps
+from tests.benchmarks.bench.pipelines import kept_arguments, publish, remembered_each, stamps
 from tests.benchmarks.scale import memory
 from tests.memory import malloc_in_use
 from tests.toy import Toy, samples
@@ -162,12 +162,8 @@ def main() -> None:
     kept_arguments(parser, RESULTS)
     parser.add_argument("--image", type=Path, help="plot to draw")
     args = parser.parse_args()
-    lines: dict[str, Numbers] = {}
-    for name in args.methods:
-        work = None if args.known else partial(soak, name, args.steps)
-        line = remembered(args.results, {"method": name, "steps": args.steps}, work)
-        if line is not None:
-            lines[name] = line
+    keys = {name: {"method": name, "steps": args.steps} for name in args.methods}
+    lines = remembered_each(args, keys, partial(soak, steps=args.steps))
     if args.image is not None:
         draw(lines, args.image)
     publish(page(lines, args.image is not None), args.out)

@@ -8,6 +8,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,16 @@ def remembered(file: Path, key: dict[str, Any], work: Callable[[], dict[str, Any
         f.write(json.dumps(found) + "\n")
     print(json.dumps(found), flush=True)
     return found
+
+
+def remembered_each(
+    args: argparse.Namespace, keys: Mapping[str, dict[str, Any]], work: Callable[[str], dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The lines of several keys, by name, as `kept_arguments` says; those that are not there are left out if known."""
+    found = {
+        name: remembered(args.results, key, None if args.known else partial(work, name)) for name, key in keys.items()
+    }
+    return {name: line for name, line in found.items() if line is not None}
 
 
 def shared_arguments(parser: argparse.ArgumentParser, results: Path, subset: int) -> None:
