@@ -27,6 +27,7 @@ from lightning_prune import (
     ScorePruningCallback,
     SoftFilterPruningCallback,
 )
+from lightning_prune.channels import TargetError
 from lightning_prune.scores import score_names
 from lightning_prune.scores.random import Random
 from lightning_prune.search.widths import Method
@@ -79,8 +80,11 @@ def methods() -> dict[str, Make]:
     }
 
 
-def train(key: Mapping[str, Any], root: str, folder: Path) -> dict[str, float]:
-    """One run: accuracies in per cent right after the removal and at the end, and the share of MACs that is left."""
+def train(key: Mapping[str, Any], root: str, folder: Path) -> dict[str, Any]:
+    """One run: accuracies in per cent right after the removal and at the end, and the share of MACs that is left.
+
+    Of a method that cannot meet the share on this network, why not.
+    """
     network, seed, sparsify = NETWORKS[key["network"]], key["seed"], key["sparsify"]
     start = dense_start(Run(key["network"], DENSE, 1, seed, key["subset"], key["dense"]), folder, root)
     lightning.seed_everything(seed, verbose=False)
@@ -93,7 +97,10 @@ def train(key: Mapping[str, Any], root: str, folder: Path) -> dict[str, float]:
         made = methods()[key["method"]](key["macs"], seed, sparsify, data)
         callbacks = [made, Watch(made, data)]
     trainer = quiet_trainer(sparsify + key["finetune"], callbacks)
-    trainer.fit(module, datamodule=data)
+    try:
+        trainer.fit(module, datamodule=data)
+    except TargetError as error:
+        return {"error": str(error).partition(". ")[0]}
     if callbacks:
         found = {"removed": 100 * callbacks[1].accuracy, **{k: callbacks[0].numbers[k] for k in ("macs", "params")}}
     return {**found, "accuracy": 100 * float(trainer.test(module, datamodule=data, verbose=False)[0]["test/acc"])}
@@ -155,6 +162,8 @@ def summary(found: Found, networks: Sequence[str], shares: Sequence[float]) -> l
 
 def page(found: Found, args: argparse.Namespace) -> str:
     """All tables, and what was measured with."""
+    failed = {key: line["error"] for key, line in found.items() if "error" in line}
+    found = {key: line for key, line in found.items() if "error" not in line}
     networks = [n for n in args.networks if any(key[0] == n for key in found)]
     lines = [
         "# All scores and methods that remove channels",
@@ -182,6 +191,8 @@ def page(found: Found, args: argparse.Namespace) -> str:
         lines += [f"{epochs} epochs (dense, up to the removal, finetune){told}."]
         for macs in args.macs:
             lines += ["", f"{macs:g} of the MACs:", "", *table(found, network, macs)]
+            unmet = {key[1]: why for key, why in failed.items() if (key[0], key[2]) == (network, macs)}
+            lines += ["", *(f"- {method}: not met. {why}." for method, why in unmet.items())] if unmet else []
     return "\n".join([*lines, "", *stamps(found.values())]) + "\n"
 
 

@@ -46,6 +46,19 @@ def test_differences_are_paired_and_losses_are_shown_as_losses() -> None:
     ]
 
 
+def test_a_share_that_a_method_cannot_meet_is_told(tmp_path: Path) -> None:
+    stamp = {"date": "today", "revision": "abc", "versions": "none", "macs": 0.5, "params": 0.4}
+    found = {
+        ("smoke", scores.REFERENCE, 0.5, 0): {"removed": 30.0, "accuracy": 80.0, **stamp},
+        ("smoke", "hrank", 0.5, 0): {"error": "0.749 stays", **stamp},
+    }
+    text = scores.page(found, arguments([], [0]))
+    assert "- hrank: not met. 0.749 stays." in text
+    assert "| hrank |" not in text
+    _, key = scores.grid(arguments(["random"], [0]))
+    assert set(scores.train({**key, "macs": 1e-6}, "", tmp_path)) == {"error"}
+
+
 def test_a_search_is_compared_with_uniform_widths_and_with_the_agent() -> None:
     args = argparse.Namespace(network="smoke", macs=0.5, subset=256, dense=1, finetune=1, candidates=20)
     stamp = {"date": "today", "revision": "abc", "versions": "none", "seconds": 2.0}

@@ -110,6 +110,13 @@ def test_parametrized_weights_are_named_with_what_to_do(name: str) -> None:
         prune_channels(model, EXAMPLE, scores=random_scores(model), macs=0.5)
 
 
+def test_layers_without_a_score_are_named_where_the_target_cannot_be_met() -> None:
+    model = randomise(Chain())
+    scores = {"features.1": torch.rand(8)}
+    with pytest.raises(TargetError, match=r"Layers whose channels have no score, 2: features\.3, features\.6\."):
+        prune_channels(model, EXAMPLE, scores=scores, macs=0.2)
+
+
 def test_one_parametrized_layer_holds_no_others() -> None:
     model = randomise(Chain((8, 12, 6, 10)))
     parametrizations.weight_norm(model.features[0])

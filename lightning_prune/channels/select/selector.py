@@ -150,7 +150,7 @@ class Selector:
             if strict:
                 raise TargetError(
                     f"target_{resource}={share:g} cannot be met: {measure(keep) / total:.3f} stays even with every "
-                    f"layer at its floor. {self._blame(keep)}"
+                    f"layer at its floor. {self._blame(keep, request.score)}"
                 ) from error
             why = f"every layer is at its floor, with {len(ties)} ties that the network's own code needs"
         if measure(keep) / total < share * (1 - MISS):
@@ -214,15 +214,18 @@ class Selector:
                 out[mine] = costs(score[mine], self.rule)
         return out
 
-    def _blame(self, least: Tensor) -> str:
-        """Which layers do not shrink further than ``least``, bool [groups], and what to do."""
+    def _blame(self, least: Tensor, score: Tensor) -> str:
+        """Which layers do not shrink further than ``least``, bool [groups], or have no score, and what to do."""
         total = self._totals["macs"]
         rest = list(self.cost.macs_by_layer(least).items())[:5]
         layers = ", ".join(f"{name or 'the model'} {macs / total:.1%} of all MACs" for name, macs in rest)
         frozen = "; ".join(f"{name}: {reason.split('; ')[0]}" for name, reason in list(self.units.frozen.items())[:3])
+        asked = self.units.layer[score < math.inf].unique().tolist()
+        unscored = [names[0] for i, names in enumerate(self.units.layers) if i not in asked]
         return (
             f"What is left lies in {layers}. "
             + (f"Layers that stay whole: {frozen}. " if frozen else "")
+            + (f"Layers whose channels have no score, {len(unscored)}: {', '.join(unscored[:3])}. " if unscored else "")
             + "Raise the target, lower the floors (min_keep, min_channels) or divisor, or let more layers lose "
             "channels (exclude fewer, score more)"
         )
