@@ -35,7 +35,9 @@ def _stand_in(base: type[nn.Module], same: bool | None) -> dict[str, Any]:
         return _constant(self, x, bool(same))
 
     def norm(self: Any, x: Tensor) -> Tensor:
-        return x  # nothing to scale, nothing to count
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)  # as the masked network's does; there is nothing to scale
+        return x
 
     return {"forward": norm if same is None else convolution, "__doc__": f"{base.__name__} without channels."}
 

@@ -14,4 +14,8 @@ FOUND = (
     '[{"inputs": [["map", [3, 8, 8]]], "steps": [["transposed conv", [0], {"out": 8, "groups": 1}], '
     '["conv", [1], {"out": 4, "kernel": 3, "stride": 1, "groups": 2, "bias": true}]], "raw": []}, '
     '{"seed": 36, "macs": 0.5, "form": "graph", "groups": "whole"}]',
+    # a norm without channels did not count the batches that it saw
+    '[{"inputs": [["vector", [7]]], "steps": [["linear", [0], {"out": 12, "bias": true}], '
+    '["batch norm", [1], {"affine": true, "zero": true}], ["cat", [2, 0], {}]], "raw": []}, '
+    '{"seed": 12, "macs": 0.7, "remove_branches": true}]',
 )
