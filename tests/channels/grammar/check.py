@@ -100,6 +100,21 @@ def _step(model: nn.Module, given: tuple[Tensor, ...]) -> tuple[Any, dict[str, T
     return out, {name: p.grad for name, p in model.named_parameters(remove_duplicate=False)}
 
 
+def _hangs_on_rounding(dense: nn.Module, plan: PruningPlan, given: tuple[Tensor, ...], name: str, grad: Tensor) -> bool:
+    """Whether the last digit decides a gradient of the masked network: of equals, a maximum takes one.
+
+    Behind a norm whose scale is zero all pixels are equal but for rounding, so its scale is moved by next to nothing.
+    """
+    for step in (1e-14, -1e-14):
+        near = silenced(copy.deepcopy(dense), plan)
+        for norm in (m for m in near.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine):
+            norm.weight.data += step * (norm.weight.data == 0)
+        other = _step(near, given)[1][name]
+        if other is not None and not torch.allclose(other, grad, rtol=1e-7, atol=1e-8):
+            return True
+    return False
+
+
 def _computes_the_same(dense: nn.Module, small: nn.Module, plan: PruningPlan, given: tuple[Tensor, ...]) -> None:
     """Masked is sliced: outputs in both modes, gradients, and the statistics after a step.
 
@@ -118,7 +133,8 @@ def _computes_the_same(dense: nn.Module, small: nn.Module, plan: PruningPlan, gi
         wanted = expected[name]
         assert (grad is None) == (wanted is None), f"gradient of {name}"
         if grad is not None and wanted is not None:
-            torch.testing.assert_close(grad, take(wanted, cut.kept), rtol=1e-7, atol=1e-8, msg=f"gradient of {name}")
+            close = torch.allclose(grad, take(wanted, cut.kept), rtol=1e-7, atol=1e-8)
+            assert close or _hangs_on_rounding(dense, plan, given, name, wanted), f"gradient of {name}"
     for name, buffer in sliced.named_buffers():
         wanted = take(state_tensors(masked)[name], plan.cuts[name].kept if name in plan.cuts else {})
         torch.testing.assert_close(buffer, wanted, msg=f"{name} after a step", **EXACT)

@@ -18,4 +18,9 @@ FOUND = (
     '[{"inputs": [["vector", [7]]], "steps": [["linear", [0], {"out": 12, "bias": true}], '
     '["batch norm", [1], {"affine": true, "zero": true}], ["cat", [2, 0], {}]], "raw": []}, '
     '{"seed": 12, "macs": 0.7, "remove_branches": true}]',
+    # all pixels are equal but for rounding, and a maximum gives one of them the gradient: not a mistake
+    '[{"inputs": [["map", [4, 16]]], "steps": [["conv", [0], {"out": 9, "kernel": 3, "stride": 1, "groups": 1, '
+    '"bias": false}], ["batch norm", [1], {"affine": true, "zero": false}], ["one more", [1], {}], '
+    '["batch norm", [1], {"affine": true, "zero": true}], ["conv", [4], {"out": 9, "kernel": 1, "stride": 1, '
+    '"groups": 1, "bias": false}], ["pool", [5], {"how": "AdaptiveMax"}]], "raw": []}, {"seed": 10, "macs": 0.7}]',
 )
