@@ -32,9 +32,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.channels import ChannelError, ChannelGraph, Pruned, prune_channels
+from lightning_prune.channels import ChannelGraph, Pruned, prune_channels
 from lightning_prune.channels.graph.graph import kept_count
 from lightning_prune.channels.graph.modes import OUTPUT
+from lightning_prune.errors import PlanError
 from tests.sweep.channels_table import RATIO, table
 from tests.sweep.limit import OutOfTime, cpu_limit
 from tests.sweep.networks import build, is_norm, listing, train_step
@@ -102,7 +103,7 @@ def record(done: Pruned, vectors: list[Tensor]) -> dict[str, Any]:
 def failure(error: Exception) -> dict[str, str]:
     """The status of a row that ended in an exception, and what it says."""
     status = "failed"
-    if isinstance(error, ChannelError) and "nothing would be removed" in str(error):
+    if isinstance(error, PlanError) and "nothing would be removed" in str(error):
         status = "not applicable"
     elif isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         status = UNFINISHED

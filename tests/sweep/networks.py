@@ -14,6 +14,8 @@ LIST = Path(__file__).with_name("timm.csv")
 VERSION = f"# timm {timm.__version__}"
 SIZES = (96, 128, 160, 192, 224, 256, 288, 320, 384)
 LARGE = 320
+ROUNDING = 1e-8
+"""So small is a gradient that is only rounding, next to the largest one of a network."""
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -101,7 +103,10 @@ def randomise(model: nn.Module, batch: Any, norms_alone: bool = False) -> None:
 
 
 def train_step(model: nn.Module, batch: torch.Tensor) -> int:
-    """One step of SGD in train mode; returns how many parameters got no gradient or did not move."""
+    """One step of SGD in train mode; returns how many parameters got no gradient or did not move.
+
+    A gradient that is only rounding, such as of a bias that a softmax cancels, is none.
+    """
     for module in model.modules():
         module.training = True
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -109,12 +114,13 @@ def train_step(model: nn.Module, batch: torch.Tensor) -> int:
     leaves = [t for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
     generator = torch.Generator().manual_seed(2)
     sum((t * torch.randn(t.shape, generator=generator)).sum() for t in leaves).backward()
-    stuck = 0
+    sizes = {name: 0.0 if p.grad is None else float(p.grad.abs().max()) for name, p in model.named_parameters()}
+    least, stuck = ROUNDING * max(sizes.values()), 0
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if p.grad is None:
+            if p.grad is None or sizes[name] <= least:
                 stuck += 1
                 continue
-            p -= p.grad / p.grad.abs().max().clamp(min=1e-20)
+            p -= p.grad / sizes[name]
             stuck += torch.equal(before[name], p)
     return stuck
