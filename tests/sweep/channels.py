@@ -36,6 +36,7 @@ from lightning_prune.channels import ChannelGraph, Pruned, prune_channels
 from lightning_prune.channels.graph.graph import kept_count
 from lightning_prune.channels.graph.modes import OUTPUT
 from lightning_prune.errors import PlanError
+from tests.sweep.channels_cost import memory
 from tests.sweep.channels_table import RATIO, table
 from tests.sweep.limit import OutOfTime, cpu_limit
 from tests.sweep.networks import build, is_norm, listing, train_step
@@ -46,6 +47,8 @@ UNFINISHED = "unfinished"
 """The status of a model that met a bound on time or memory: neither done nor failed."""
 PATIENCE = 20
 """Of the seconds of CPU time that a model may take, so many times are waited for on the clock."""
+GROWN = 3000
+"""MiB that a worker process may hold on to between models; to start another takes seconds."""
 
 
 def random_scores(model: nn.Module) -> dict[str, Tensor]:
@@ -159,15 +162,16 @@ def bounded(job: Job, name: str, seconds: int) -> dict[str, Any]:
         return {"name": name, "status": UNFINISHED, "error": f"not finished after {seconds} CPU s"}
 
 
-def worker(pipe: Connection, memory: int, seconds: int, job: Job) -> None:
+def worker(pipe: Connection, bound: int, seconds: int, job: Job) -> None:
     """Serves names until the pipe closes."""
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    resource.setrlimit(resource.RLIMIT_AS, (memory << 20, memory << 20))
+    resource.setrlimit(resource.RLIMIT_AS, (bound << 20, bound << 20))
     while True:
         row = bounded(job, pipe.recv(), seconds)
-        pipe.send(row | {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10})
+        row["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        pipe.send((row, memory("VmRSS")))
 
 
 class Worker:
@@ -190,11 +194,11 @@ class Worker:
             if not self.pipe.poll(PATIENCE * self.seconds):
                 self.stop()
                 return {"name": name, "status": "failed", "error": f"hung for {PATIENCE * self.seconds} s"}
-            row = self.pipe.recv()
+            row, grown = self.pipe.recv()
         except (EOFError, OSError):
             self.stop()
             return {"name": name, "status": UNFINISHED, "error": "the worker died (memory bound?)"}
-        if row["peak_mib"] > 3000 or row["status"] in ("failed", UNFINISHED):
+        if grown > GROWN or row["status"] in ("failed", UNFINISHED):
             self.stop()
         return row
 
