@@ -39,7 +39,7 @@ from lightning_prune.errors import PlanError
 from tests.sweep.channels_cost import memory
 from tests.sweep.channels_table import RATIO, table
 from tests.sweep.limit import OutOfTime, cpu_limit
-from tests.sweep.networks import build, is_norm, listing, train_step
+from tests.sweep.networks import ROUNDING, build, is_norm, listing, untrained
 
 Job = Callable[[str], dict[str, Any]]
 """Makes the row of a model of that name; never raises."""
@@ -113,12 +113,22 @@ def failure(error: Exception) -> dict[str, str]:
     return {"status": status, "error": f"{type(error).__name__}: {error}"[:600]}
 
 
-def verdict(done: Pruned, row: dict[str, Any]) -> dict[str, str]:
-    """The status of a row whose surgery went through; failed if parameters do not train that did before."""
-    if (row["stuck"] or 0) > row.get("stuck_dense", 0):
-        return {"status": "failed", "error": f"{row['stuck']} parameters do not train, {row['stuck_dense']} before"}
+def trained(model: nn.Module, batch: Tensor, dense: Callable[[], nn.Module]) -> dict[str, Any]:
+    """What a row says of a training step after the surgery; failed if a parameter does not train that did before."""
+    stuck = untrained(model, batch)
+    if not stuck:
+        return {"stuck": 0}
+    before = untrained(dense(), batch, ROUNDING)
+    row: dict[str, Any] = {"stuck": len(stuck), "stuck_dense": len(before)}
+    if lost := sorted(stuck - before):
+        row |= {"status": "failed", "error": f"{', '.join(lost)[:300]}: trained before, not after"}
+    return row
+
+
+def verdict(done: Pruned) -> str:
+    """The status of a row whose surgery went through."""
     ok = "ok" if done.plan.form == "eager" else "ok as GraphModule"
-    return {"status": ok if done.graph.options.norms == "keep" else f"{ok} with norms='exact'"}
+    return ok if done.graph.options.norms == "keep" else f"{ok} with norms='exact'"
 
 
 def prune(model: nn.Module, batch: Tensor, norm: str) -> Pruned:
@@ -143,11 +153,8 @@ def run_one(name: str, norm: str = "batch") -> dict[str, Any]:
         done = prune(model, batch, norm)
         row["seconds"] = round(time.process_time() - start, 2)
         row |= record(done, scored_vectors(done.graph, norm))
-        row["stuck"] = train_step(model, batch)
-        if row["stuck"]:  # is that the surgery's doing, or does the dense model have such parameters too?
-            del model
-            row["stuck_dense"] = train_step(*build(name))
-        row |= verdict(done, row)
+        row["status"] = verdict(done)
+        row |= trained(model, batch, lambda: build(name)[0])
     except Exception as error:
         row |= failure(error)
     return row

@@ -65,7 +65,7 @@ def table(
         f"model was changed; `effect` is what the masking itself changes. `frozen` is the share of {counted} "
         "that may not go, `removed` the share that went, `restored` the groups that came back for equal splits or "
         "non-empty layers, `stuck` the parameters that got no gradient or did not move in one training step after the "
-        "surgery (in brackets: in the same step of the dense model).",
+        "surgery (in brackets: in the same step of the dense model, gradients that are only rounding counted as none).",
         "",
         *([note, ""] if note else []),
         f"* run: {len(run)} of {len(models)}",

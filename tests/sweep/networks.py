@@ -14,7 +14,7 @@ LIST = Path(__file__).with_name("timm.csv")
 VERSION = f"# timm {timm.__version__}"
 SIZES = (96, 128, 160, 192, 224, 256, 288, 320, 384)
 LARGE = 320
-ROUNDING = 1e-8
+ROUNDING = 1e-6
 """So small is a gradient that is only rounding, next to the largest one of a network."""
 
 
@@ -103,9 +103,15 @@ def randomise(model: nn.Module, batch: Any, norms_alone: bool = False) -> None:
 
 
 def train_step(model: nn.Module, batch: torch.Tensor) -> int:
-    """One step of SGD in train mode; returns how many parameters got no gradient or did not move.
+    """One step of SGD in train mode; returns how many parameters got no gradient or did not move."""
+    return len(untrained(model, batch))
 
-    A gradient that is only rounding, such as of a bias that a softmax cancels, is none.
+
+def untrained(model: nn.Module, batch: torch.Tensor, rounding: float = 0.0) -> set[str]:
+    """The parameters that get no gradient in one step of SGD in train mode, or do not move.
+
+    rounding: a gradient is none if it is at most so large, next to the largest one of the network. That of a bias that
+    a softmax or a norm cancels is zero but for rounding.
     """
     for module in model.modules():
         module.training = True
@@ -115,12 +121,11 @@ def train_step(model: nn.Module, batch: torch.Tensor) -> int:
     generator = torch.Generator().manual_seed(2)
     sum((t * torch.randn(t.shape, generator=generator)).sum() for t in leaves).backward()
     sizes = {name: 0.0 if p.grad is None else float(p.grad.abs().max()) for name, p in model.named_parameters()}
-    least, stuck = ROUNDING * max(sizes.values()), 0
+    least, found = rounding * max(sizes.values()), set()
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if p.grad is None or sizes[name] <= least:
-                stuck += 1
-                continue
-            p -= p.grad / sizes[name]
-            stuck += torch.equal(before[name], p)
-    return stuck
+            if p.grad is not None and sizes[name] > least:
+                p -= p.grad / max(sizes[name], 1e-20)
+            if torch.equal(before[name], p):
+                found.add(name)
+    return found

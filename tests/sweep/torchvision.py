@@ -25,9 +25,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from lightning_prune.channels import prune_channels
 from lightning_prune.channels.graph.modes import trace_modes
 from lightning_prune.errors import TraceError
-from tests.sweep.channels import failure, record, rows_of_weights, sweep, verdict
+from tests.sweep.channels import failure, record, rows_of_weights, sweep, trained, verdict
 from tests.sweep.channels_table import RATIO
-from tests.sweep.networks import randomise, train_step
+from tests.sweep.networks import randomise
 
 SIZES = (64, 96, 128, 224, 256, 320)
 FRAMES = {"mvit": 16, "s3d": 16}
@@ -66,6 +66,13 @@ def listing() -> list[dict[str, Any]]:
     rows.sort(key=lambda row: (row["parameters"], row["name"]))
     first = {models.get_model_builder(row["name"]).__module__: row for row in reversed(rows)}.values()
     return [*(row for row in rows if row in first), *(row for row in rows if row not in first)]
+
+
+def randomised(name: str, example: Tensor) -> nn.Module:
+    """The dense network with norms calibrated on an example."""
+    model = make(name)
+    randomise(model, example)
+    return model
 
 
 def inputs(name: str, size: int) -> Any:
@@ -127,18 +134,11 @@ def run_one(name: str) -> dict[str, Any]:
         row |= record(done, rows_of_weights(done.graph))
         row["notes"] = [*told, *row["notes"]]
         row["after"] = sum(p.numel() for p in model.parameters())
+        row["status"] = f"{verdict(done)}, {part} alone" if part else verdict(done)
         if isinstance(example, Tensor):
-            row["stuck"] = train_step(model, example)
-            if row["stuck"]:
-                del model
-                dense = make(name)
-                randomise(dense, example)
-                row["stuck_dense"] = train_step(dense, example)
+            row |= trained(model, example, lambda: randomised(name, example))
         else:
             row |= {"stuck": None, "notes": ["no train step: it wants targets", *row["notes"]]}
-        row |= verdict(done, row)
-        if part:
-            row["status"] += f", {part} alone"
     except Exception as error:
         row |= failure(error)
     return row
