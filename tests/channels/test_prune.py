@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune.channels import (
@@ -237,3 +237,24 @@ def test_a_model_with_a_norm_of_one_channel_is_printed_and_pruned() -> None:
     result = prune_channels(model, x, keep={"4": range(4)})
     assert result.proof is not None
     assert result.proof.equal
+
+
+class Scaled(nn.Module):
+    """Its own -1 is an axis; that of the view is whatever is left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.axis = -1
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(6, 2, 1)
+        self.scale, self.shift = nn.Parameter(torch.rand(8) + 0.5), nn.Parameter(torch.randn(6))
+        self.between = nn.Conv2d(8, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x) * self.scale.view(1, -1, 1, 1)
+        return self.last(self.between(x) + self.shift.view(1, -1, 1, 1)).softmax(self.axis)
+
+
+def test_an_attribute_of_minus_one_is_no_width() -> None:
+    model = Scaled()
+    done = prune_channels(model, EXAMPLE, keep={"first": range(4)}, form="eager")
+    assert (model.axis, model.first.out_channels, model.between.out_channels, done.restored) == (-1, 4, 6, 0)

@@ -124,6 +124,15 @@ def test_one_parametrized_layer_holds_no_others() -> None:
     assert [model.features[i].weight.shape[0] < n for i, n in ((0, 8), (3, 12), (6, 6))] == [False, True, True]
 
 
+def test_a_stream_under_a_norm_is_named_with_what_frees_it() -> None:
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3)), torch.randn(2, 6)
+    told = "11 of 11 output channels of weights are frozen, mostly as layer_norm .*norms='exact' may remove those too"
+    with pytest.raises(PlanError, match=told):
+        prune_channels(model, x, score="l1", ratio=0.5)
+    prune_channels(model, x, score="l1", ratio=0.5, norms="exact")
+    assert model[0].weight.shape == (4, 6)
+
+
 def test_a_network_prepared_for_quantization_is_named() -> None:
     model = randomise(Chain())
     for i, (inputs, outputs) in {0: (3, 8), 3: (8, 12), 6: (12, 6)}.items():

@@ -2,14 +2,15 @@
 
     python -m tests.sweep.channels --shard 0/2 --out tests/sweep/channels.jsonl
     python -m tests.sweep.channels --table tests/sweep/channels.md --out tests/sweep/channels.jsonl
-    python -m tests.sweep.channels --norm any --out tests/sweep/channels_any.jsonl --table tests/sweep/channels_any.md
+    python -m tests.sweep.channels --norm none --parameters 700
+    python -m tests.sweep.channels --norm none --table tests/sweep/channels_none.md
 
-``--norm batch`` is those with affine BatchNorm, smallest first, by random scores of scale factors; ``--norm any``
-is all, the smallest of each family first, by the L1 norm of filters.
+``--norm batch`` is those with affine BatchNorm, by random scores of scale factors; ``--norm none`` is those without, by
+the L1 norm of filters. The smallest come first.
 
-Each model runs in a worker process under a time and a memory bound, so a hang or a crash costs one row. Rows that are
-already in the file are not run again (`--again failed` runs the failed ones again). Nothing is downloaded: weights are
-random, with random scale factors and calibrated statistics.
+Each model runs in a worker process under a bound on its CPU time and its memory, so a hang or a crash costs one row.
+Rows that are already in the file are not run again (`--again failed` runs the failed ones again, `--again unfinished`
+those that met a bound). Nothing is downloaded: weights are random, with random scale factors and calibrated statistics.
 """
 
 from __future__ import annotations
@@ -31,13 +32,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.channels import ChannelError, ChannelGraph, Pruned, prune_channels
+from lightning_prune.channels import ChannelGraph, Pruned, prune_channels
 from lightning_prune.channels.graph.graph import kept_count
+from lightning_prune.channels.graph.modes import OUTPUT
+from lightning_prune.errors import PlanError
+from tests.sweep.channels_cost import memory
 from tests.sweep.channels_table import RATIO, table
-from tests.sweep.networks import build, by_family, is_norm, listing, train_step
+from tests.sweep.limit import OutOfTime, cpu_limit
+from tests.sweep.networks import ROUNDING, build, is_norm, listing, untrained
 
 Job = Callable[[str], dict[str, Any]]
 """Makes the row of a model of that name; never raises."""
+UNFINISHED = "unfinished"
+"""The status of a model that met a bound on time or memory: neither done nor failed."""
+PATIENCE = 20
+"""Of the seconds of CPU time that a model may take, so many times are waited for on the clock."""
+GROWN = 3000
+"""MiB that a worker process may hold on to between models; to start another takes seconds."""
 
 
 def random_scores(model: nn.Module) -> dict[str, Tensor]:
@@ -50,11 +61,22 @@ def random_scores(model: nn.Module) -> dict[str, Tensor]:
 
 
 def scored_vectors(graph: ChannelGraph, norm: str) -> list[Tensor]:
-    """The groups of the channels that are scored: of batch norms, or (any) of the rows of weights."""
-    if norm == "any":
-        return [dims[0] for name, dims in graph.axes.items() if 0 in dims and len(graph.shapes[name]) > 1]
+    """The group ids of the channels that are scored, int64 [channels] each: of batch norms, or (none) of weights."""
+    if norm == "none":
+        return rows_of_weights(graph)
     found = [graph.scale_ids(name) for name in graph.norms]
     return [ids for ids in found if ids is not None]
+
+
+def rows_of_weights(graph: ChannelGraph) -> list[Tensor]:
+    """The group ids of the output channels of all weights, int64 [channels] each; not those the network gives."""
+    found = []
+    for name, dim, ids in graph.each():
+        if dim == 0 and len(graph.shapes[name]) > 1:
+            reasons = [graph.frozen_reasons[-1 - i] for i in ids.unique().tolist() if i < 0]
+            if not reasons or any(r != (OUTPUT,) for r in reasons) or bool((ids >= 0).any()):
+                found.append(ids)
+    return found
 
 
 def record(done: Pruned, vectors: list[Tensor]) -> dict[str, Any]:
@@ -83,8 +105,42 @@ def record(done: Pruned, vectors: list[Tensor]) -> dict[str, Any]:
 
 def failure(error: Exception) -> dict[str, str]:
     """The status of a row that ended in an exception, and what it says."""
-    refused = isinstance(error, ChannelError) and "nothing would be removed" in str(error)
-    return {"status": "not applicable" if refused else "failed", "error": f"{type(error).__name__}: {error}"[:600]}
+    status = "failed"
+    if isinstance(error, PlanError) and "nothing would be removed" in str(error):
+        status = "not applicable"
+    elif isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        status = UNFINISHED
+    return {"status": status, "error": f"{type(error).__name__}: {error}"[:600]}
+
+
+def trained(model: nn.Module, batch: Tensor, dense: Callable[[], nn.Module]) -> dict[str, Any]:
+    """What a row says of a training step after the surgery; failed if a parameter does not train that did before."""
+    stuck = untrained(model, batch)
+    if not stuck:
+        return {"stuck": 0}
+    before = untrained(dense(), batch, ROUNDING)
+    row: dict[str, Any] = {"stuck": len(stuck), "stuck_dense": len(before)}
+    if lost := sorted(stuck - before):
+        row |= {"status": "failed", "error": f"{', '.join(lost)[:300]}: trained before, not after"}
+    return row
+
+
+def verdict(done: Pruned) -> str:
+    """The status of a row whose surgery went through."""
+    ok = "ok" if done.plan.form == "eager" else "ok as GraphModule"
+    return ok if done.graph.options.norms == "keep" else f"{ok} with norms='exact'"
+
+
+def prune(model: nn.Module, batch: Tensor, norm: str) -> Pruned:
+    """Prunes a model; one that the defaults refuse for its norms, with `norms="exact"`."""
+    if norm == "batch":
+        return prune_channels(model, batch, scores=random_scores(model), ratio=RATIO)
+    try:
+        return prune_channels(model, batch, score="l1", ratio=RATIO)
+    except PlanError as error:
+        if "norms='exact'" not in str(error):
+            raise
+        return prune_channels(model, batch, score="l1", ratio=RATIO, norms="exact")
 
 
 def run_one(name: str, norm: str = "batch") -> dict[str, Any]:
@@ -94,57 +150,62 @@ def run_one(name: str, norm: str = "batch") -> dict[str, Any]:
         model, batch = build(name)
         row.update(parameters=sum(p.numel() for p in model.parameters()), size=batch.shape[-1])
         start = time.process_time()
-        if norm == "any":
-            done = prune_channels(model, batch, score="l1", ratio=RATIO)
-        else:
-            done = prune_channels(model, batch, scores=random_scores(model), ratio=RATIO)
+        done = prune(model, batch, norm)
         row["seconds"] = round(time.process_time() - start, 2)
         row |= record(done, scored_vectors(done.graph, norm))
-        row["stuck"] = train_step(model, batch)
-        if row["stuck"]:  # is that the surgery's doing, or does the dense model have such parameters too?
-            del model
-            row["stuck_dense"] = train_step(*build(name))
-        row["status"] = "ok" if done.plan.form == "eager" else "ok as GraphModule"
+        row["status"] = verdict(done)
+        row |= trained(model, batch, lambda: build(name)[0])
     except Exception as error:
         row |= failure(error)
     return row
 
 
-def worker(pipe: Connection, memory: int, job: Job) -> None:
+def bounded(job: Job, name: str, seconds: int) -> dict[str, Any]:
+    """The row of a model, under the bound on CPU time."""
+    try:
+        with cpu_limit(seconds):
+            return job(name)
+    except OutOfTime:
+        return {"name": name, "status": UNFINISHED, "error": f"not finished after {seconds} CPU s"}
+
+
+def worker(pipe: Connection, bound: int, seconds: int, job: Job) -> None:
     """Serves names until the pipe closes."""
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    resource.setrlimit(resource.RLIMIT_AS, (memory << 20, memory << 20))
+    resource.setrlimit(resource.RLIMIT_AS, (bound << 20, bound << 20))
     while True:
-        pipe.send(job(pipe.recv()) | {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10})
+        row = bounded(job, pipe.recv(), seconds)
+        row["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        pipe.send((row, memory("VmRSS")))
 
 
 class Worker:
     """A worker process that is replaced when it dies, hangs or has grown."""
 
-    def __init__(self, memory: int, job: Job) -> None:
-        self.memory, self.job, self.process = memory, job, None
+    def __init__(self, memory: int, seconds: int, job: Job) -> None:
+        self.memory, self.seconds, self.job, self.process = memory, seconds, job, None
 
-    def run(self, name: str, seconds: int) -> dict[str, Any]:
+    def run(self, name: str) -> dict[str, Any]:
         """Runs one model under the bounds."""
         if self.process is None:
             self.pipe, theirs = mp.Pipe()
             self.process = mp.get_context("spawn").Process(
-                target=worker, args=(theirs, self.memory, self.job), daemon=True
+                target=worker, args=(theirs, self.memory, self.seconds, self.job), daemon=True
             )
             self.process.start()
             theirs.close()
         try:
             self.pipe.send(name)
-            if not self.pipe.poll(seconds):
+            if not self.pipe.poll(PATIENCE * self.seconds):
                 self.stop()
-                return {"name": name, "status": "failed", "error": f"not finished after {seconds} s"}
-            row = self.pipe.recv()
+                return {"name": name, "status": "failed", "error": f"hung for {PATIENCE * self.seconds} s"}
+            row, grown = self.pipe.recv()
         except (EOFError, OSError):
             self.stop()
-            return {"name": name, "status": "failed", "error": "the worker died (memory bound?)"}
-        if row["peak_mib"] > 3000 or row["status"] == "failed":
+            return {"name": name, "status": UNFINISHED, "error": "the worker died (memory bound?)"}
+        if grown > GROWN or row["status"] in ("failed", UNFINISHED):
             self.stop()
         return row
 
@@ -157,27 +218,28 @@ class Worker:
 
 
 def sweep(
-    doc: str, out: str, listing: Callable[[Path], list[dict[str, Any]]], job: Job, argv: list[str] | None = None,
+    doc: str, out: str, listing: Callable[[], list[dict[str, Any]]], job: Job, argv: list[str] | None = None,
     **words: str,
 ) -> None:  # fmt: skip
     """The command of a sweep.
 
     Args:
         doc: its help. out: the file of its rows, by default.
-        listing: from the path of a cache to [{name, parameters}], in the order to run.
+        listing: gives [{name, parameters}], in the order to run.
         job: makes a row of a name; never raises. argv: the command line. words: see `table`.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th model, from the i-th on")
     parser.add_argument("--out", type=Path, default=Path(out))
     parser.add_argument("--models", nargs="*", help="only these")
-    parser.add_argument("--again", choices=["failed", "all"], help="run rows of this kind again")
-    parser.add_argument("--seconds", type=int, default=300, help="time bound for one model")
+    parser.add_argument("--again", choices=["failed", UNFINISHED, "all"], help="run rows of this kind again")
+    parser.add_argument("--seconds", type=int, default=300, help="bound on the CPU time of one model")
     parser.add_argument("--memory", type=int, default=12000, help="address space bound for one model, MiB")
+    parser.add_argument("--parameters", type=float, default=float("inf"), help="only models of so many millions")
     parser.add_argument("--table", type=Path, help="write the table to this file, run nothing")
     parser.add_argument("--note", default="", help="a sentence for the head of the table")
     args = parser.parse_args(argv)
-    models = listing(args.out.with_suffix(".models.json"))
+    models = listing()
     rows: dict[str, dict[str, Any]] = {}
     if args.out.exists():
         for line in args.out.read_text().splitlines():
@@ -187,13 +249,13 @@ def sweep(
         args.table.write_text(table(rows, models, args.note, **words))
         return
     index, number = (int(i) for i in args.shard.split("/"))
-    names = args.models or [m["name"] for m in models][index::number]
-    bound = Worker(args.memory, job)
+    names = args.models or [m["name"] for m in models if m["parameters"] <= args.parameters * 1e6][index::number]
+    bound = Worker(args.memory, args.seconds, job)
     for name in names:
         known = rows.get(name)
-        if known and not (args.again == "all" or (args.again == "failed" and known["status"] == "failed")):
+        if known and args.again not in ("all", known["status"]):
             continue
-        row = bound.run(name, args.seconds)
+        row = bound.run(name)
         with args.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
@@ -205,27 +267,23 @@ def sweep(
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--norm", choices=["batch", "any"], default="batch")
+    parser.add_argument("--norm", choices=["batch", "none"], default="batch")
     args, rest = parser.parse_known_args()
     if args.norm == "batch":
-        sweep(__doc__ or "", "tests/sweep/channels.jsonl", with_norms, run_one, rest)
+        sweep(__doc__ or "", "tests/sweep/channels.jsonl", partial(of_norm, True), run_one, rest)
     else:
         words = {
-            "title": "Channel surgery on timm's architectures, with BatchNorm and without",
+            "title": "Channel surgery on every timm architecture without BatchNorm",
             "counted": "output channels of weights", "how": "by the L1 norm of filters",
-            "command": "python -m tests.sweep.channels --norm any",
+            "command": "python -m tests.sweep.channels --norm none",
         }  # fmt: skip
-        sweep(__doc__ or "", "tests/sweep/channels_any.jsonl", families, partial(run_one, norm="any"), rest, **words)
+        job = partial(run_one, norm="none")
+        sweep(__doc__ or "", "tests/sweep/channels_none.jsonl", partial(of_norm, False), job, rest, **words)
 
 
-def with_norms(path: Path) -> list[dict[str, Any]]:
-    """The architectures with affine BatchNorm, smallest first."""
-    return [model for model in listing(path) if model["norms"]]
-
-
-def families(path: Path) -> list[dict[str, Any]]:
-    """All architectures, the smallest of each family first."""
-    return by_family(listing(path))
+def of_norm(batch: bool) -> list[dict[str, Any]]:
+    """The architectures with affine BatchNorm, or those without, smallest first."""
+    return [model for model in listing() if bool(model["norms"]) == batch]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import copy
 import datetime
 import json
 import logging
-import signal
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 
 from tests.sweep.channels_table import RATIO
+from tests.sweep.limit import OutOfTime, cpu_limit
 from tests.sweep.networks import is_norm, randomise
 
 
@@ -44,25 +44,22 @@ def peer(model: torch.nn.Module, batch: torch.Tensor, everywhere: bool = False, 
     except ImportError:
         return "-"
     start = time.process_time()
-    signal.signal(signal.SIGPROF, _late)
-    signal.setitimer(signal.ITIMER_PROF, limit, 0.5)  # again and again, as an except clause may catch it
     try:
-        ignored = [m for m in (getattr(model, "get_classifier", lambda: None)(),) if isinstance(m, torch.nn.Module)]
-        pruner = tp.pruner.BNScalePruner(
-            model, batch, tp.importance.BNScaleImportance(), pruning_ratio=RATIO, round_to=None, ignored_layers=ignored,
-            global_pruning=everywhere,
-        )  # fmt: skip
-        pruner.step()
+        with cpu_limit(limit):
+            ignored = [m for m in (getattr(model, "get_classifier", lambda: None)(),) if isinstance(m, torch.nn.Module)]
+            pruner = tp.pruner.BNScalePruner(
+                model, batch, tp.importance.BNScaleImportance(), pruning_ratio=RATIO, round_to=None,
+                ignored_layers=ignored, global_pruning=everywhere,
+            )  # fmt: skip
+            pruner.step()
         seconds = time.process_time() - start
         with torch.no_grad():
             model(batch)
         return f"{seconds:.2f}"
-    except TimeoutError:
+    except OutOfTime:
         return f"not finished after {time.process_time() - start:.0f} CPU s"
     except Exception as error:
         return type(error).__name__
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def one(name: str) -> dict[str, Any]:
@@ -96,10 +93,6 @@ def one(name: str) -> dict[str, Any]:
         "name": name, "mib": round(size), "seconds": round(seconds, 2), "extra": peak - before, "peer": found,
         "form": done.plan.form,
     }  # fmt: skip
-
-
-def _late(*_: Any) -> None:
-    raise TimeoutError
 
 
 def main() -> None:

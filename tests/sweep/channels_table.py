@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from typing import Any
 
 import timm
@@ -11,6 +12,8 @@ import torch
 RATIO = 0.3
 NAMED = 100
 """So many architectures that did not run are named at most."""
+NAMED_WHY = 8
+"""So many reasons why channels are frozen are counted."""
 
 
 def table(
@@ -49,6 +52,7 @@ def table(
         else:
             cells += ["-"] * 10
         lines.append("| " + " | ".join([*cells, detail.replace("|", "/").replace("\n", " ")[:240]]) + " |")
+    why = Counter(reason for model in run for reason in dict.fromkeys(rows[model["name"]].get("reasons", [])))
     times = sorted(r["seconds"] for r in rows.values() if "seconds" in r)
     head = [
         f"# {title}",
@@ -61,12 +65,16 @@ def table(
         f"model was changed; `effect` is what the masking itself changes. `frozen` is the share of {counted} "
         "that may not go, `removed` the share that went, `restored` the groups that came back for equal splits or "
         "non-empty layers, `stuck` the parameters that got no gradient or did not move in one training step after the "
-        "surgery (in brackets: in the same step of the dense model).",
+        "surgery (in brackets: in the same step of the dense model, gradients that are only rounding counted as none).",
         "",
         *([note, ""] if note else []),
         f"* run: {len(run)} of {len(models)}",
         *([f"* not run: {', '.join(left)}"] if 0 < len(left) <= NAMED else []),
         *(f"* {status}: {number}" for status, number in sorted(count.items())),
+        *(
+            f"* among the three reasons why most stay, in {n} networks: {reason}"
+            for reason, n in why.most_common(NAMED_WHY)
+        ),
         f"* CPU seconds from trace to verified compact model: median {times[len(times) // 2]}, worst {times[-1]}"
         if times
         else "",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
+LIST = Path(__file__).with_name("timm.csv")
+VERSION = f"# timm {timm.__version__}"
 SIZES = (96, 128, 160, 192, 224, 256, 288, 320, 384)
 LARGE = 320
+ROUNDING = 1e-6
+"""So small is a gradient that is only rounding, next to the largest one of a network."""
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -20,39 +23,30 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine
 
 
-def listing(path: Path) -> list[dict[str, Any]]:
-    """[{name, family, parameters, norms}] of all architectures, smallest first; written once, as it takes minutes.
+def listing() -> list[dict[str, Any]]:
+    """[{name, parameters, norms}] of all architectures of timm, smallest first.
 
-    norms: affine BatchNorms, 0 where all of them are one-dimensional.
+    norms: affine BatchNorms, 0 where all of them are one-dimensional. Of another timm than the one that `LIST` is of,
+    they are counted anew and written there, which takes minutes.
     """
-    if path.exists():
-        return json.loads(path.read_text())
-    rows = []
+    with LIST.open() as file:
+        if file.readline().strip() == VERSION:
+            return [{**row, **{k: int(row[k]) for k in ("parameters", "norms")}} for row in csv.DictReader(file)]
+    rows: list[dict[str, Any]] = []
     for name in timm.list_models(exclude_filters="character_*"):
         with torch.device("meta"):
             model = timm.create_model(name)
         norms = [m for m in model.modules() if is_norm(m)]
-        rows.append(
-            {
-                "name": name,
-                "family": timm.models.model_entrypoint(name).__module__.rpartition(".")[2],
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "norms": len(norms) if any(not isinstance(m, nn.BatchNorm1d) for m in norms) else 0,
-            }
-        )
+        parameters = sum(p.numel() for p in model.parameters())
+        flat = all(isinstance(m, nn.BatchNorm1d) for m in norms)
+        rows.append({"name": name, "parameters": parameters, "norms": 0 if flat else len(norms)})
     rows.sort(key=lambda r: (r["parameters"], r["name"]))
-    path.write_text(json.dumps(rows, indent=0))
+    with LIST.open("w") as file:
+        file.write(VERSION + "\n")
+        writer = csv.DictWriter(file, ["name", "parameters", "norms"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     return rows
-
-
-def by_family(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The smallest of each family, then the second of each, and so on."""
-    seen: dict[str, int] = defaultdict(int)
-    ranked = []
-    for model in models:
-        ranked.append((seen[model["family"]], model))
-        seen[model["family"]] += 1
-    return [model for _, model in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def build(name: str) -> tuple[nn.Module, Tensor]:
@@ -80,9 +74,18 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
 def randomise(model: nn.Module, batch: Any, norms_alone: bool = False) -> None:
     """Random scale factors and shifts, statistics of one batch: every channel matters.
 
-    norms_alone: they are in train mode meanwhile, and nothing else, where the model wants targets in train mode.
+    So do the layers behind what begins as a constant, such as a layer scale of 1e-6 or a last layer of zeros: these
+    become random too, around one or around zero.
+
+    norms_alone: they are in train mode meanwhile, and nothing else, where the model wants targets in train mode; and
+    no constant changes.
     """
     generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters() if not norms_alone else ():
+        first = parameter.data.flatten()[:1]
+        if len(first) and bool((parameter.data == first).all()):
+            drawn = torch.rand(parameter.shape, generator=generator)
+            parameter.data = 0.4 * (drawn - 0.5) if first == 0 else drawn + 0.5
     norms = [m for m in model.modules() if is_norm(m)]
     for norm in norms:
         norm.weight.data = torch.rand(norm.weight.shape, generator=generator) + 0.5
@@ -101,6 +104,15 @@ def randomise(model: nn.Module, batch: Any, norms_alone: bool = False) -> None:
 
 def train_step(model: nn.Module, batch: torch.Tensor) -> int:
     """One step of SGD in train mode; returns how many parameters got no gradient or did not move."""
+    return len(untrained(model, batch))
+
+
+def untrained(model: nn.Module, batch: torch.Tensor, rounding: float = 0.0) -> set[str]:
+    """The parameters that get no gradient in one step of SGD in train mode, or do not move.
+
+    rounding: a gradient is none if it is at most so large, next to the largest one of the network. That of a bias that
+    a softmax or a norm cancels is zero but for rounding.
+    """
     for module in model.modules():
         module.training = True
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -108,12 +120,12 @@ def train_step(model: nn.Module, batch: torch.Tensor) -> int:
     leaves = [t for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
     generator = torch.Generator().manual_seed(2)
     sum((t * torch.randn(t.shape, generator=generator)).sum() for t in leaves).backward()
-    stuck = 0
+    sizes = {name: 0.0 if p.grad is None else float(p.grad.abs().max()) for name, p in model.named_parameters()}
+    least, found = rounding * max(sizes.values()), set()
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if p.grad is None:
-                stuck += 1
-                continue
-            p -= p.grad / p.grad.abs().max().clamp(min=1e-20)
-            stuck += torch.equal(before[name], p)
-    return stuck
+            if p.grad is not None and sizes[name] > least:
+                p -= p.grad / max(sizes[name], 1e-20)
+            if torch.equal(before[name], p):
+                found.add(name)
+    return found

@@ -14,7 +14,6 @@ so that a run goes on where the last one was stopped.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,12 +22,12 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from lightning_prune.channels import Pruned, prune_channels
-from lightning_prune.channels.graph.modes import OUTPUT, trace_modes
+from lightning_prune.channels import prune_channels
+from lightning_prune.channels.graph.modes import trace_modes
 from lightning_prune.errors import TraceError
-from tests.sweep.channels import failure, record, sweep
+from tests.sweep.channels import failure, record, rows_of_weights, sweep, trained, verdict
 from tests.sweep.channels_table import RATIO
-from tests.sweep.networks import randomise, train_step
+from tests.sweep.networks import randomise
 
 SIZES = (64, 96, 128, 224, 256, 320)
 FRAMES = {"mvit": 16, "s3d": 16}
@@ -58,7 +57,7 @@ def make(name: str) -> nn.Module:
     return model
 
 
-def listing(_: Path) -> list[dict[str, Any]]:
+def listing() -> list[dict[str, Any]]:
     """[{name, parameters}] of all architectures, smallest first; before the others, the smallest of each family."""
     rows = [
         {"name": name, "parameters": next(iter(models.get_model_weights(name))).meta["num_params"]}
@@ -67,6 +66,13 @@ def listing(_: Path) -> list[dict[str, Any]]:
     rows.sort(key=lambda row: (row["parameters"], row["name"]))
     first = {models.get_model_builder(row["name"]).__module__: row for row in reversed(rows)}.values()
     return [*(row for row in rows if row in first), *(row for row in rows if row not in first)]
+
+
+def randomised(name: str, example: Tensor) -> nn.Module:
+    """The dense network with norms calibrated on an example."""
+    model = make(name)
+    randomise(model, example)
+    return model
 
 
 def inputs(name: str, size: int) -> Any:
@@ -102,17 +108,6 @@ def runnable(name: str, model: nn.Module) -> Any:
     raise AssertionError
 
 
-def rows_of_weights(done: Pruned) -> list[Tensor]:
-    """The group ids of the output channels of all weights, int64 [channels] each; not those the network gives."""
-    found = []
-    for name, dim, ids in done.graph.each():
-        if dim == 0 and len(done.graph.shapes[name]) > 1:
-            reasons = [done.graph.frozen_reasons[-1 - i] for i in ids.unique().tolist() if i < 0]
-            if not reasons or any(r != (OUTPUT,) for r in reasons) or bool((ids >= 0).any()):
-                found.append(ids)
-    return found
-
-
 def advice_on_the_whole(model: nn.Module, example: Any) -> str:
     """What the error says, that a detector as a whole ends in, of the parts to prune instead."""
     try:
@@ -136,20 +131,14 @@ def run_one(name: str) -> dict[str, Any]:
         start = time.process_time()
         done = prune_channels(model, example, score="l1", ratio=RATIO, network=part)
         row["seconds"] = round(time.process_time() - start, 2)
-        row |= record(done, rows_of_weights(done))
+        row |= record(done, rows_of_weights(done.graph))
         row["notes"] = [*told, *row["notes"]]
         row["after"] = sum(p.numel() for p in model.parameters())
+        row["status"] = f"{verdict(done)}, {part} alone" if part else verdict(done)
         if isinstance(example, Tensor):
-            row["stuck"] = train_step(model, example)
-            if row["stuck"]:
-                del model
-                dense = make(name)
-                randomise(dense, example)
-                row["stuck_dense"] = train_step(dense, example)
+            row |= trained(model, example, lambda: randomised(name, example))
         else:
             row |= {"stuck": None, "notes": ["no train step: it wants targets", *row["notes"]]}
-        ok = "ok" if done.plan.form == "eager" else "ok as GraphModule"
-        row["status"] = f"{ok}, {part} alone" if part else ok
     except Exception as error:
         row |= failure(error)
     return row

@@ -154,12 +154,19 @@ class ChannelGraph:
         known = [i for i in ids if i is not None]
         return sum(len(i) for i in known), sum(int((i < 0).sum()) for i in known)
 
+    def told_frozen(self) -> str:
+        """How many channels are frozen, in words: of batch norms, or of weights where there is no batch norm."""
+        (total, frozen), what = self.norm_channels(), "BatchNorm channels"
+        if not total:
+            rows = [ids for name, dim, ids in self.each() if dim == 0 and len(self.shapes[name]) > 1]
+            total, frozen = sum(map(len, rows)), sum(int((ids < 0).sum()) for ids in rows)
+            what = "output channels of weights"
+        return f"{frozen} of {total} {what} are frozen"
+
     def __str__(self) -> str:
-        total, frozen = self.norm_channels()
         summary = (
-            f"ChannelGraph: {self.size} removable channel groups; "
-            f"{frozen} of {total} BatchNorm channels are frozen; groups={self.options.groups!r}, "
-            f"attention={self.options.attention!r}"
+            f"ChannelGraph: {self.size} removable channel groups; {self.told_frozen()}; "
+            f"groups={self.options.groups!r}, attention={self.options.attention!r}"
         )
         notes = [f"approximation: {text}" for text in self.approximations]
         return "\n".join([summary, *notes, *_layer_table(self)])

@@ -21,10 +21,16 @@ def _meet_affine(call: Call, channels: Tensor | None, *names: str) -> None:
 
 @rule("batch_norm", "native_batch_norm", "cudnn_batch_norm", "instance_norm")
 def batch_norm(call: Call) -> Outcome:
-    """Scale, β and statistics belong to the channels of dim 1."""
+    """Scale, β and statistics belong to the channels of dim 1.
+
+    Statistics of this very input run over other dims too: of kernels that are standardised, over what they read.
+    """
     x = call["input"]
     _meet_affine(call, x.axes.get(1), "weight", "bias", "running_mean", "running_var")
     adds_beside(call, x, 1)
+    own = (1,) if call.arguments.get("training") else (0, 1) if call.arguments.get("use_input_stats") else tuple(x.axes)
+    for dim in x.axes.keys() - set(own):
+        call.freeze(x.axes[dim], "the statistics of its input run over these channels")
     return Value(call.shape, dict(x.axes))
 
 

@@ -14,6 +14,7 @@ from lightning_prune.channels.analysis.branches import Branches
 from lightning_prune.channels.analysis.constants import Constants
 from lightning_prune.channels.graph.graph import ChannelGraph, kept_count
 from lightning_prune.channels.graph.modes import OUTPUT
+from lightning_prune.channels.rules.reduce import COUNTED
 from lightning_prune.channels.select.selection import Request, Resource, Selection
 from lightning_prune.errors import PlanError
 
@@ -187,7 +188,6 @@ def check_emptied(graph: ChannelGraph, selection: Selection) -> None:
 def nothing(graph: ChannelGraph, request: Request) -> str:
     """Explains why a request removes nothing."""
     asked = int((~request.keep).sum())
-    total, frozen = graph.norm_channels()
     if asked:
         return (
             f"nothing would be removed: all {asked} channel groups that were asked for are needed by floors, alignment "
@@ -195,20 +195,24 @@ def nothing(graph: ChannelGraph, request: Request) -> str:
         )
     return (
         f"nothing would be removed: no channel group was asked for, or is dead, on every member. "
-        f"{graph.size} groups may be removed; {frozen} of {total} BatchNorm channels are frozen{_mostly(graph)} "
+        f"{graph.size} groups may be removed; {graph.told_frozen()}{_mostly(graph)} "
         "(print the ChannelGraph for all reasons)"
     )
 
 
 def _mostly(graph: ChannelGraph) -> str:
-    """The reason why most channels of weights stay that are not outputs."""
+    """The reason why most channels of weights stay that are not outputs, and what frees them."""
     count: Counter[str] = Counter()
     for name, dim, ids in graph.each():
         if dim == 0 and len(graph.shapes[name]) > 1:
             for identity, number in zip(*(v.tolist() for v in ids[ids < 0].unique(return_counts=True)), strict=True):
                 count[graph.frozen_reasons[-1 - identity][0]] += number
     del count[OUTPUT]
-    return f", mostly as {count.most_common(1)[0][0]}" if count else ""
+    if not count:
+        return ""
+    reason = count.most_common(1)[0][0]
+    freed = "; norms='exact' may remove those too" if reason.endswith(COUNTED) and graph.options.norms == "keep" else ""
+    return f", mostly as {reason}{freed}"
 
 
 def check_arguments(form: str, constants: str, given: Mapping[str, Any], amounts: Mapping[str, Any]) -> None:

@@ -126,9 +126,12 @@ NOT_WIDTHS = (
 
 
 def plain_attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Iterates over a module's own public attributes that are integers or sequences of integers."""
+    """Iterates over a module's own public attributes that are integers or sequences of integers.
+
+    But for negative ones, as no width is: a view of -1 takes whatever is left, and as an attribute -1 may be an axis.
+    """
     for name, value in vars(module).items():
-        if name.startswith("_") or name in NOT_WIDTHS or isinstance(value, bool):
+        if name.startswith("_") or name in NOT_WIDTHS or isinstance(value, bool) or (type(value) is int and value < 0):
             continue
         if isinstance(value, int) or (
             isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value)

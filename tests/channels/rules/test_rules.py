@@ -119,12 +119,19 @@ CASES: dict[str, tuple[Callable[[Any, Tensor], Tensor], int, dict[str, Callable[
     "squeeze and excite": (
         lambda m, x: x * m.up(m.down(x.mean((2, 3), keepdim=True)).relu()).sigmoid(), 12,
         {"down": lambda: nn.Conv2d(12, 4, 1), "up": lambda: nn.Conv2d(4, 12, 1)}, 12),
+    "standardised kernel": (lambda m, x: F.conv2d(x, _standardised(m.c.weight)), 9, {
+        "c": lambda: nn.Conv2d(12, 9, 1)}, 0),
     "einsum": (lambda m, x: torch.einsum("bchw,dc->bdhw", x, m.w.weight), 5, {"w": lambda: nn.Linear(12, 5)}, 12),
     "channel attention": (
         lambda m, x: (x.flatten(2).transpose(1, 2) @ x.flatten(2)).unsqueeze(1).expand(-1, 3, -1, -1), 3, {}, 12),
     "unknown operator": (lambda m, x: torch.cdist(x.flatten(2), x.flatten(2)).unsqueeze(1), 1, {}, 0),
     "autocast region": (lambda m, x: _autocast(x), 12, {}, 12),
 }  # fmt: skip
+
+
+def _standardised(weight: Tensor) -> Tensor:
+    """Each filter to mean 0 and variance 1 over its inputs, by the operator that timm does it with (NFNet, BiT)."""
+    return F.batch_norm(weight.reshape(1, len(weight), -1), None, None, training=True).view_as(weight)
 
 
 def _autocast(x: Tensor) -> Tensor:
