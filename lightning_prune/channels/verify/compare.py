@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from lightning_prune.channels.surgery.cut import set_attributes
 from lightning_prune.channels.surgery.denominators import standing_in
 from lightning_prune.channels.surgery.retrace import at_least_two
+from lightning_prune.channels.trace.program import Program
 from lightning_prune.channels.verify.layers import first_apart, watched
 from lightning_prune.channels.verify.runs import distance, exact_dtypes, random_like, run, runs_in_training, untouched
+from lightning_prune.channels.verify.small import Calls, smaller
 from lightning_prune.channels.verify.tensors import (
     Reader,
     Step,
@@ -122,6 +124,7 @@ def check_trains(model: nn.Module, plan: PruningPlan, example_input: Any) -> Non
 def check_plan(
     model: nn.Module, plan: PruningPlan, example_input: Any, runner: Callable[..., list[Tensor]] = run,
     folds: Mapping[str, Tensor] | None = None, zeroed: Collection[str] = (), training: bool = False,
+    program: Program | None = None,
 ) -> Proof:  # fmt: skip
     """Compares what a plan leaves with the masked model, in which nothing else is zero, or with the model as it is.
 
@@ -132,14 +135,17 @@ def check_plan(
         folds: {tensor name: what is added to it before slicing}; if given, the model as it is is the reference,
         zeroed: in which the removed entries of these scale factors count as zero.
         training: in train mode, without dropout, and with BatchNorm on the batch's statistics.
+        program: the model's graph in eval mode; with it, a smaller example is tried first.
     """
     first = (without_zeros(model, plan),) if folds is None else ()
     if training:
         first, example_input = (*first, fresh), at_least_two(example_input)
     as_it_is = folds is not None and not zeroed
     with untouched(model), mode(model, training, noise=False):
-        if folds is None and runner is run and (clear := _by_layers(model, plan, example_input, first)) is not None:
-            return clear
+        if folds is None and runner is run:
+            clear = None if training or program is None else _by_few_pixels(model, plan, example_input, first, program)
+            if (clear := clear or _by_layers(model, plan, example_input, first)) is not None:
+                return clear
         for dtype in exact_dtypes(model):
             reference = reader(model, *first, masked(plan, dtype, None if folds is None else zeroed))
             batch = random_like(example_input, dtype)
@@ -172,7 +178,23 @@ def check_plan(
     return Proof(difference, distance(dense, expected), used, tolerance)
 
 
-def _by_layers(model: nn.Module, plan: PruningPlan, example_input: Any, first: tuple[Step, ...]) -> Proof | None:
+def _by_few_pixels(
+    model: nn.Module, plan: PruningPlan, example_input: Any, first: tuple[Step, ...], program: Program
+) -> Proof | None:
+    """The check on a smaller example, where that says as much; None where the given one has to tell."""
+    small = smaller(example_input)
+    if small is None:
+        return None
+    try:
+        with torch.inference_mode():
+            return _by_layers(model, plan, small, first, program)
+    except Exception:  # the network wants its size
+        return None
+
+
+def _by_layers(
+    model: nn.Module, plan: PruningPlan, example_input: Any, first: tuple[Step, ...], program: Program | None = None
+) -> Proof | None:
     """The check in float32, where that proves as much; None where float64 has to tell.
 
     The output alone would hide a mistake that fades on the way to it, so every layer is compared in the channels that
@@ -183,7 +205,14 @@ def _by_layers(model: nn.Module, plan: PruningPlan, example_input: Any, first: t
     first, dtype = (*first, shaken(model)), torch.float32
     batch = random_like(example_input, dtype)
     try:
-        dense = run(model, reader(model, *first, cast(dtype)), batch)
+        read = reader(model, *first, cast(dtype))
+        if program is None:
+            dense = run(model, read, batch)
+        else:
+            with Calls() as calls:
+                dense = run(model, calls.aside(read), batch)
+            if not calls.as_in(program):
+                return None
         with watched(model) as wanted:
             expected = run(model, reader(model, *first, masked(plan, dtype)), batch)
     except RuntimeError:  # a layer that insists on its own dtype
