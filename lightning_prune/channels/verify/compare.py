@@ -24,9 +24,11 @@ from lightning_prune.channels.verify.tensors import (
     fresh,
     masked,
     reader,
+    remembered,
     rounded,
     shaken,
     sliced,
+    through,
     without_zeros,
 )
 from lightning_prune.plan.plan import PruningPlan
@@ -202,10 +204,10 @@ def _by_layers(
     """
     if any(p.dtype in (torch.float64, torch.complex64, torch.complex128) for p in model.parameters()):
         return None
-    first, dtype = (*first, shaken(model)), torch.float32
-    batch = random_like(example_input, dtype)
+    dtype = torch.float32
+    batch, read = random_like(example_input, dtype), reader(model, *first, shaken(model), cast(dtype))
+    read = read if model.training else remembered(read)  # a train-mode run writes statistics in place
     try:
-        read = reader(model, *first, cast(dtype))
         if program is None:
             dense = run(model, read, batch)
         else:
@@ -214,13 +216,13 @@ def _by_layers(
             if not calls.as_in(program):
                 return None
         with watched(model) as wanted:
-            expected = run(model, reader(model, *first, masked(plan, dtype)), batch)
+            expected = run(model, through(read, masked(plan, None)), batch)
     except RuntimeError:  # a layer that insists on its own dtype
         return None
     set_attributes(model, plan.attributes)
     try:
         with standing_in(model, plan), watched(model) as found:
-            result = run(model, reader(model, *first, sliced(plan, dtype)), batch)
+            result = run(model, through(read, sliced(plan, None)), batch)
     finally:
         set_attributes(model, plan.attributes, back=True)
     difference, effect = distance(expected, result), distance(dense, expected)

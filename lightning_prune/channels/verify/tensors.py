@@ -33,14 +33,32 @@ Step = Callable[[str, Tensor], Tensor]
 def reader(model: nn.Module, *steps: Step) -> Reader:
     """Reads a model's tensors through some steps."""
     tensors = state_tensors(model)
+    return through(lambda name: tensors[name].detach(), *steps)
 
-    def read(name: str) -> Tensor:
-        tensor = tensors[name].detach()
+
+def remembered(read: Reader) -> Reader:
+    """Makes vectors once: a check asks for each several times, and they are small beside the rest."""
+    known: dict[str, Tensor] = {}
+
+    def again(name: str) -> Tensor:
+        if name in known:
+            return known[name]
+        tensor = read(name)
+        return known.setdefault(name, tensor) if tensor.ndim < 2 else tensor
+
+    return again
+
+
+def through(read: Reader, *steps: Step) -> Reader:
+    """What a reader makes, through more steps."""
+
+    def onward(name: str) -> Tensor:
+        tensor = read(name)
         for step in steps:
             tensor = step(name, tensor)
         return tensor
 
-    return read
+    return onward
 
 
 def fresh(name: str, tensor: Tensor) -> Tensor:
@@ -62,6 +80,8 @@ def masked(plan: PruningPlan, dtype: torch.dtype | None, only: Collection[str] |
         if name not in plan.cuts or not plan.cuts[name].kept or (only is not None and name not in only):
             return cast(dtype)(name, tensor)
         cut, value = plan.cuts[name], tensor.to(dtype) if dtype is not None else tensor
+        if value.ndim == 1:
+            return torch.where(stays.mask(cut.kept[0], cut.shape[0]).to(value.device), value, 0)
         shapes = {dim: [-1 if d == dim else 1 for d in range(value.ndim)] for dim in cut.kept}
         left = [stays.mask(kept, cut.shape[dim]).view(shapes[dim]).to(value) for dim, kept in cut.kept.items()]
         if not bool(value.sum().isfinite()):
@@ -84,8 +104,7 @@ def sliced(plan: PruningPlan, dtype: torch.dtype | None) -> Step:
     def step(name: str, tensor: Tensor) -> Tensor:
         if name in plan.cuts:
             cut = plan.cuts[name]
-            indices = {dim: stays.mask(kept, cut.shape[dim]).nonzero().flatten() for dim, kept in cut.kept.items()}
-            tensor = take(tensor, indices)
+            tensor = take(tensor, {dim: stays.indices(kept, cut.shape[dim]) for dim, kept in cut.kept.items()})
         return cast(dtype)(name, tensor)
 
     return step
@@ -96,6 +115,7 @@ class _Stays:
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, int], Tensor] = {}
+        self._indices: dict[tuple[int, int], Tensor] = {}
 
     def mask(self, kept: tuple[int, ...], size: int) -> Tensor:
         """Bool [size]. The tuple has to live as long as this does."""
@@ -104,6 +124,13 @@ class _Stays:
             self._known[key] = torch.zeros(size, dtype=torch.bool)
             self._known[key][torch.tensor(kept, dtype=torch.int64)] = True
         return self._known[key]
+
+    def indices(self, kept: tuple[int, ...], size: int) -> Tensor:
+        """The indices of the mask, int64."""
+        key = (id(kept), size)
+        if key not in self._indices:
+            self._indices[key] = self.mask(kept, size).nonzero().flatten()
+        return self._indices[key]
 
 
 def folded(folds: Mapping[str, Tensor], dtype: torch.dtype | None) -> Step:
@@ -158,7 +185,8 @@ def without_zeros(model: nn.Module, plan: PruningPlan) -> Step:
 
 def _silent(tensor: Tensor, cut: Cut | None) -> list[tuple[int, Tensor]]:
     """(dim, bool [its length]) of what is zero throughout: rows, and what reads a channel that goes."""
-    if int(tensor.count_nonzero()) == tensor.numel():
+    lines = [tensor[(0,) * d + (slice(None),) + (0,) * (tensor.ndim - d - 1)] for d in range(tensor.ndim)]
+    if all(bool(line.all()) for line in lines):  # one number of every row and of every column
         return []
     low, high = (tensor.flatten(1) if tensor.ndim > 1 else tensor[None]).aminmax(dim=1)
     found = [(0, ((low == 0) & (high == 0)).expand(len(tensor)))]
@@ -238,7 +266,8 @@ def reading(model: nn.Module, read: Reader) -> Iterator[None]:
 
     oneDNN copies every weight into an order of its own, so it is off where one of them is large.
     """
-    before = [(path, module, module._parameters, module._buffers) for path, module in model.named_modules()]
+    named = ((path, module) for path, module in model.named_modules() if module._parameters or module._buffers)
+    before = [(path, module, module._parameters, module._buffers) for path, module in named]
     recurrent = [(path, module, module._flat_weights) for path, module, *_ in before if isinstance(module, nn.RNNBase)]
     reorders = torch.backends.mkldnn.enabled
     try:
