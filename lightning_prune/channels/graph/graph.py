@@ -173,36 +173,42 @@ def _finish(
 ) -> ChannelGraph:  # fmt: skip
     """Turns roots into small group ids and freezes what stands alone."""
     labels = context.labels
-    vectors = [v for value in tensors.values() for v in value.axes.values()]
-    owned = labels.find(torch.cat(vectors)) if vectors else torch.empty(0, dtype=torch.int64)
-    roots, counts = owned.unique(return_counts=True)
+    own = [v for value in tensors.values() for v in value.axes.values()]
+    nothing = torch.empty(0, dtype=torch.int64)
     # one index of one tensor, related to nothing: no operator that was understood touched it
-    labels.freeze(roots[(roots >= FROZEN_IDS) & (counts == 1)], "no operator relates it to another tensor")
-    free = labels.find(owned)
-    free = free[free >= FROZEN_IDS].unique()
+    alone = (torch.bincount(labels.find(torch.cat([nothing, *own]))) == 1).nonzero().flatten()
+    labels.freeze(alone[alone >= FROZEN_IDS], "no operator relates it to another tensor")
+    vectors = {id(v): v for v in (*own, *context.vectors())}  # all at once, as there are thousands
+    sizes = [len(v) for v in vectors.values()]
+    roots = labels.find(torch.cat([nothing, *vectors.values()]))
     reasons = labels.reasons()
     frozen = torch.tensor(sorted(reasons), dtype=torch.int64)
-    roots = labels.roots()
-    # the id of each label: -1 - position of the frozen root, or the position of the free root
-    ids = torch.where(
-        roots < FROZEN_IDS, -1 - torch.searchsorted(frozen, roots), torch.searchsorted(free, roots) if len(free) else 0
-    )
+    free = torch.zeros(labels.size, dtype=torch.bool)
+    free[labels.find(torch.cat([nothing, *own]))] = True
+    free[:FROZEN_IDS] = False
+    ids = free.cumsum(0) - 1  # of a root: its position among the free ones, or -1 - that among the frozen ones
+    ids[frozen] = -1 - torch.arange(len(frozen))
+    known = dict(zip(vectors, ids[roots].split(sizes), strict=True))
+
+    def of(vector: Tensor) -> Tensor:
+        return known[id(vector)]
+
     entering: dict[str, list[Tensor]] = {}
     for path, vector in context.inputs:
-        entering.setdefault(path, []).append(ids[vector])
+        entering.setdefault(path, []).append(of(vector))
     return cls(
-        axes={name: {d: ids[v] for d, v in value.axes.items()} for name, value in tensors.items() if value.axes},
+        axes={name: {d: of(v) for d, v in value.axes.items()} for name, value in tensors.items() if value.axes},
         shapes={name: value.shape for name, value in tensors.items()},
-        size=len(free),
+        size=int(free.sum()),
         frozen_reasons=[tuple(reasons[int(root)]) for root in frozen],
-        counts=[replace(count, ids=ids[count.ids]) for count in context.counts],
-        equal_parts=[replace(place, parts=tuple(ids[p] for p in place.parts)) for place in context.equal_parts],
+        counts=[replace(count, ids=of(count.ids)) for count in context.counts],
+        equal_parts=[replace(place, parts=tuple(map(of, place.parts))) for place in context.equal_parts],
         norms=norms,
         inputs=entering,
-        sums=[replace(place, ids=ids[place.ids]) for place in context.sums],
-        products=[replace(place, ids=tuple(ids[v] for v in place.ids)) for place in context.products],
-        picks=[replace(pick, before=ids[pick.before], after=ids[pick.after]) for pick in context.picks],
-        denominators=[replace(place, ids=ids[place.ids]) for place in context.denominators],
+        sums=[replace(place, ids=of(place.ids)) for place in context.sums],
+        products=[replace(place, ids=tuple(map(of, place.ids))) for place in context.products],
+        picks=[replace(pick, before=of(pick.before), after=of(pick.after)) for pick in context.picks],
+        denominators=[replace(place, ids=of(place.ids)) for place in context.denominators],
         traced=traced,
         options=context.options,
         approximations=tuple(dict.fromkeys(context.approximations)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -87,6 +87,16 @@ class Context:
     picks: list[Pick] = field(default_factory=list)
     denominators: list[Denominator] = field(default_factory=list)
     zeros: dict[Node, bool] = field(default_factory=dict)  # what `rules.zeros` has found
+
+    def vectors(self) -> Iterator[Tensor]:
+        """The labels of all places."""
+        yield from (labels for _, labels in self.inputs)
+        for place in (*self.counts, *self.sums, *self.denominators):
+            yield place.ids
+        for several in (*(p.parts for p in self.equal_parts), *(p.ids for p in self.products)):
+            yield from several
+        for pick in self.picks:
+            yield from (pick.before, pick.after)
 
 
 @dataclass
