@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels import ChannelError, ChannelGraph, Pruned, prune_channels
-from lightning_prune.channels.graph.graph import kept_count
+from lightning_prune.channels.graph.vectors import kept_count
 from tests.sweep.channels_table import RATIO, table
 from tests.sweep.networks import build, by_family, is_norm, listing, train_step
 

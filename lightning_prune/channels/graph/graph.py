@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.graph.modes import Traced, label_modes, trace_modes
+from lightning_prune.channels.graph.vectors import Vectors
 from lightning_prune.channels.trace.call import Context, Options, Value
 from lightning_prune.channels.trace.labels import FROZEN_IDS, Labels
 from lightning_prune.channels.trace.program import Program
@@ -26,7 +27,8 @@ class ChannelGraph:
 
     Attributes:
         axes: {tensor name: {dim: group ids, int64 of shape (size of the dim,)}}. An id from 0 on is a group that may
-            be removed; -1 - r is frozen for the reasons `frozen_reasons[r]`.
+            be removed; -1 - r is frozen for the reasons `frozen_reasons[r]`. Equal vectors, here and in all places,
+            are one tensor.
         shapes: {tensor name: shape}.
         size: the number of removable groups.
         counts, equal_parts: the places in the code that have to change with the channels.
@@ -128,6 +130,15 @@ class ChannelGraph:
                 found[identity].append(Member(name, dim, tuple(indices)))
         return found
 
+    @cached_property
+    def widths(self) -> tuple[Vectors, Vectors]:
+        """The vectors that a selection can change, each once: those of dim 0 of tensors; of other dims, and counted."""
+        rows = [ids for _, dim, ids in self.each() if dim == 0]
+        others = [*(ids for _, dim, ids in self.each() if dim > 0), *(count.ids for count in self.counts)]
+        distinct = ({id(ids): ids for ids in several}.values() for several in (rows, others))
+        first, second = (Vectors(ids for ids in several if bool((ids >= 0).any())) for several in distinct)
+        return first, second
+
     @property
     def frozen(self) -> list[Frozen]:
         """Every channel that stays whatever is asked, with the reasons."""
@@ -188,7 +199,9 @@ def _finish(
     free[:FROZEN_IDS] = False
     ids = free.cumsum(0) - 1  # of a root: its position among the free ones, or -1 - that among the frozen ones
     ids[frozen] = -1 - torch.arange(len(frozen))
-    known = dict(zip(vectors, ids[roots].split(sizes), strict=True))
+    equal: dict[bytes, Tensor] = {}  # one tensor for all equal ones
+    parts = ids[roots].split(sizes)
+    known = {key: equal.setdefault(part.numpy().tobytes(), part) for key, part in zip(vectors, parts, strict=True)}
 
     def of(vector: Tensor) -> Tensor:
         return known[id(vector)]
@@ -235,13 +248,3 @@ def _layer_table(graph: ChannelGraph) -> list[str]:
         for row in shown
     ]
     return table + ([f"... and {len(rows) - lines} more layers"] if len(rows) > lines else [])
-
-
-def kept_mask(ids: Tensor, keep: Tensor) -> Tensor:
-    """The channels that stay, bool in the shape of `ids` (group ids); keep: bool of shape (groups,)."""
-    return (ids < 0) | keep[ids.clamp(min=0)] if len(keep) else torch.ones_like(ids, dtype=torch.bool)
-
-
-def kept_count(ids: Tensor, keep: Tensor) -> int:
-    """How many channels of a vector of group ids stay; keep: bool of shape (groups,)."""
-    return int(kept_mask(ids, keep).sum())

@@ -157,16 +157,20 @@ def tensors_to_cut(plan: PruningPlan, target: nn.Module) -> Iterator[tuple[str, 
 
 def cut_tensors(plan: PruningPlan, target: nn.Module, optimizers: Iterable[Optimizer]) -> None:
     """Slices parameters, their gradients, buffers and optimizer state. Everything was checked before."""
+    indices = {
+        id(kept): torch.tensor(kept, dtype=torch.int64) for cut in plan.cuts.values() for kept in cut.kept.values()
+    }
     with torch.no_grad():
         for name, tensor, cut in tensors_to_cut(plan, target):
+            kept = {dim: indices[id(kept)] for dim, kept in cut.kept.items()}
             for optimizer in optimizers:
                 cut_state(optimizer, tensor, name, cut)
             grad, tensor.grad = tensor.grad, None  # a gradient of the old shape may not stay
-            tensor.data = take(tensor.data, cut.kept)
+            tensor.data = take(tensor.data, kept)
             if 0 in cut.new_shape and tensor.requires_grad:
                 tensor.requires_grad_(False)  # DDP waits for the gradient of whatever says that it has one
             elif grad is not None:
-                tensor.grad = take(grad, cut.kept)
+                tensor.grad = take(grad, kept)
 
 
 def clear_caches(target: nn.Module) -> None:

@@ -91,8 +91,9 @@ class Context:
     def vectors(self) -> Iterator[Tensor]:
         """The labels of all places."""
         yield from (labels for _, labels in self.inputs)
-        for place in (*self.counts, *self.sums, *self.denominators):
-            yield place.ids
+        yield from (count.ids for count in self.counts)
+        yield from (place.ids for place in self.sums)
+        yield from (place.ids for place in self.denominators)
         for several in (*(p.parts for p in self.equal_parts), *(p.ids for p in self.products)):
             yield from several
         for pick in self.picks:

@@ -87,4 +87,5 @@ def _sums(module: nn.Module, out: Tensor) -> Tensor:
     if out.ndim == 3 and not (hasattr(module, "kernel_size") or hasattr(module, "num_features")):
         last = True  # tokens
     channel = out.ndim - 1 if last else 1
-    return torch.linalg.vector_norm(out, 1, [d for d in range(out.ndim) if d != channel])
+    sums: Tensor = torch.linalg.vector_norm(out, 1, [d for d in range(out.ndim) if d != channel])
+    return sums
