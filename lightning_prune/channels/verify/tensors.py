@@ -185,11 +185,13 @@ def without_zeros(model: nn.Module, plan: PruningPlan) -> Step:
 
 def _silent(tensor: Tensor, cut: Cut | None) -> list[tuple[int, Tensor]]:
     """(dim, bool [its length]) of what is zero throughout: rows, and what reads a channel that goes."""
-    lines = [tensor[(0,) * d + (slice(None),) + (0,) * (tensor.ndim - d - 1)] for d in range(tensor.ndim)]
-    if all(bool(line.all()) for line in lines):  # one number of every row and of every column
+    if tensor.ndim == 1:
+        return [] if bool(tensor.any()) else [(0, torch.ones_like(tensor, dtype=torch.bool))]
+    dims = {0, *(cut.kept if cut is not None else ())}
+    if all(bool(_first_of_each(tensor, dim).all()) for dim in dims):
         return []
-    low, high = (tensor.flatten(1) if tensor.ndim > 1 else tensor[None]).aminmax(dim=1)
-    found = [(0, ((low == 0) & (high == 0)).expand(len(tensor)))]
+    low, high = tensor.flatten(1).aminmax(dim=1)
+    found = [(0, (low == 0) & (high == 0))]
     for dim, kept in cut.kept.items() if cut is not None else ():
         if dim:  # what reads a channel that goes may have been trained, or folded, to zero
             others = [d for d in range(tensor.ndim) if d != dim]
@@ -198,6 +200,13 @@ def _silent(tensor: Tensor, cut: Cut | None) -> list[tuple[int, Tensor]]:
             off[list(kept)] = False
             found.append((dim, off))
     return [(dim, off) for dim, off in found if bool(off.any())]
+
+
+def _first_of_each(tensor: Tensor, dim: int) -> Tensor:
+    """One number of each row, column or what else a dim counts."""
+    for other in reversed([d for d in range(tensor.ndim) if d != dim]):
+        tensor = tensor.select(other, 0)
+    return tensor
 
 
 def _filled(tensor: Tensor, dim: int, off: Tensor) -> Tensor:
