@@ -63,7 +63,7 @@ class ScaleFactors:
         held = torch.cat([torch.empty(0, dtype=torch.int64), *(where[where >= 0] for where, _ in stay)])
         for name in graph.norms:
             vector, weight = graph.scale_ids(name), model.get_parameter(f"{name}.weight")
-            free = None if vector is None else vector.masked_fill(torch.isin(vector, held), -1)
+            free = vector if vector is None or not len(held) else vector.masked_fill(torch.isin(vector, held), -1)
             if free is None or not bool((free >= 0).any()):
                 frozen[name] = reason_to_stay(graph, vector, stay) if len(weight) else "none of its channels is left"
             elif not any(weight is p for p in params):  # else a norm under two names

@@ -214,7 +214,7 @@ def apply_plan(
         built = [programs if programs and i == 0 else _build(plan, t) for i, t in enumerate(targets)]
     for i, target in enumerate(targets):
         with torch.no_grad():
-            tensors = state_tensors(target)
+            tensors = state_tensors(target) if folds else {}
             for name, delta in (folds or {}).items():
                 tensors[name].add_(delta.to(tensors[name]))
         cut_tensors(plan, target, optimizers if i == 0 else ())

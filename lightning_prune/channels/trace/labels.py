@@ -49,7 +49,8 @@ class Labels:
 
     def unite(self, first: Tensor, second: Tensor) -> None:
         """Puts `first[i]` and `second[i]` in one group, for every i; the shapes must broadcast."""
-        first, second = torch.broadcast_tensors(first, second)
+        if first.shape != second.shape:
+            first, second = torch.broadcast_tensors(first, second)
         self._pending.append((first, second))
 
     def _settle(self) -> None:

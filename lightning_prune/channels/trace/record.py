@@ -90,13 +90,14 @@ class Recorder(TorchDispatchMode):
         self.graph, self.stack = Graph(), [{"": ("", type(model))}]
         self.fakes: dict[int, Tensor] = {}
         self._states: dict[str, str] = {}
-        self._parameters = frozenset(name for name, _ in model.named_parameters())
+        parameters = list(model.named_parameters())
+        self._parameters = frozenset(name for name, _ in parameters)
         self._inputs: list[str] = []
         self._held: dict[str, Tensor] = {}
         self._nodes: dict[int, Node] = {}
         self._alive: list[Tensor] = []  # an id may not be given away again
         self._first: Node | None = None  # of the calls
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        for name, tensor in (*parameters, *model.named_buffers()):
             if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer) or tensor.layout != torch.strided:
                 raise TypeError(f"{name} is a {type(tensor).__name__} of layout {tensor.layout}")
             twin = made(fake, tensor.shape, tensor.stride(), tensor.dtype, tensor.device)  # there are hundreds

@@ -275,16 +275,15 @@ def reading(model: nn.Module, read: Reader) -> Iterator[None]:
 
     oneDNN copies every weight into an order of its own, so it is off where one of them is large.
     """
-    named = ((path, module) for path, module in model.named_modules() if module._parameters or module._buffers)
-    before = [(path, module, module._parameters, module._buffers) for path, module in named]
+    before = [(path, module, module._parameters, module._buffers) for path, module in model.named_modules()]
     recurrent = [(path, module, module._flat_weights) for path, module, *_ in before if isinstance(module, nn.RNNBase)]
     reorders = torch.backends.mkldnn.enabled
     try:
         large = any(8 * p.numel() > SMALL for _, _, held, _ in before for p in held.values() if p is not None)
         torch.backends.mkldnn.enabled = reorders and not large  # type: ignore[assignment]
         for path, module, parameters, buffers in before:
-            module.__dict__["_parameters"] = _Made(parameters, path, read)
-            module.__dict__["_buffers"] = _Made(buffers, path, read)
+            module.__dict__["_parameters"] = _Made(parameters, path, read) if parameters else {}
+            module.__dict__["_buffers"] = _Made(buffers, path, read) if buffers else {}
         for path, module, _ in recurrent:  # they hold a list of their own
             names = module._flat_weights_names
             module.__dict__["_flat_weights"] = [read(f"{path}.{name}" if path else name) for name in names]
