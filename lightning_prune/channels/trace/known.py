@@ -17,7 +17,7 @@ _ATEN = torch.ops.aten
 _LIKE = {
     getattr(_ATEN, name).default
     for name in ("relu", "relu_", "silu", "silu_", "sigmoid", "sigmoid_", "gelu", "tanh", "tanh_", "hardswish",
-                 "hardswish_", "hardsigmoid", "hardsigmoid_", "leaky_relu", "leaky_relu_", "mish", "mish_", "dropout")
+                 "hardswish_", "hardsigmoid", "hardsigmoid_", "leaky_relu", "leaky_relu_", "mish", "mish_")
 }  # fmt: skip
 """Functions of one tensor, element by element."""
 

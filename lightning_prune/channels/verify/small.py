@@ -69,7 +69,7 @@ class Calls(TorchDispatchMode):
         inputs = [node.meta["val"] for node in program.placeholders() if node.name in program.inputs]
         batch = next((shape_of(t)[0] for t in inputs if isinstance(t, Tensor) and t.ndim), 1)
         wanted, found = [*_calls(program)], [(f, s) for f, s in self.seen if operator_name(f) not in _MOVES]
-        if [func for func, _ in wanted] != [func for func, _ in found]:
+        if [(func, len(out)) for func, out in wanted] != [(func, len(out)) for func, out in found]:
             return False
         shapes = [[shape for _, out in calls for shape in out] for calls in (wanted, found)]
         return all(map(partial(_alike, batch), *shapes))
