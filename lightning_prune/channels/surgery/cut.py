@@ -157,9 +157,8 @@ def tensors_to_cut(plan: PruningPlan, target: nn.Module) -> Iterator[tuple[str, 
 
 def cut_tensors(plan: PruningPlan, target: nn.Module, optimizers: Iterable[Optimizer]) -> None:
     """Slices parameters, their gradients, buffers and optimizer state. Everything was checked before."""
-    indices = {
-        id(kept): torch.tensor(kept, dtype=torch.int64) for cut in plan.cuts.values() for kept in cut.kept.values()
-    }
+    tuples = {id(kept): kept for cut in plan.cuts.values() for kept in cut.kept.values()}  # most are of several tensors
+    indices = {key: torch.tensor(kept, dtype=torch.int64) for key, kept in tuples.items()}
     with torch.no_grad():
         for name, tensor, cut in tensors_to_cut(plan, target):
             kept = {dim: indices[id(kept)] for dim, kept in cut.kept.items()}
