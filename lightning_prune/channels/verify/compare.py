@@ -14,6 +14,7 @@ from lightning_prune.channels.surgery.denominators import standing_in
 from lightning_prune.channels.surgery.retrace import at_least_two
 from lightning_prune.channels.trace.program import Program
 from lightning_prune.channels.verify.layers import first_apart, watched
+from lightning_prune.channels.verify.noise import rounded, shaken, without_zeros
 from lightning_prune.channels.verify.runs import distance, exact_dtypes, random_like, run, runs_in_training, untouched
 from lightning_prune.channels.verify.small import Calls, smaller
 from lightning_prune.channels.verify.tensors import (
@@ -25,11 +26,8 @@ from lightning_prune.channels.verify.tensors import (
     masked,
     reader,
     remembered,
-    rounded,
-    shaken,
     sliced,
     through,
-    without_zeros,
 )
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.support.modes import mode
