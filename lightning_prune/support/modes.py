@@ -75,18 +75,22 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
     lists: list[tuple[list[Any], list[Any]]] = []
     for module in model.modules():
         saved.append((module, dict(vars(module))))
-        own = {name: dict(v) for name, v in vars(module).items() if isinstance(v, dict) and not name.startswith("_")}
-        lists += [(v, list(v)) for name, v in vars(module).items() if type(v) is list and not name.startswith("_")]
-        module.__dict__.update(own | {name: {} for name, _ in tensor_caches(module)})
+        held = [(n, v) for n, v in vars(module).items() if isinstance(v, (dict, list)) and n[0] != "_"]
+        if held:
+            lists += [(v, list(v)) for _, v in held if type(v) is list]
+            own = {name: dict(v) for name, v in held if isinstance(v, dict)}
+            module.__dict__.update(own | {name: {} for name, _ in tensor_caches(module)})
     try:
         yield
     finally:
         for module, before in saved:
-            for name in [n for n in vars(module) if n not in before]:
-                del module.__dict__[name]
-            module.__dict__.update({n: v for n, v in before.items() if n != "training"})
-        for held, content in lists:  # a hook may hold the very list
-            held[:] = content
+            now = vars(module)
+            for name in now.keys() - before.keys():
+                del now[name]
+            before["training"] = module.training
+            now.update(before)
+        for kept, content in lists:  # a hook may hold the very list
+            kept[:] = content
 
 
 @contextlib.contextmanager
@@ -96,11 +100,14 @@ def without_hooks(model: nn.Module) -> Iterator[None]:
     Its own: they are PyTorch's, or hold a module or something that a module holds (a network that collects features).
     """
     modules = list(model.modules())
+    saved = [(vars(m), name, hooks) for m in modules for name in _HOOKS if (hooks := vars(m).get(name))]
     plain = (str, int, float, bool, tuple, type, type(None))
     held = {id(m) for m in modules} | {
-        id(v) for m in modules for n, v in vars(m).items() if n not in _HOOKS and not isinstance(v, plain)
+        id(v)
+        for m in (modules if saved else ())
+        for n, v in vars(m).items()
+        if n not in _HOOKS and not isinstance(v, plain)
     }
-    saved = [(vars(m), name, hooks) for m in modules for name in _HOOKS if (hooks := vars(m).get(name))]
     try:
         for attributes, name, hooks in saved:
             attributes[name] = OrderedDict((k, hook) for k, hook in hooks.items() if _is_own(hook, held))

@@ -23,7 +23,7 @@ def state_tensors(model: nn.Module) -> dict[str, Tensor]:
 def tensor_caches(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
     """Iterates over the (name, dict) in which a layer caches tensors in eval mode, computed from its parameters."""
     for name, value in vars(module).items():
-        if isinstance(value, dict) and not name.startswith("_") and any(isinstance(v, Tensor) for v in value.values()):
+        if isinstance(value, dict) and value and name[0] != "_" and any(isinstance(v, Tensor) for v in value.values()):
             yield name, value
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.channels import prune_channels
+from lightning_prune.channels import ChannelGraph, prune_channels
 from lightning_prune.channels.verify import compare
 from lightning_prune.channels.verify.compare import Proof, check_plan
 from lightning_prune.plan.plan import PruningPlan
@@ -59,12 +59,13 @@ def exact(model: nn.Module, plan: PruningPlan, batch: Tensor) -> Proof:
 def measure(name: str, most: int) -> tuple[str, str, int, int, int, int]:
     """A row: network, what proves its right plan, wrong plans, refused by float32, by float64, by float64 alone."""
     plan, (model, batch) = right(name), prepared(name)
-    own = check_plan(model, plan, batch)
+    program = ChannelGraph.trace(model, batch).program
+    own = check_plan(model, plan, batch, program=program)
     cases = broken(plan, training=False)
     seen32 = seen64 = missed = 0
     chosen = random.Random(0).sample(cases, min(most, len(cases)))
     for wrong in chosen:
-        found = check_plan(model, wrong, batch)
+        found = check_plan(model, wrong, batch, program=program)
         passed = found.dtype == torch.float32
         equal = exact(model, wrong, batch).equal if passed else found.equal
         seen32, seen64, missed = seen32 + (not passed), seen64 + (not equal), missed + (passed and not equal)

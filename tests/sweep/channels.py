@@ -33,8 +33,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels import ChannelGraph, Pruned, prune_channels
-from lightning_prune.channels.graph.graph import kept_count
 from lightning_prune.channels.graph.modes import OUTPUT
+from lightning_prune.channels.graph.vectors import kept_count
 from lightning_prune.errors import PlanError
 from tests.sweep.channels_cost import memory
 from tests.sweep.channels_table import RATIO, table

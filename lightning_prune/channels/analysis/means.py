@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.analysis.constants import bias_behind
-from lightning_prune.channels.graph.graph import ChannelGraph, kept_mask
+from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.graph.propagate import describe
+from lightning_prune.channels.graph.vectors import kept_mask
 from lightning_prune.channels.trace.sites import module_path
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node, map_arg
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from lightning_prune.channels.graph.graph import ChannelGraph, kept_count
+from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.graph.propagate import operator_name, shape_of
+from lightning_prune.channels.graph.vectors import Vectors
 from lightning_prune.channels.trace.program import nested
 from lightning_prune.channels.trace.sites import module_path
 
@@ -23,6 +24,9 @@ COUNTED = (
     "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
 )  # fmt: skip
 """Operators that PyTorch's own flop counter counts, as they are called in a traced graph."""
+
+
+_CONVOLUTIONS = tuple(getattr(torch.ops.aten, f"conv{n}d").default for n in (1, 2, 3))
 
 
 @dataclass(frozen=True)
@@ -38,15 +42,13 @@ class _Term:
 
 
 class _Shares:
-    """The share that stays of each width vector, counted once for each tensor: most are those of several terms."""
+    """The share that stays of each width vector."""
 
-    def __init__(self, keep: Tensor) -> None:
-        self.keep = keep
-        self._known: dict[int, float] = {}
+    def __init__(self, widths: Vectors, keep: Tensor) -> None:
+        pairs = zip(widths.each, widths.counts(keep), strict=True)
+        self._known = {id(ids): count / len(ids) for ids, count in pairs}
 
     def of(self, ids: Tensor) -> float:
-        if id(ids) not in self._known:
-            self._known[id(ids)] = kept_count(ids, self.keep) / len(ids)
         return self._known[id(ids)]
 
 
@@ -61,19 +63,14 @@ class ChannelCost:
     size: int
     _macs: tuple[_Term, ...]
     _params: tuple[_Term, ...]
+    _widths: Vectors
 
     @classmethod
     def of(cls, graph: ChannelGraph) -> ChannelCost:
         """Counts once, with meta tensors, at the input size that the graph was traced with."""
-        known: dict[bytes, Tensor] = {}
-
-        def once(vectors: Iterable[Tensor]) -> tuple[Tensor, ...]:
-            """One tensor for all equal ones."""
-            return tuple(known.setdefault(ids.numpy().tobytes(), ids) for ids in vectors)
-
         involved: dict[Node, list[tuple[float, tuple[Tensor, ...]]]] = {}
         for product in graph.products:
-            involved.setdefault(product.node, []).append((product.share, once(product.ids)))
+            involved.setdefault(product.node, []).append((product.share, product.ids))
         batch = traced_batch(graph)
         macs = [
             _Term(flops / 2 / batch * share, widths, module_path(node)[0])
@@ -81,11 +78,12 @@ class ChannelCost:
             for share, widths in involved.get(node, [(1.0, ())])
         ]
         params = [
-            _Term(float(math.prod(shape)), once(graph.axes.get(name, {}).values()))
+            _Term(float(math.prod(shape)), tuple(graph.axes.get(name, {}).values()))
             for name, shape in graph.shapes.items()
             if name in graph.program.parameters
         ]
-        return cls(graph.size, tuple(macs), tuple(params))
+        widths = {id(ids): ids for term in (*macs, *params) for ids in term.widths}
+        return cls(graph.size, tuple(macs), tuple(params), Vectors(widths.values()))
 
     def macs(self, keep: Tensor | None = None) -> int:
         """MACs of one sample when the groups in `keep` (bool of shape (groups,)) stay; None keeps all."""
@@ -109,7 +107,7 @@ class ChannelCost:
         yield from ((term.layer, term.base, term.widths) for term in self._macs)
 
     def _shares(self, keep: Tensor | None) -> _Shares:
-        return _Shares(torch.ones(self.size, dtype=torch.bool) if keep is None else keep)
+        return _Shares(self._widths, torch.ones(self.size, dtype=torch.bool) if keep is None else keep)
 
 
 def traced_batch(graph: ChannelGraph) -> int:
@@ -129,13 +127,22 @@ def _flops(graph: Graph) -> list[tuple[Node, int]]:
         if inner := nested(node):
             found += _flops(inner)
     calls = [n for n in graph.nodes if n.op == "call_function" and operator_name(n.target) in COUNTED]
-    given = [map_arg((node.args, node.kwargs), _meta) for node in calls]
+    convolutions = {node: _convolution(node) for node in calls if node.target in _CONVOLUTIONS}
+    given = {node: map_arg((node.args, node.kwargs), _meta) for node in calls if node not in convolutions}
     with FlopCounterMode(display=False) as counter:
-        for node, (args, kwargs) in zip(calls, given, strict=True):
+        for node in calls:
             before = counter.get_total_flops()
-            node.target(*args, **kwargs)
-            found.append((node, counter.get_total_flops() - before))
+            if node in given:
+                args, kwargs = given[node]
+                node.target(*args, **kwargs)
+            found.append((node, convolutions.get(node, counter.get_total_flops() - before)))
     return found
+
+
+def _convolution(node: Node) -> int:
+    """What the counter counts of a convolution: by its shapes, as to run it on meta tensors takes ten times as long."""
+    x, weight, out = (shape_of(n.meta["val"]) for n in (*node.args[:2], node))  # type: ignore[union-attr]
+    return int(conv_flop_count(list(x), list(weight), list(out)))
 
 
 def _meta(node: Node) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.channels.graph.modes import Traced, label_modes, trace_modes
+from lightning_prune.channels.graph.vectors import Vectors
 from lightning_prune.channels.trace.call import Context, Options, Value
 from lightning_prune.channels.trace.labels import FROZEN_IDS, Labels
 from lightning_prune.channels.trace.program import Program
@@ -26,7 +27,8 @@ class ChannelGraph:
 
     Attributes:
         axes: {tensor name: {dim: group ids, int64 of shape (size of the dim,)}}. An id from 0 on is a group that may
-            be removed; -1 - r is frozen for the reasons `frozen_reasons[r]`.
+            be removed; -1 - r is frozen for the reasons `frozen_reasons[r]`. Equal vectors, here and in all places,
+            are one tensor.
         shapes: {tensor name: shape}.
         size: the number of removable groups.
         counts, equal_parts: the places in the code that have to change with the channels.
@@ -128,6 +130,15 @@ class ChannelGraph:
                 found[identity].append(Member(name, dim, tuple(indices)))
         return found
 
+    @cached_property
+    def widths(self) -> tuple[Vectors, Vectors]:
+        """The vectors that a selection can change, each once: those of dim 0 of tensors; of other dims, and counted."""
+        rows = [ids for _, dim, ids in self.each() if dim == 0]
+        others = [*(ids for _, dim, ids in self.each() if dim > 0), *(count.ids for count in self.counts)]
+        distinct = ({id(ids): ids for ids in several}.values() for several in (rows, others))
+        first, second = (Vectors(ids for ids in several if bool((ids >= 0).any())) for several in distinct)
+        return first, second
+
     @property
     def frozen(self) -> list[Frozen]:
         """Every channel that stays whatever is asked, with the reasons."""
@@ -180,36 +191,44 @@ def _finish(
 ) -> ChannelGraph:  # fmt: skip
     """Turns roots into small group ids and freezes what stands alone."""
     labels = context.labels
-    vectors = [v for value in tensors.values() for v in value.axes.values()]
-    owned = labels.find(torch.cat(vectors)) if vectors else torch.empty(0, dtype=torch.int64)
-    roots, counts = owned.unique(return_counts=True)
+    own = [v for value in tensors.values() for v in value.axes.values()]
+    nothing = torch.empty(0, dtype=torch.int64)
     # one index of one tensor, related to nothing: no operator that was understood touched it
-    labels.freeze(roots[(roots >= FROZEN_IDS) & (counts == 1)], "no operator relates it to another tensor")
-    free = labels.find(owned)
-    free = free[free >= FROZEN_IDS].unique()
+    alone = (torch.bincount(labels.find(torch.cat([nothing, *own]))) == 1).nonzero().flatten()
+    labels.freeze(alone[alone >= FROZEN_IDS], "no operator relates it to another tensor")
+    vectors = {id(v): v for v in (*own, *context.vectors())}  # all at once, as there are thousands
+    sizes = [len(v) for v in vectors.values()]
+    roots = labels.find(torch.cat([nothing, *vectors.values()]))
     reasons = labels.reasons()
     frozen = torch.tensor(sorted(reasons), dtype=torch.int64)
-    roots = labels.roots()
-    # the id of each label: -1 - position of the frozen root, or the position of the free root
-    ids = torch.where(
-        roots < FROZEN_IDS, -1 - torch.searchsorted(frozen, roots), torch.searchsorted(free, roots) if len(free) else 0
-    )
+    free = torch.zeros(labels.size, dtype=torch.bool)
+    free[labels.find(torch.cat([nothing, *own]))] = True
+    free[:FROZEN_IDS] = False
+    ids = free.cumsum(0) - 1  # of a root: its position among the free ones, or -1 - that among the frozen ones
+    ids[frozen] = -1 - torch.arange(len(frozen))
+    equal: dict[bytes, Tensor] = {}  # one tensor for all equal ones
+    parts = ids[roots].split(sizes)
+    known = {key: equal.setdefault(part.numpy().tobytes(), part) for key, part in zip(vectors, parts, strict=True)}
+
+    def of(vector: Tensor) -> Tensor:
+        return known[id(vector)]
+
     entering: dict[str, list[Tensor]] = {}
     for path, vector in context.inputs:
-        entering.setdefault(path, []).append(ids[vector])
+        entering.setdefault(path, []).append(of(vector))
     return cls(
-        axes={name: {d: ids[v] for d, v in value.axes.items()} for name, value in tensors.items() if value.axes},
+        axes={name: {d: of(v) for d, v in value.axes.items()} for name, value in tensors.items() if value.axes},
         shapes={name: value.shape for name, value in tensors.items()},
-        size=len(free),
+        size=int(free.sum()),
         frozen_reasons=[tuple(reasons[int(root)]) for root in frozen],
-        counts=[replace(count, ids=ids[count.ids]) for count in context.counts],
-        equal_parts=[replace(place, parts=tuple(ids[p] for p in place.parts)) for place in context.equal_parts],
+        counts=[replace(count, ids=of(count.ids)) for count in context.counts],
+        equal_parts=[replace(place, parts=tuple(map(of, place.parts))) for place in context.equal_parts],
         norms=norms,
         inputs=entering,
-        sums=[replace(place, ids=ids[place.ids]) for place in context.sums],
-        products=[replace(place, ids=tuple(ids[v] for v in place.ids)) for place in context.products],
-        picks=[replace(pick, before=ids[pick.before], after=ids[pick.after]) for pick in context.picks],
-        denominators=[replace(place, ids=ids[place.ids]) for place in context.denominators],
+        sums=[replace(place, ids=of(place.ids)) for place in context.sums],
+        products=[replace(place, ids=tuple(map(of, place.ids))) for place in context.products],
+        picks=[replace(pick, before=of(pick.before), after=of(pick.after)) for pick in context.picks],
+        denominators=[replace(place, ids=of(place.ids)) for place in context.denominators],
         traced=traced,
         options=context.options,
         approximations=tuple(dict.fromkeys(context.approximations)),
@@ -236,13 +255,3 @@ def _layer_table(graph: ChannelGraph) -> list[str]:
         for row in shown
     ]
     return table + ([f"... and {len(rows) - lines} more layers"] if len(rows) > lines else [])
-
-
-def kept_mask(ids: Tensor, keep: Tensor) -> Tensor:
-    """The channels that stay, bool in the shape of `ids` (group ids); keep: bool of shape (groups,)."""
-    return (ids < 0) | keep[ids.clamp(min=0)] if len(keep) else torch.ones_like(ids, dtype=torch.bool)
-
-
-def kept_count(ids: Tensor, keep: Tensor) -> int:
-    """How many channels of a vector of group ids stay; keep: bool of shape (groups,)."""
-    return int(kept_mask(ids, keep).sum())

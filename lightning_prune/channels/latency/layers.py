@@ -12,8 +12,9 @@ from torch.fx import Node
 from torch.fx.operator_schemas import normalize_function
 
 from lightning_prune.channels.graph.cost import traced_batch
-from lightning_prune.channels.graph.graph import ChannelGraph, kept_count
+from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.graph.propagate import operator_name, shape_of
+from lightning_prune.channels.graph.vectors import kept_count
 from lightning_prune.channels.trace.sites import module_path
 
 _CONVS = ("conv1d", "conv2d", "conv3d")

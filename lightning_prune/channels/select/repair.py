@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from lightning_prune.channels.graph.graph import ChannelGraph, kept_count
+from lightning_prune.channels.graph.graph import ChannelGraph
+from lightning_prune.channels.graph.vectors import Vectors, kept_count
 from lightning_prune.errors import PlanError
 
 _TOLERANCE = 0.005  # share of the budget that may stay unused before single groups are tried
@@ -40,9 +41,9 @@ def repair(
     Returns:
         bool [groups].
     """
-    keep = keep.clone()
-    layers = _distinct((ids for _, dim, ids in graph.each() if dim == 0), empty)
-    others = _distinct([*(ids for _, dim, ids in graph.each() if dim > 0), *(c.ids for c in graph.counts)], empty)
+    keep, (layers, others) = keep.clone(), graph.widths
+    if empty is not None and bool(empty.any()):
+        layers, others = (Vectors(ids for ids in v.each if not _within(ids, empty)) for v in (layers, others))
     ties = [tuple(g) for g in equal]
 
     def restore(ids: Tensor, target: int) -> bool:
@@ -61,15 +62,15 @@ def repair(
     changed = True
     while changed:
         changed = False
-        for ids in layers:
-            size, left = len(ids), kept_count(ids, keep)
+        for ids, left in _counted(layers, keep):
+            size = len(ids)
             floor = min_channels if isinstance(min_channels, int) else math.ceil(min_channels * size)
             target = max(left, min(max(1, floor), size))
             if target < size:
                 target = min(size, math.ceil(target / divisor) * divisor)
-            changed |= restore(ids, target)
-        for ids in others:
-            changed |= restore(ids, 1)
+            changed |= left < target and restore(ids, target)
+        for ids, left in _counted(others, keep):
+            changed |= left < 1 and restore(ids, 1)
         for group in ties:
             most = max(kept_count(ids, keep) for ids in group)
             for ids in group:
@@ -77,14 +78,18 @@ def repair(
     return keep
 
 
-def _distinct(vectors: Iterable[Tensor], empty: Tensor | None = None) -> list[Tensor]:
-    """Drops vectors that occur before, those that no selection can change, and those of empty layers."""
-    seen: dict[bytes, Tensor] = {}
-    for ids in vectors:
-        gone = empty is not None and bool((ids >= 0).all()) and bool(empty[ids].all())
-        if bool((ids >= 0).any()) and not gone:
-            seen.setdefault(ids.numpy().tobytes(), ids)
-    return list(seen.values())
+def _counted(vectors: Vectors, keep: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Iterates over (groups, how many of them stay now): `keep` may change meanwhile."""
+    counts, then = vectors.counts(keep), keep.clone()
+    for i, ids in enumerate(vectors.each):
+        if not torch.equal(keep, then):
+            counts, then = vectors.counts(keep), keep.clone()
+        yield ids, counts[i]
+
+
+def _within(ids: Tensor, chosen: Tensor) -> bool:
+    """Whether all channels of a vector are of chosen groups."""
+    return bool((ids >= 0).all()) and bool(chosen[ids].all())
 
 
 def meet_budget(

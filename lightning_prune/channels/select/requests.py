@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lightning_prune.channels.analysis.branches import Branches
 from lightning_prune.channels.analysis.constants import Constants
-from lightning_prune.channels.graph.graph import ChannelGraph, kept_count
+from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.graph.modes import OUTPUT
+from lightning_prune.channels.graph.vectors import kept_count
 from lightning_prune.channels.rules.reduce import COUNTED
 from lightning_prune.channels.select.selection import Request, Resource, Selection
 from lightning_prune.errors import PlanError

@@ -63,7 +63,7 @@ class ScaleFactors:
         held = torch.cat([torch.empty(0, dtype=torch.int64), *(where[where >= 0] for where, _ in stay)])
         for name in graph.norms:
             vector, weight = graph.scale_ids(name), model.get_parameter(f"{name}.weight")
-            free = None if vector is None else vector.masked_fill(torch.isin(vector, held), -1)
+            free = vector if vector is None or not len(held) else vector.masked_fill(torch.isin(vector, held), -1)
             if free is None or not bool((free >= 0).any()):
                 frozen[name] = reason_to_stay(graph, vector, stay) if len(weight) else "none of its channels is left"
             elif not any(weight is p for p in params):  # else a norm under two names
@@ -205,16 +205,17 @@ def layers_of(names: Sequence[str], held: Sequence[Tensor], size: int) -> tuple[
     Returns:
         (layer of each group, int64 [size], -1 for groups that no tensor has; names of each layer's tensors)
     """
-    layer, sets = torch.zeros(size, dtype=torch.int64), list[tuple[int, ...]]([()])
-    for i, ids in enumerate(held):
-        groups = ids[(ids >= 0) & (ids < size)].unique()
-        # A tensor splits the layers that it has a part of.
-        split, place = layer[groups].unique(return_inverse=True)
-        layer[groups] = len(sets) + place
-        sets += [(*sets[old], i) for old in split.tolist()]
-    used, place = layer.unique(return_inverse=True)
+    count = max(len(held), 1)
+    free = [ids[(ids >= 0) & (ids < size)] for ids in held]
+    pairs = torch.cat([torch.empty(0, dtype=torch.int64), *(ids * count + i for i, ids in enumerate(free))]).unique()
+    group, tensor = pairs // count, pairs % count
+    # Groups of the same tensors have the same sum of random numbers of 62 bits, one of each tensor.
+    marks = torch.randint(1 << 62, (count,), generator=torch.Generator().manual_seed(0))
+    used, place = torch.zeros(size, dtype=torch.int64).index_add_(0, group, marks[tensor]).unique(return_inverse=True)
     first = torch.full((len(used),), size).scatter_reduce_(0, place, torch.arange(size), "amin")
-    order = [n for n in first.argsort().tolist() if sets[int(used[n])]]  # by the first group of each
+    starts, numbers = torch.searchsorted(group, torch.arange(size + 1)).tolist(), tensor.tolist()
+    runs = [numbers[starts[g] : starts[g + 1]] for g in first.tolist()]
+    order = [n for n in first.argsort().tolist() if runs[n]]  # by the first group of each
     number = torch.full((len(used),), -1)
     number[order] = torch.arange(len(order))
-    return number[place], tuple(tuple(names[i] for i in sets[int(used[n])]) for n in order)
+    return number[place], tuple(tuple(names[i] for i in runs[n]) for n in order)

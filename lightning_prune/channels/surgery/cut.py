@@ -157,16 +157,19 @@ def tensors_to_cut(plan: PruningPlan, target: nn.Module) -> Iterator[tuple[str, 
 
 def cut_tensors(plan: PruningPlan, target: nn.Module, optimizers: Iterable[Optimizer]) -> None:
     """Slices parameters, their gradients, buffers and optimizer state. Everything was checked before."""
+    tuples = {id(kept): kept for cut in plan.cuts.values() for kept in cut.kept.values()}  # most are of several tensors
+    indices = {key: torch.tensor(kept, dtype=torch.int64) for key, kept in tuples.items()}
     with torch.no_grad():
         for name, tensor, cut in tensors_to_cut(plan, target):
+            kept = {dim: indices[id(kept)] for dim, kept in cut.kept.items()}
             for optimizer in optimizers:
                 cut_state(optimizer, tensor, name, cut)
             grad, tensor.grad = tensor.grad, None  # a gradient of the old shape may not stay
-            tensor.data = take(tensor.data, cut.kept)
+            tensor.data = take(tensor.data, kept)
             if 0 in cut.new_shape and tensor.requires_grad:
                 tensor.requires_grad_(False)  # DDP waits for the gradient of whatever says that it has one
             elif grad is not None:
-                tensor.grad = take(grad, cut.kept)
+                tensor.grad = take(grad, kept)
 
 
 def clear_caches(target: nn.Module) -> None:
@@ -210,7 +213,7 @@ def apply_plan(
         built = [programs if programs and i == 0 else _build(plan, t) for i, t in enumerate(targets)]
     for i, target in enumerate(targets):
         with torch.no_grad():
-            tensors = state_tensors(target)
+            tensors = state_tensors(target) if folds else {}
             for name, delta in (folds or {}).items():
                 tensors[name].add_(delta.to(tensors[name]))
         cut_tensors(plan, target, optimizers if i == 0 else ())

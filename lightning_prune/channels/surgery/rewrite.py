@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from lightning_prune.channels.graph.graph import ChannelGraph, kept_count, kept_mask
+from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.graph.propagate import operator_name
+from lightning_prune.channels.graph.vectors import kept_count, kept_mask
 from lightning_prune.channels.surgery.denominators import tell_call
 from lightning_prune.channels.surgery.retrace import FEATURES, Trace, traces
 from lightning_prune.channels.trace.call import Options

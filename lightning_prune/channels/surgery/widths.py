@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.channels.graph.graph import ChannelGraph, kept_count, kept_mask
+from lightning_prune.channels.graph.graph import ChannelGraph
+from lightning_prune.channels.graph.vectors import kept_count
 from lightning_prune.channels.surgery.denominators import denominators_of
 from lightning_prune.channels.surgery.empty import empty_paths
 from lightning_prune.channels.trace.sites import Count
@@ -31,21 +32,26 @@ class Widths:
     Attributes:
         path: the module's path.
         counts: the integers in its own forward that count channels.
+        counted: {id of a vector of the graph: how many of its channels stay}, of those that can change.
     """
 
     graph: ChannelGraph
     path: str
     counts: tuple[Count, ...]
-    keep: Tensor
+    counted: dict[int, int]
+
+    def left(self, ids: Tensor) -> int:
+        """How many channels of a vector of the graph stay."""
+        return self.counted.get(id(ids), len(ids))
 
     def new(self, before: int) -> int | None:
         """The width that replaces `before`, or None if no integer of that value counts channels here."""
-        found = {kept_count(c.ids, self.keep) for c in self.counts if c.value == before}
+        found = {self.left(c.ids) for c in self.counts if c.value == before}
         return found.pop() if len(found) == 1 else None
 
     def groups(self) -> int | None:
         """The new number of groups of a convolution or a norm in this module."""
-        found = {kept_count(c.ids, self.keep) for c in self.counts if c.argument in ("groups", "num_groups")}
+        found = {self.left(c.ids) for c in self.counts if c.argument in ("groups", "num_groups")}
         return found.pop() if len(found) == 1 else None
 
     def size(self, tensor: str, dim: int) -> int | None:
@@ -55,7 +61,7 @@ class Widths:
         if shape is None or dim >= len(shape):
             return None
         ids = self.graph.axes.get(name, {}).get(dim)
-        return shape[dim] if ids is None else kept_count(ids, self.keep)
+        return shape[dim] if ids is None else self.left(ids)
 
 
 def _cross_stage(module: Any, widths: Widths) -> dict[str, Any]:
@@ -154,10 +160,10 @@ def _inferred(module: nn.Module, widths: Widths) -> dict[str, Any]:
             continue
         for (node, argument), counts in lists.items():  # split sizes are matched as a whole
             if [c.value for _, c in sorted(counts.items())] == list(value):
-                new[name] = tuple(kept_count(c.ids, widths.keep) for _, c in sorted(counts.items()))
+                new[name] = tuple(widths.left(c.ids) for _, c in sorted(counts.items()))
                 break
             if argument == "sizes" and list(value) == list(node.args[2]):  # unflatten: the others count pixels
-                counted = {i: kept_count(c.ids, widths.keep) for i, c in counts.items() if value[i] != -1}
+                counted = {i: widths.left(c.ids) for i, c in counts.items() if value[i] != -1}
                 new[name] = tuple(counted.get(i, size) for i, size in enumerate(value))
                 break
     return new
@@ -166,9 +172,10 @@ def _inferred(module: nn.Module, widths: Widths) -> dict[str, Any]:
 def attribute_changes(model: nn.Module, graph: ChannelGraph, keep: Tensor) -> dict[str, dict[str, Change]]:
     """Returns {module path: {attribute: change}} for the channel groups that stay."""
     counts = counts_by_module(graph)
+    counted = {id(ids): n for v in graph.widths for ids, n in zip(v.each, v.counts(keep), strict=True)}
     changes: dict[str, dict[str, Change]] = {}
     for path, module in model.named_modules():
-        widths = Widths(graph, path, tuple(counts.get(path, ())), keep)
+        widths = Widths(graph, path, tuple(counts.get(path, ())), counted)
         new = _standard(module, widths)
         if not new and widths.counts:
             new = {**_inferred(module, widths), **ADAPTERS.get(type(module).__name__, lambda m, w: {})(module, widths)}
@@ -234,15 +241,13 @@ def equal_widths(model: nn.Module, graph: ChannelGraph) -> list[tuple[Tensor, ..
 def make_plan(model: nn.Module, graph: ChannelGraph, keep: Tensor, example_input: Any, form: str) -> PruningPlan:
     """Writes down what keeping some groups, bool [groups], leaves of a model; form: see `PruningPlan`."""
     cuts: dict[str, Cut] = {}
-    known: dict[bytes, tuple[int, ...]] = {}  # most vectors are those of several tensors
+    masks = {id(ids): mask for v in graph.widths for ids, mask in zip(v.each, v.masks(keep), strict=True)}
+    known = {key: tuple(mask.nonzero().flatten().tolist()) for key, mask in masks.items()}
     for name, dims in graph.axes.items():
         kept = {}
         for dim, ids in dims.items():
-            key = ids.numpy().tobytes()
-            if key not in known:
-                known[key] = tuple(kept_mask(ids, keep).nonzero().flatten().tolist())
-            if len(known[key]) < len(ids):
-                kept[dim] = known[key]
+            if len(known.get(id(ids), ids)) < len(ids):
+                kept[dim] = known[id(ids)]
         if kept:
             cuts[name] = Cut(graph.shapes[name], kept)
     state = state_tensors(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -87,6 +87,17 @@ class Context:
     picks: list[Pick] = field(default_factory=list)
     denominators: list[Denominator] = field(default_factory=list)
     zeros: dict[Node, bool] = field(default_factory=dict)  # what `rules.zeros` has found
+
+    def vectors(self) -> Iterator[Tensor]:
+        """The labels of all places."""
+        yield from (labels for _, labels in self.inputs)
+        yield from (count.ids for count in self.counts)
+        yield from (place.ids for place in self.sums)
+        yield from (place.ids for place in self.denominators)
+        for several in (*(p.parts for p in self.equal_parts), *(p.ids for p in self.products)):
+            yield from several
+        for pick in self.picks:
+            yield from (pick.before, pick.after)
 
 
 @dataclass

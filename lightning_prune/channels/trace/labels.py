@@ -32,6 +32,11 @@ class Labels:
             self._parent = torch.cat([self._parent, torch.arange(len(self._parent), 2 * self._next)])
         return torch.arange(start, self._next)
 
+    @property
+    def size(self) -> int:
+        """One more than the largest label so far."""
+        return self._next
+
     def roots(self) -> Tensor:
         """Returns the root of every label so far, int64 of shape (labels,)."""
         return self.find(torch.arange(self._next))
@@ -40,35 +45,27 @@ class Labels:
         """Returns the root of each label, in the shape of `labels`."""
         if self._pending:
             self._settle()
-        return self._above(labels)
+        return self._parent[labels]
 
     def unite(self, first: Tensor, second: Tensor) -> None:
         """Puts `first[i]` and `second[i]` in one group, for every i; the shapes must broadcast."""
-        first, second = torch.broadcast_tensors(first, second)
+        if first.shape != second.shape:
+            first, second = torch.broadcast_tensors(first, second)
         self._pending.append((first, second))
 
     def _settle(self) -> None:
         """Does what unions are left to do, all at once: a network has hundreds, and asks for roots a few times."""
         first, second = (torch.cat([pair[i].reshape(-1) for pair in self._pending]) for i in (0, 1))
         self._pending.clear()
-        while True:
-            a, b = self._above(first), self._above(second)
-            apart = a != b
-            if not bool(apart.any()):
-                # Path compression: later finds on these labels take one step.
-                self._parent[first] = a
-                self._parent[second] = a
-                return
-            a, b = a[apart], b[apart]
+        while not torch.equal(a := self._parent[first], b := self._parent[second]):
             self._parent.scatter_reduce_(0, torch.maximum(a, b), torch.minimum(a, b), "amin")
+            for part in (self._parent[: len(self._reasons)], self._parent[FROZEN_IDS : self._next]):
+                self._shorten(part)
 
-    def _above(self, labels: Tensor) -> Tensor:
-        roots = self._parent[labels]
-        while True:
-            above = self._parent[roots]
-            if torch.equal(above, roots):
-                return roots
-            roots = above
+    def _shorten(self, parents: Tensor) -> None:
+        """Makes all parents roots; every round halves the ways, which are long in a deep network."""
+        while not torch.equal(above := self._parent[parents], parents):
+            parents.copy_(above)
 
     def freeze(self, labels: Tensor, reason: str) -> None:
         """Freezes every group that `labels` touches and remembers why."""

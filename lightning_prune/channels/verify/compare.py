@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from lightning_prune.channels.surgery.cut import set_attributes
 from lightning_prune.channels.surgery.denominators import standing_in
 from lightning_prune.channels.surgery.retrace import at_least_two
+from lightning_prune.channels.trace.program import Program
 from lightning_prune.channels.verify.layers import first_apart, watched
+from lightning_prune.channels.verify.noise import rounded, shaken, without_zeros
 from lightning_prune.channels.verify.runs import distance, exact_dtypes, random_like, run, runs_in_training, untouched
+from lightning_prune.channels.verify.small import Calls, smaller
 from lightning_prune.channels.verify.tensors import (
     Reader,
     Step,
@@ -22,10 +25,9 @@ from lightning_prune.channels.verify.tensors import (
     fresh,
     masked,
     reader,
-    rounded,
-    shaken,
+    remembered,
     sliced,
-    without_zeros,
+    through,
 )
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.support.modes import mode
@@ -46,7 +48,8 @@ class Proof:
     """What the check on a random batch found.
 
     In float32 every layer was compared too, in the channels that stay, and what is told is of the model with small
-    random numbers added to its vectors; where that does not settle it, the outputs were compared in float64.
+    random numbers added to its vectors; of images on one sample of at most 64 x 64 pixels, where the model makes the
+    same calls on it. Where that does not settle it, the outputs were compared in float64.
 
     Attributes:
         difference: largest |masked - sliced| relative to the largest |masked|.
@@ -122,6 +125,7 @@ def check_trains(model: nn.Module, plan: PruningPlan, example_input: Any) -> Non
 def check_plan(
     model: nn.Module, plan: PruningPlan, example_input: Any, runner: Callable[..., list[Tensor]] = run,
     folds: Mapping[str, Tensor] | None = None, zeroed: Collection[str] = (), training: bool = False,
+    program: Program | None = None,
 ) -> Proof:  # fmt: skip
     """Compares what a plan leaves with the masked model, in which nothing else is zero, or with the model as it is.
 
@@ -132,13 +136,20 @@ def check_plan(
         folds: {tensor name: what is added to it before slicing}; if given, the model as it is is the reference,
         zeroed: in which the removed entries of these scale factors count as zero.
         training: in train mode, without dropout, and with BatchNorm on the batch's statistics.
+        program: the model's graph in eval mode; with it, a smaller example is tried first.
     """
     first = (without_zeros(model, plan),) if folds is None else ()
     if training:
         first, example_input = (*first, fresh), at_least_two(example_input)
     as_it_is = folds is not None and not zeroed
+    layers = folds is None and runner is run
+    if layers and not training and program is not None:
+        with untouched(model):
+            clear = _by_few_pixels(model, plan, example_input, first, program)
+        if clear is not None:
+            return clear
     with untouched(model), mode(model, training, noise=False):
-        if folds is None and runner is run and (clear := _by_layers(model, plan, example_input, first)) is not None:
+        if layers and (clear := _by_layers(model, plan, example_input, first)) is not None:
             return clear
         for dtype in exact_dtypes(model):
             reference = reader(model, *first, masked(plan, dtype, None if folds is None else zeroed))
@@ -172,7 +183,23 @@ def check_plan(
     return Proof(difference, distance(dense, expected), used, tolerance)
 
 
-def _by_layers(model: nn.Module, plan: PruningPlan, example_input: Any, first: tuple[Step, ...]) -> Proof | None:
+def _by_few_pixels(
+    model: nn.Module, plan: PruningPlan, example_input: Any, first: tuple[Step, ...], program: Program
+) -> Proof | None:
+    """The check on a smaller example, where that says as much; None where the given one has to tell."""
+    small = smaller(example_input)
+    if small is None:
+        return None
+    try:
+        with torch.inference_mode():
+            return _by_layers(model, plan, small, first, program)
+    except Exception:  # the network wants its size
+        return None
+
+
+def _by_layers(
+    model: nn.Module, plan: PruningPlan, example_input: Any, first: tuple[Step, ...], program: Program | None = None
+) -> Proof | None:
     """The check in float32, where that proves as much; None where float64 has to tell.
 
     The output alone would hide a mistake that fades on the way to it, so every layer is compared in the channels that
@@ -180,18 +207,25 @@ def _by_layers(model: nn.Module, plan: PruningPlan, example_input: Any, first: t
     """
     if any(p.dtype in (torch.float64, torch.complex64, torch.complex128) for p in model.parameters()):
         return None
-    first, dtype = (*first, shaken(model)), torch.float32
-    batch = random_like(example_input, dtype)
+    dtype = torch.float32
+    batch, read = random_like(example_input, dtype), reader(model, *first, shaken(model), cast(dtype))
+    read = read if model.training else remembered(read)  # a train-mode run writes statistics in place
     try:
-        dense = run(model, reader(model, *first, cast(dtype)), batch)
+        if program is None:
+            dense = run(model, read, batch)
+        else:
+            with Calls() as calls:
+                dense = run(model, calls.aside(read), batch)
+            if not calls.as_in(program):
+                return None
         with watched(model) as wanted:
-            expected = run(model, reader(model, *first, masked(plan, dtype)), batch)
+            expected = run(model, through(read, masked(plan, None)), batch)
     except RuntimeError:  # a layer that insists on its own dtype
         return None
     set_attributes(model, plan.attributes)
     try:
         with standing_in(model, plan), watched(model) as found:
-            result = run(model, reader(model, *first, sliced(plan, dtype)), batch)
+            result = run(model, through(read, sliced(plan, None)), batch)
     finally:
         set_attributes(model, plan.attributes, back=True)
     difference, effect = distance(expected, result), distance(dense, expected)

@@ -122,7 +122,7 @@ def _prove(
     for training in modes:
         where = " in train mode" if training else ""
         try:
-            proof = check_plan(model, plan, example_input, training=training)
+            proof = check_plan(model, plan, example_input, training=training, program=graph.program)
             lost = lost_gradients(model, plan, example_input) if training else []
         except Exception as error:
             reraise_ours(error)
@@ -195,7 +195,7 @@ def runs_without(
     def check(empty: Tensor) -> str:
         plan = plan_for(~empty)
         try:
-            proof = check_plan(model, plan, example_input)
+            proof = check_plan(model, plan, example_input, program=graph.program)
             if train:
                 check_trains(model, plan, example_input)
         except Exception as error:

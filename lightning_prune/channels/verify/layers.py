@@ -82,9 +82,14 @@ def _left(sums: Tensor, size: int, cuts: Iterable[Cut]) -> Tensor | None:
 
 def _sums(module: nn.Module, out: Tensor) -> Tensor:
     """Sums, as removed channels add nothing where the channels of an output are not where they are looked for."""
-    norm = getattr(module, "normalized_shape", ())
-    last = hasattr(module, "in_features") or (norm and out.shape[-1] == norm[-1])
-    if out.ndim == 3 and not (hasattr(module, "kernel_size") or hasattr(module, "num_features")):
+    norm = getattr(module, "normalized_shape", ()) if _has(module, "normalized_shape") else ()
+    last = _has(module, "in_features") or (norm and out.shape[-1] == norm[-1])
+    if out.ndim == 3 and not (_has(module, "kernel_size") or _has(module, "num_features")):
         last = True  # tokens
     channel = out.ndim - 1 if last else 1
     return out.abs().sum([d for d in range(out.ndim) if d != channel])
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    """As `hasattr`, which takes long to find that a module has no such attribute."""
+    return name in vars(module) or hasattr(type(module), name)

@@ -12,8 +12,9 @@ from lightning_prune.channels.surgery.denominators import standing_in
 from lightning_prune.channels.surgery.retrace import at_least_two
 from lightning_prune.channels.verify.compare import ROUNDING
 from lightning_prune.channels.verify.layers import Seen, first_apart, watched
+from lightning_prune.channels.verify.noise import without_zeros
 from lightning_prune.channels.verify.runs import exact_dtypes, random_like, run, untouched
-from lightning_prune.channels.verify.tensors import Reader, fresh, masked, reader, sliced, without_zeros
+from lightning_prune.channels.verify.tensors import Reader, fresh, masked, reader, sliced
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.support.modes import mode
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.fx import Graph, Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from lightning_prune.plan.cut import Cut
 from lightning_prune.plan.plan import PruningPlan
 from lightning_prune.support.tensors import state_tensors, take
 
@@ -33,14 +32,32 @@ Step = Callable[[str, Tensor], Tensor]
 def reader(model: nn.Module, *steps: Step) -> Reader:
     """Reads a model's tensors through some steps."""
     tensors = state_tensors(model)
+    return through(lambda name: tensors[name].detach(), *steps)
 
-    def read(name: str) -> Tensor:
-        tensor = tensors[name].detach()
+
+def remembered(read: Reader) -> Reader:
+    """Makes vectors once: a check asks for each several times, and they are small beside the rest."""
+    known: dict[str, Tensor] = {}
+
+    def again(name: str) -> Tensor:
+        if name in known:
+            return known[name]
+        tensor = read(name)
+        return known.setdefault(name, tensor) if tensor.ndim < 2 else tensor
+
+    return again
+
+
+def through(read: Reader, *steps: Step) -> Reader:
+    """What a reader makes, through more steps."""
+
+    def onward(name: str) -> Tensor:
+        tensor = read(name)
         for step in steps:
             tensor = step(name, tensor)
         return tensor
 
-    return read
+    return onward
 
 
 def fresh(name: str, tensor: Tensor) -> Tensor:
@@ -56,12 +73,14 @@ def cast(dtype: torch.dtype | None) -> Step:
 def masked(plan: PruningPlan, dtype: torch.dtype | None, only: Collection[str] | None = None) -> Step:
     """Every removed entry is zero: outputs of the removed channels and what consumes them."""
 
-    stays = _Stays()
+    stays = Stays()
 
     def step(name: str, tensor: Tensor) -> Tensor:
         if name not in plan.cuts or not plan.cuts[name].kept or (only is not None and name not in only):
             return cast(dtype)(name, tensor)
         cut, value = plan.cuts[name], tensor.to(dtype) if dtype is not None else tensor
+        if value.ndim == 1:
+            return torch.where(stays.mask(cut.kept[0], cut.shape[0]).to(value.device), value, 0)
         shapes = {dim: [-1 if d == dim else 1 for d in range(value.ndim)] for dim in cut.kept}
         left = [stays.mask(kept, cut.shape[dim]).view(shapes[dim]).to(value) for dim, kept in cut.kept.items()]
         if not bool(value.sum().isfinite()):
@@ -79,23 +98,23 @@ def masked(plan: PruningPlan, dtype: torch.dtype | None, only: Collection[str] |
 
 def sliced(plan: PruningPlan, dtype: torch.dtype | None) -> Step:
     """Every removed entry is gone."""
-    stays = _Stays()
+    stays = Stays()
 
     def step(name: str, tensor: Tensor) -> Tensor:
         if name in plan.cuts:
             cut = plan.cuts[name]
-            indices = {dim: stays.mask(kept, cut.shape[dim]).nonzero().flatten() for dim, kept in cut.kept.items()}
-            tensor = take(tensor, indices)
+            tensor = take(tensor, {dim: stays.indices(kept, cut.shape[dim]) for dim, kept in cut.kept.items()})
         return cast(dtype)(name, tensor)
 
     return step
 
 
-class _Stays:
+class Stays:
     """Kept indices as masks, made once for each tuple: most are those of several tensors of a plan."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, int], Tensor] = {}
+        self._indices: dict[tuple[int, int], Tensor] = {}
 
     def mask(self, kept: tuple[int, ...], size: int) -> Tensor:
         """Bool [size]. The tuple has to live as long as this does."""
@@ -104,6 +123,13 @@ class _Stays:
             self._known[key] = torch.zeros(size, dtype=torch.bool)
             self._known[key][torch.tensor(kept, dtype=torch.int64)] = True
         return self._known[key]
+
+    def indices(self, kept: tuple[int, ...], size: int) -> Tensor:
+        """The indices of the mask, int64."""
+        key = (id(kept), size)
+        if key not in self._indices:
+            self._indices[key] = self.mask(kept, size).nonzero().flatten()
+        return self._indices[key]
 
 
 def folded(folds: Mapping[str, Tensor], dtype: torch.dtype | None) -> Step:
@@ -116,97 +142,6 @@ def folded(folds: Mapping[str, Tensor], dtype: torch.dtype | None) -> Step:
         return value + folds[name].to(value)
 
     return step
-
-
-def without_zeros(model: nn.Module, plan: PruningPlan) -> Step:
-    """Nothing is zero throughout.
-
-    A scale factor of zero (a zero-initialised last norm, a pruned channel) hides every mistake behind it, so there are
-    ones there, and small random numbers in rows of weights (and in vectors) that are zero throughout, and where weights
-    that read a channel that goes are. Channels that are to go have a scale and a shift of one: a trained network may
-    have closed its ReLU on them.
-    """
-    paths = [name for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    norms = {f"{path}.weight" for path in paths}
-    stays = _Stays()
-    going = {
-        name: ~stays.mask(plan.cuts[name].kept[0], plan.cuts[name].shape[0])
-        for path in paths
-        for name in (f"{path}.weight", f"{path}.bias")
-        if name in plan.cuts and 0 in plan.cuts[name].kept
-    }
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    silent: dict[str, list[tuple[int, Tensor]]] = {}  # a check looks at every weight several times
-
-    def step(name: str, tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point() or tensor.numel() == 0:
-            return tensor
-        if name in going:
-            tensor = tensor.masked_fill(going[name].to(tensor.device), 1.0)
-        if name in norms:
-            return tensor.masked_fill(tensor == 0, 1.0)
-        if name not in parameters or not tensor.ndim:
-            return tensor
-        if name not in silent:
-            silent[name] = _silent(tensor, plan.cuts.get(name))
-        for dim, off in silent[name]:
-            tensor = _filled(tensor, dim, off)
-        return tensor
-
-    return step
-
-
-def _silent(tensor: Tensor, cut: Cut | None) -> list[tuple[int, Tensor]]:
-    """(dim, bool [its length]) of what is zero throughout: rows, and what reads a channel that goes."""
-    if int(tensor.count_nonzero()) == tensor.numel():
-        return []
-    low, high = (tensor.flatten(1) if tensor.ndim > 1 else tensor[None]).aminmax(dim=1)
-    found = [(0, ((low == 0) & (high == 0)).expand(len(tensor)))]
-    for dim, kept in cut.kept.items() if cut is not None else ():
-        if dim:  # what reads a channel that goes may have been trained, or folded, to zero
-            others = [d for d in range(tensor.ndim) if d != dim]
-            off = torch.linalg.vector_norm(tensor, torch.inf, others) == 0
-            off &= not bool(found[0][1].any())  # rows of noise are nowhere zero
-            off[list(kept)] = False
-            found.append((dim, off))
-    return [(dim, off) for dim, off in found if bool(off.any())]
-
-
-def _filled(tensor: Tensor, dim: int, off: Tensor) -> Tensor:
-    """Small random numbers at the indices of a dim where ``off``, bool, says so: the same each time, for any name."""
-    if not bool(off.any()):
-        return tensor
-    where = off.nonzero().flatten()
-    generator = torch.Generator().manual_seed(1)
-    shape = tensor.index_select(dim, where).shape
-    noise = 0.1 * torch.randn(shape, generator=generator, dtype=torch.float64)
-    return tensor.index_copy(dim, where, noise.to(tensor))
-
-
-def shaken(model: nn.Module) -> Step:
-    """Small positive random numbers are added to every vector of parameters.
-
-    Masked is sliced whatever the numbers are, and a vector of next to nothing (the layer scale or the bias of a fresh
-    network) would hide mistakes from float32. Positive, as they are to open what a ReLU closes, and not to close it.
-    """
-    named = list(model.named_parameters(remove_duplicate=False))
-    vectors = {name for name, p in named if p.is_floating_point() and 0 < p.numel() == max(p.shape, default=1)}
-    longest = max((p.numel() for name, p in named if name in vectors), default=0)
-    noise = 0.1 * torch.randn(longest, generator=torch.Generator().manual_seed(2)).abs()
-
-    def step(name: str, tensor: Tensor) -> Tensor:
-        return tensor + noise[: tensor.numel()].view(tensor.shape).to(tensor) if name in vectors else tensor
-
-    return step
-
-
-def rounded(name: str, tensor: Tensor) -> Tensor:
-    """Every number is moved by about one unit in the last place."""
-    if not tensor.is_floating_point():
-        return tensor
-    generator = torch.Generator().manual_seed(3)
-    sign = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor) * 2 - 1
-    return tensor * (1 + sign * torch.finfo(tensor.dtype).eps)
 
 
 class _Made(dict[str, Any]):
@@ -245,8 +180,8 @@ def reading(model: nn.Module, read: Reader) -> Iterator[None]:
         large = any(8 * p.numel() > SMALL for _, _, held, _ in before for p in held.values() if p is not None)
         torch.backends.mkldnn.enabled = reorders and not large  # type: ignore[assignment]
         for path, module, parameters, buffers in before:
-            module.__dict__["_parameters"] = _Made(parameters, path, read)
-            module.__dict__["_buffers"] = _Made(buffers, path, read)
+            module.__dict__["_parameters"] = _Made(parameters, path, read) if parameters else {}
+            module.__dict__["_buffers"] = _Made(buffers, path, read) if buffers else {}
         for path, module, _ in recurrent:  # they hold a list of their own
             names = module._flat_weights_names
             module.__dict__["_flat_weights"] = [read(f"{path}.{name}" if path else name) for name in names]

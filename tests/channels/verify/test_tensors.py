@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from lightning_prune.channels import prune_channels
 from lightning_prune.channels.verify import compare
+from lightning_prune.channels.verify.noise import without_zeros
 from lightning_prune.channels.verify.runs import exact_dtypes
-from lightning_prune.channels.verify.tensors import cast, reader, reading, without_zeros
+from lightning_prune.channels.verify.tensors import cast, reader, reading
 from lightning_prune.plan.cut import Cut
 from lightning_prune.plan.plan import PruningPlan
 from tests.channels.models import Chain, random_scores, randomise
