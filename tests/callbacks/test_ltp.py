@@ -100,25 +100,6 @@ def test_learned_thresholds_differ_and_the_kept_share_tracks_its_path(accumulate
     assert sum(gaps) / len(gaps) < 0.05
 
 
-@pytest.mark.parametrize("how", [{"target_sparsity": 0.8}, {"lam": 0.3}])
-def test_a_layer_that_grows_in_training_keeps_its_share(how: dict[str, float], tmp_path: Path) -> None:
-    """Weights before a BatchNorm grow without a change of what it computes; thresholds follow, and no layer pays."""
-    grown: list[torch.Tensor] = []
-
-    class Grow(LTPCallback):
-        def _refresh(self) -> None:
-            super()._refresh()
-            if int(self._steps) == 4:
-                before = self.thresholds()
-                with torch.no_grad():
-                    self.units.targets[1].param.mul_(3)
-                super()._refresh()
-                grown.append(self.thresholds() / before)
-
-    trainer(tmp_path, [Grow(sparsify=1.0, **how)], max_epochs=2).fit(Toy(), loaders()["train_dataloaders"])
-    torch.testing.assert_close(grown, [torch.tensor([1.0, 9.0, 1.0])])
-
-
 def test_an_early_end_prunes_as_far_as_the_phase_has_come(tmp_path: Path) -> None:
     class Stop(lightning.Callback):
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:

@@ -20,12 +20,11 @@ from lightning_prune.masks.ltp import BAND, KEPT, TASK
 from lightning_prune.masks.shards import local
 from lightning_prune.masks.units import WeightUnits
 
-_REFRESHES = 20  # times in the phase that Var|w|, σ² and the highest allowed thresholds are measured anew
+_REFRESHES = 20  # times in the phase that Var|w| and the highest allowed thresholds are measured anew
 _HOLD = 0.3  # share of the phase at its end in which the target is held
 _TRAVEL = 3.0  # without a target, thresholds can travel this many times the distance to a sparsity of 0.9
 _LEARN = 1.0  # with a target, how far log r of a layer can go from its prior
 _AVERAGE = 0.9  # of the price that is logged
-_LEAST = 1e-12  # of σ²
 _VANISHED = 5  # logged steps with an empty band before the warning
 
 
@@ -44,9 +43,9 @@ class LTPCallback(ThresholdPruning):
         target_sparsity: share of weights to prune; 0.9 if no target and no ``lam`` is given.
         lam: instead of a target, the price of keeping all prunable weights, λ·N, in units of the loss. In mode
             "paper", the price λ of one weight, with a target or without.
-        mode: "normalized" learns ``u = τ/σ²`` with Adam, so one setting serves layers of every size (σ² = mean w² of
-            the layer; with a target in proportion to it, and when the phase begins what would prune normal weights
-            alike); "paper" learns raw τ by plain gradient descent, T0 constant.
+        mode: "normalized" learns ``u = τ/σ²`` (σ² = mean w² of the layer when the phase begins; with a target, what
+            would prune normal weights alike) with Adam, so one setting serves layers of every size; "paper" learns raw
+            τ by plain gradient descent, T0 constant.
         temperature: final T0; a layer's temperature is ``T0·Var(|w|)`` [eq. 15].
         temperature_start: T0 at the start of the phase, annealed down to ``temperature``; unused in mode "paper".
         temperature_schedule: how it is annealed.
@@ -155,7 +154,6 @@ class LTPCallback(ThresholdPruning):
         self._numels = vector(numels)
         self._prices = vector(units.prices or [1.0] * n) * (units.numel / units.cost)  # 1 for the mean weight
         self._t0_floor = vector([ltp.temperature_floor(count, self.weights_in_band) for count in numels])
-        squares, variance = self._moments()
         prior = path.fan_prior([_fans(t) for t in units.targets], numels)
         self._own = prior.to(device)
         if self.steered:
@@ -163,10 +161,10 @@ class LTPCallback(ThresholdPruning):
                 prior, units.weights(), units.floors, numels, self.target.share(units), units.shards, units.prices
             )
         else:
-            self._scale = torch.ones(n, device=device) if self.mode == "paper" else squares.clone()
-        self._scale.clamp_(min=_LEAST)
-        self._per_square = self._scale / squares.clamp(min=_LEAST)
-        self._variance = variance.clamp_min(torch.finfo(torch.float32).tiny)
+            normalized = self.mode == "normalized"
+            self._scale = self._sums(torch.square) / self._numels if normalized else torch.ones(n, device=device)
+        self._scale.clamp_(min=1e-12)
+        self._variance = self._variances().clamp_min(torch.finfo(torch.float32).tiny)
         self._u, self._mean, self._square, self._count = (torch.zeros(n, device=device) for _ in range(4))
         self._cap = torch.full((n,), torch.inf, device=device)
         self._slope, self._shift = torch.ones(n, device=device), torch.zeros(n, device=device)
@@ -185,10 +183,9 @@ class LTPCallback(ThresholdPruning):
 
     def tensors(self) -> dict[str, Tensor]:
         return super().tensors() | {
-            "u": self._u, "scale": self._scale, "per_square": self._per_square, "mean": self._mean,
-            "square": self._square, "count": self._count, "variance": self._variance, "cap": self._cap,
-            "price": self._price, "own": self._own, "correction": self._correction, "slope": self._slope,
-            "shift": self._shift, "steps": self._steps,
+            "u": self._u, "scale": self._scale, "mean": self._mean, "square": self._square, "count": self._count,
+            "variance": self._variance, "cap": self._cap, "price": self._price, "own": self._own,
+            "correction": self._correction, "slope": self._slope, "shift": self._shift, "steps": self._steps,
         }  # fmt: skip
 
     def learn(self, stats: Tensor, active: Tensor) -> None:
@@ -274,18 +271,15 @@ class LTPCallback(ThresholdPruning):
         torch.mul(self._slope, -self.thresholds(), out=self._shift)
 
     def _refresh(self) -> None:
-        """Measure Var|w| [eq. 15], σ², and how high the thresholds of nearly empty layers may go."""
-        squares, fresh = self._moments()
+        """Measure Var|w| [eq. 15], and how high the thresholds of nearly empty layers may go."""
+        fresh = self._variances()
         self._variance.copy_(torch.where(fresh > 0, fresh, self._variance))
         if self.mode != "paper":
-            # Behind a BatchNorm layers grow unseen, and in a fixed unit keep ever more. No weight alone moves a mean.
-            torch.mul(self._per_square, squares.clamp_(min=_LEAST), out=self._scale)
             self._cap.copy_(self.highest_thresholds())
 
-    def _moments(self) -> tuple[Tensor, Tensor]:
-        """Mean w² and Var|w| of each layer, float32 [layers]."""
-        squares = self._sums(torch.square)
-        return squares / self._numels, ltp.variance_of_magnitude(self._numels, self._sums(torch.abs), squares)
+    def _variances(self) -> Tensor:
+        """Var|w| of each layer, float32 [layers]."""
+        return ltp.variance_of_magnitude(self._numels, self._sums(torch.abs), self._sums(torch.square))
 
     def _sums(self, of: Callable[[Tensor], Tensor]) -> Tensor:
         """Σ of(w) of each layer, float32 [layers]."""
