@@ -20,6 +20,7 @@ from lightning_prune.functional.order.kth import WHOLE, Shards
 
 _GAIN, _STEP, _RANGE = 0.3, 0.3, 3.0  # share of the gap closed in a step, largest step and correction, in log u
 _POWER = 0.75  # of the prior
+_LEAN = 0.7  # of log r, toward one magnitude: a factor of two
 _LEAST, _MOST = 1e-6, 1e3  # of c: before anything is pruned, and beyond any budget
 
 
@@ -40,7 +41,29 @@ def fan_prior(fans: Sequence[tuple[int, int]], numels: Sequence[int]) -> Tensor:
     """
     inputs, outputs = torch.tensor(fans, dtype=torch.float64).unbind(1)
     logs, n = _POWER * (inputs * outputs / (inputs + outputs)).log(), torch.tensor(numels, dtype=torch.float64)
-    return (logs - (logs * n).sum() / n.sum()).float()
+    return _level(logs, n).float()
+
+
+def lean_to_magnitude(log_r: Tensor, squares: Tensor, numels: Sequence[int]) -> Tensor:
+    """A prior, nearer to one magnitude for the whole network (``r_l ∝ 1/mean w²``), float32 [layers].
+
+    What training has made large next to its fans tells that a layer matters, but a layer before a norm may have any
+    scale, so that is believed up to a factor of two (ours, measured: `docs/methods/weights.md`). By that much, and no
+    more, thresholds depend on how layers are scaled.
+
+    Args:
+        log_r: of each layer, on the CPU.
+        squares: mean w² of each layer, on the CPU.
+        numels: weights of each layer; the mean of ``log r`` over all weights is 0.
+    """
+    n, prior = torch.tensor(numels, dtype=torch.float64), log_r.double()
+    one = _level(-squares.double().clamp_min(1e-12).log(), n)
+    return _level(prior + (one - prior).clamp(-_LEAN, _LEAN), n).float()
+
+
+def _level(logs: Tensor, n: Tensor) -> Tensor:
+    """With a mean of 0 over all weights."""
+    return logs - (logs * n).sum() / n.sum()
 
 
 def prior_shares(log_r: Tensor, numels: Sequence[float], goal: float) -> tuple[Tensor, Tensor]:

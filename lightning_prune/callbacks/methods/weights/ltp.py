@@ -154,15 +154,16 @@ class LTPCallback(ThresholdPruning):
         self._numels = vector(numels)
         self._prices = vector(units.prices or [1.0] * n) * (units.numel / units.cost)  # 1 for the mean weight
         self._t0_floor = vector([ltp.temperature_floor(count, self.weights_in_band) for count in numels])
-        prior = path.fan_prior([_fans(t) for t in units.targets], numels)
-        self._own = prior.to(device)
+        squares, prior = self._sums(torch.square) / self._numels, torch.zeros(n)
         if self.steered:
+            prior = path.fan_prior([_fans(t) for t in units.targets], numels)
+            prior = path.lean_to_magnitude(prior, squares.cpu(), numels)
             self._scale = path.prior_scales(
                 prior, units.weights(), units.floors, numels, self.target.share(units), units.shards, units.prices
             )
         else:
-            normalized = self.mode == "normalized"
-            self._scale = self._sums(torch.square) / self._numels if normalized else torch.ones(n, device=device)
+            self._scale = squares if self.mode == "normalized" else torch.ones(n, device=device)
+        self._own = prior.to(device)
         self._scale.clamp_(min=1e-12)
         self._variance = self._variances().clamp_min(torch.finfo(torch.float32).tiny)
         self._u, self._mean, self._square, self._count = (torch.zeros(n, device=device) for _ in range(4))
