@@ -80,13 +80,14 @@ def randomise(model: nn.Module, batch: Any, norms_alone: bool = False) -> None:
     norms_alone: they are in train mode meanwhile, and nothing else, where the model wants targets in train mode; and
     no constant changes.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator, other = (torch.Generator().manual_seed(0) for _ in range(2))
+    norms = [m for m in model.modules() if is_norm(m)]
+    own = {id(p) for norm in norms for p in norm.parameters()}
     for parameter in model.parameters() if not norms_alone else ():
         first = parameter.data.flatten()[:1]
-        if len(first) and bool((parameter.data == first).all()):
-            drawn = torch.rand(parameter.shape, generator=generator)
+        if id(parameter) not in own and len(first) and bool((parameter.data == first).all()):
+            drawn = torch.rand(parameter.shape, generator=other)
             parameter.data = 0.4 * (drawn - 0.5) if first == 0 else drawn + 0.5
-    norms = [m for m in model.modules() if is_norm(m)]
     for norm in norms:
         norm.weight.data = torch.rand(norm.weight.shape, generator=generator) + 0.5
         norm.bias.data = 0.2 * torch.randn(norm.bias.shape, generator=generator)
