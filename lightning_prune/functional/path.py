@@ -53,11 +53,11 @@ def lean_to_magnitude(log_r: Tensor, squares: Tensor, numels: Sequence[int]) -> 
 
     Args:
         log_r: of each layer, on the CPU.
-        squares: mean w² of each layer, on the CPU.
+        squares: mean w² of each layer.
         numels: weights of each layer; the mean of ``log r`` over all weights is 0.
     """
     n, prior = torch.tensor(numels, dtype=torch.float64), log_r.double()
-    one = _level(-squares.double().clamp_min(1e-12).log(), n)
+    one = _level(-squares.double().cpu().clamp_min(1e-12).log(), n)
     return _level(prior + (one - prior).clamp(-_LEAN, _LEAN), n).float()
 
 

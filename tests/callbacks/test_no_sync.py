@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import lightning
 import pytest
@@ -30,6 +31,7 @@ from lightning_prune import (
 from lightning_prune.callbacks.families.target import Costs
 from lightning_prune.callbacks.phases import Phases
 from lightning_prune.channels.select.units import ChannelUnits
+from lightning_prune.functional import path
 from lightning_prune.masks import attach, detach
 from tests.toy import Toy, network
 
@@ -76,7 +78,8 @@ def on_meta(callback: Any) -> tuple[Toy, torch.optim.Optimizer, lightning.Traine
         if callback.target.macs is not None:  # counted on a batch, once a phase
             callback.target.costs = Costs(sum(MACS.values()), MACS)
             callback.choose(callback.trained(trainer), last=True)
-        callback.start(callback.units)
+        with patch.object(path, "lean_to_magnitude", lambda log_r, *_: log_r):  # looks at each layer, once a phase
+            callback.start(callback.units)
     callback._gates = dict(callback.gates(callback.units))
     attach(callback.root, callback._gates)
     callback._guard.watch([optimizer], callback.watched())

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, Node
 from torch.fx.node import map_aggregate
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -210,22 +211,22 @@ def _stand_ins(model: nn.Module, fakes: Mapping[int, Tensor]) -> Iterator[None]:
 @contextlib.contextmanager
 def _stack(model: nn.Module, stack: list[Any]) -> Iterator[None]:
     """Inside, the last of `stack` says where a run of the model is."""
-    handles = []
+    places = {id(module): {path: (path, type(module))} for path, module in model.named_modules()}
+
+    def enter(module: nn.Module, args: Any) -> None:
+        if id(module) in places:
+            stack.append(places[id(module)])
+
+    def leave(module: nn.Module, args: Any, out: Any) -> None:
+        if id(module) in places:
+            stack.pop()
+
+    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
     try:
-        for path, module in model.named_modules():
-            place = {path: (path, type(module))}
-            handles += [
-                module.register_forward_pre_hook(lambda *_, place=place: stack.append(place), prepend=True),
-                module.register_forward_hook(lambda *_: _drop(stack), always_call=True),
-            ]
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _drop(stack: list[Any]) -> None:
-    stack.pop()
 
 
 @contextlib.contextmanager

@@ -61,7 +61,8 @@ def graph_runner(code: GraphCode) -> Callable[..., list[Tensor]]:
 @contextlib.contextmanager
 def _random_state(model: nn.Module, seed: int) -> Iterator[None]:
     """The same random numbers in every run; the global states are as they were after."""
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    on_gpus = model.parameters() if torch.cuda.is_initialized() else ()
+    devices = sorted({p.device.index for p in on_gpus if p.device.type == "cuda"})
     with torch.random.fork_rng(devices):
         torch.default_generator.manual_seed(seed)
         for device in devices:

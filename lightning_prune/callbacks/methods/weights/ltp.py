@@ -157,7 +157,7 @@ class LTPCallback(ThresholdPruning):
         squares, prior = self._sums(torch.square) / self._numels, torch.zeros(n)
         if self.steered:
             prior = path.fan_prior([_fans(t) for t in units.targets], numels)
-            prior = path.lean_to_magnitude(prior, squares.cpu(), numels)
+            prior = path.lean_to_magnitude(prior, squares, numels)
             self._scale = path.prior_scales(
                 prior, units.weights(), units.floors, numels, self.target.share(units), units.shards, units.prices
             )
