@@ -123,12 +123,13 @@ def main() -> None:
     before = known(args.results)
     wanted = [key for key in keys if before.get(key, {}).get("verdict", "FAILED") == "FAILED"]
     work = [(key, str(args.results)) for key in wanted] if not args.known else []
-    if args.jobs > 1:
+    if args.jobs > 1:  # what starts processes of its own may not be in a process of the pool
+        shared = [item for item in work if not SITUATIONS[item[0][0]].judged]
+        work = [item for item in work if item not in shared]
         with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
-            pool.map(_remember, work, chunksize=1)
-    else:
-        for item in work:
-            _remember(item)
+            pool.map(_remember, shared, chunksize=1)
+    for item in work:
+        _remember(item)
     rows = {key: row for key, row in known(args.results).items() if key in set(keys)}
     text = "\n".join([*INTRODUCTION, *page(rows, args.situations, args.methods)])
     publish(text + "\n", args.out)
