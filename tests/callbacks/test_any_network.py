@@ -21,7 +21,10 @@ SIZES: dict[str, int] = {
     "norm-free": 8, "test_convnext": 32, "test_convnext2": 32, "test_convnext3": 32, "test_efficientnet_gn": 32,
     "test_mambaout": 64, "test_vit": 160, "test_vit2": 160,
 }  # fmt: skip
-HELD_BACK = {"test_efficientnet_ln": "layer_norm at", "test_efficientnet_evos": "var at"}  # by norms over the channels
+HELD_BACK = {  # by norms over the channels, or over what would be sliced of a kernel
+    "test_efficientnet_ln": "layer_norm at", "test_efficientnet_evos": "var at",
+    "test_nfnet": r"\(ScaledStdConv2d\): the weight is computed while running",
+}  # fmt: skip
 
 
 class NormFree(nn.Module):
@@ -108,16 +111,3 @@ def test_whole_heads_go(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixt
 def test_what_holds_a_network_back_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=rf"target_macs=0.7 cannot be met: .*stay whole: .*{HELD_BACK[name]} "):
         pruned(tmp_path, name, FPGMCallback)
-
-
-def test_standardised_convolutions_miss_the_target_with_the_reason(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Their weights are standardised over what would be sliced."""
-    caplog.set_level(logging.WARNING, "lightning_prune")
-    module, callback = pruned(tmp_path, "test_nfnet", FPGMCallback)
-    said = " ".join(r.getMessage() for r in caplog.records)
-    assert "the model's own code differs first at stem.conv2 (ScaledStdConv2d)" in said
-    assert f"{callback.numbers['macs']:.3f} of the MACs is left" in said
-    assert "over the target of 0.7" in said
-    check_file(tmp_path, "test_nfnet", module)

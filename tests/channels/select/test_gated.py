@@ -122,7 +122,8 @@ def test_only_groups_without_a_factor_get_one() -> None:
     assert units_of(model, exclude=("features.3",)).scales.gates == ()  # type: ignore[union-attr]
 
 
-def refused(name: str) -> tuple[nn.Module, str]:
+def refused(name: str) -> tuple[nn.Module, str, str]:
+    """A network, what gets no gate, and a part of the reason."""
     net = Chain(widths=(8, 8, 8), norm=False)
     if name == "standardised":
         net.features[2] = timm.layers.StdConv2d(8, 8, 3, padding=1)
@@ -131,14 +132,16 @@ def refused(name: str) -> tuple[nn.Module, str]:
         net.other.weight = net.features[2].weight
     if name == "frozen":
         net.features[2].weight.requires_grad_(False)
-    return net, "shared by layers" if name == "shared" else "not train" if name == "frozen" else "computes its weight"
+    if name == "standardised":
+        return net, "features.0", "(StdConv2d): the weight is computed while running"
+    return net, "input of features.2", "shared by layers" if name == "shared" else "not train"
 
 
 @pytest.mark.parametrize("name", ["standardised", "shared", "frozen"])
 def test_no_gate_where_it_could_not_go_into_a_weight(name: str) -> None:
-    model, why = refused(name)
+    model, where, why = refused(name)
     units = units_of(model, trains=lambda p: p.requires_grad)
-    assert why in units.frozen["input of features.2"]
+    assert why in units.frozen[where]
     assert not any("features.0" in names for names in units.layers)
     assert ("features.4",) in units.layers
 
