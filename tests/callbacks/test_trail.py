@@ -45,7 +45,7 @@ def test_pruned_entries_score_what_the_index_says(tmp_path: Path) -> None:
     for entry in trail.entries:
         result = tester.validate(entry.prune(Toy()), loaders()["val_dataloaders"], verbose=False)
         gaps.append(abs(result[0]["val_acc"] - entry.score))
-    # soft in the fit, hard here: where the temperature is low, late in the phase, no more than one of 32 images may flip
+    # soft in the fit, hard here: late in the phase the temperature is low, and no more than one of 32 images may flip
     late = [gap for gap, entry in zip(gaps, trail.entries, strict=True) if entry.kept <= 0.3]
     assert len(late) == 2
     assert max(late) <= 1 / 32 + 1e-6
