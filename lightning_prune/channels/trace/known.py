@@ -32,14 +32,22 @@ def made(fake: FakeTensorMode, shape: Any, stride: Any, dtype: torch.dtype, devi
 
 
 def known_out(func: Any, args: Any) -> Tensor | None:
-    """What a call gives; None where that is not known here, or is an error, and the call has to tell."""
+    """What a call gives; None where that is not known here, and the call has to tell.
+
+    Raises:
+        RuntimeError: a norm of other sizes than its input, which fake tensors let pass.
+    """
     x = args[0] if args else None
-    if not isinstance(x, FakeTensor) or not x.is_floating_point() or not x.is_contiguous():
+    if not isinstance(x, FakeTensor) or not x.is_floating_point():
+        return None
+    if func is _ATEN.batch_norm.default:
+        return _batch_norm(x, *args[1:])
+    if func is _ATEN.layer_norm.default:
+        return _layer_norm(x, list(args[1]))
+    if not x.is_contiguous():
         return None
     if func is _ATEN.conv2d.default:
         return _conv2d(x, *args[1:])
-    if func is _ATEN.batch_norm.default:
-        return _batch_norm(x, *args[1:])
     if func in _LIKE or (func in _PAIRS and _alike(x, args[1])):
         return x if func._schema.is_mutable else _like(x)
     return None
@@ -53,13 +61,26 @@ def _alike(first: Tensor, second: Any) -> bool:
 
 
 def _like(x: FakeTensor) -> Tensor:
-    return made(x.fake_mode, x.shape, x.stride(), x.dtype, x.device)
+    """What has its shape, and its memory format if that has no gaps."""
+    if x.is_contiguous():
+        return made(x.fake_mode, x.shape, x.stride(), x.dtype, x.device)
+    return torch.empty_like(x)
 
 
 def _batch_norm(
     x: FakeTensor, weight: Any, bias: Any, mean: Tensor | None, variance: Any, training: bool, *_: Any
 ) -> Tensor | None:
-    return None if training or mean is None or x.shape[1] != mean.shape[0] else _like(x)
+    if training or mean is None:
+        return None
+    if x.shape[1] != mean.shape[0]:
+        raise RuntimeError(f"running_mean should contain {x.shape[1]} elements not {mean.shape[0]}")
+    return _like(x)
+
+
+def _layer_norm(x: FakeTensor, shape: list[int]) -> Tensor:
+    if list(x.shape[x.ndim - len(shape) :]) != shape:
+        raise RuntimeError(f"layer_norm over {shape} got an input of shape {list(x.shape)}")
+    return _like(x) if x.is_contiguous() else torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _conv2d(

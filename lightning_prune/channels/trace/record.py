@@ -35,7 +35,6 @@ from lightning_prune.support.modes import attributes_kept, mode, split_input, wi
 log = logging.getLogger(__name__)
 
 _PLAIN = (int, float, bool, str, type(None))
-_ATEN = torch.ops.aten
 
 
 def trace_program(
@@ -126,7 +125,9 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         changes = func._schema.is_mutable
         before = args[0].shape if torch.Tag.inplace_view in func.tags else None
-        out = _run(func, args, kwargs or {})
+        out = known_out(func, args)
+        if out is None:
+            out = func(*args, **(kwargs or {}))
         several = isinstance(out, (tuple, list))
         if before is not None and before != out.shape:
             raise TypeError(f"{func} changes a shape in place, which the nodes before it would show too")
@@ -177,22 +178,6 @@ class Recorder(TorchDispatchMode):
             return
         self._nodes[id(tensor)] = node
         self._alive.append(tensor)
-
-
-def _run(func: Any, args: Any, kwargs: Any) -> Any:
-    """Calls an operator. What comes out of a norm is like what went in, so its own ten calls are left out."""
-    if (out := known_out(func, args)) is not None:
-        return out
-    if func is _ATEN.batch_norm.default and not args[5] and args[3] is not None:
-        if args[0].shape[1] != args[3].shape[0]:
-            raise RuntimeError(f"running_mean should contain {args[0].shape[1]} elements not {args[3].shape[0]}")
-        return torch.empty_like(args[0])
-    if func is _ATEN.layer_norm.default:
-        shape = list(args[1])
-        if list(args[0].shape[args[0].ndim - len(shape) :]) != shape:
-            raise RuntimeError(f"layer_norm over {shape} got an input of shape {list(args[0].shape)}")
-        return torch.empty_like(args[0], memory_format=torch.contiguous_format)
-    return func(*args, **kwargs)
 
 
 @contextlib.contextmanager
