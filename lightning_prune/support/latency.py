@@ -18,7 +18,7 @@ Call = Callable[[], object]
 Clock = Callable[[], float]
 """Seconds from some moment on: ``time.perf_counter``, or on a busy machine ``time.process_time``."""
 
-_ROUNDS = 9  # pairs of passes, after one that is not counted
+PAIRS = 9  # of passes, after one that is not counted
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,11 @@ def eager_call(network: nn.Module, example_input: Any, batch: int) -> Call:
 
 
 def compare_calls(
-    before: Call, after: Call, batch: int, threads: int, runtime: str = "eager", clock: Clock = time.perf_counter
-) -> Latency:
-    """Times two calls in turn; the rest is what the result is to say of them."""
-    first, second = interleaved([before, after], _ROUNDS, clock=clock)
+    before: Call, after: Call, batch: int, threads: int, runtime: str = "eager", clock: Clock = time.perf_counter,
+    pairs: int = PAIRS,
+) -> Latency:  # fmt: skip
+    """Times two calls in turn, ``pairs`` times; the rest is what the result is to say of them."""
+    first, second = interleaved([before, after], pairs, clock=clock)
     ratio = statistics.median(b / a for a, b in zip(first, second, strict=True))
     return Latency(statistics.median(first), statistics.median(second), ratio, batch, threads, runtime)
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_prune.channels.latency.layers import LayerShape
-from lightning_prune.support.latency import Call, Clock, Latency, compare_calls, eager_call, interleaved
+from lightning_prune.support.latency import PAIRS, Call, Clock, Latency, compare_calls, eager_call, interleaved
 
 _ROUNDS, _WARMUP = 7, 2
 _CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -71,9 +71,9 @@ def compare(meter: Meter, before: nn.Module, after: nn.Module, example_input: An
     return compare_loaded(meter, first, second, batch)
 
 
-def compare_loaded(meter: Meter, before: Call, after: Call, batch: int) -> Latency:
+def compare_loaded(meter: Meter, before: Call, after: Call, batch: int, pairs: int = PAIRS) -> Latency:
     """The same of calls that the meter has loaded."""
-    return compare_calls(before, after, batch, meter.threads, meter.runtime, meter.clock)
+    return compare_calls(before, after, batch, meter.threads, meter.runtime, meter.clock, pairs)
 
 
 def least_seconds(calls: Sequence[Call], clock: Clock) -> list[float]:

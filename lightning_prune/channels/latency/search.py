@@ -27,6 +27,7 @@ _POLISH = 8  # further solutions at the budget itself
 _ROUNDS = 8  # compact networks that are measured, at the most
 NEAR = 0.02  # of the target, at which the search is content
 MISS = 0.03  # of the target, over which it is missed
+_SURE = 27  # pairs of calls that say so: the median of 9 is off by 2 % and more
 
 
 @dataclass(frozen=True)
@@ -168,8 +169,13 @@ class LatencySearch:
             selection = self.selector.select(score, removal=removal, keep=keep)
             shapes = self._shapes(selection.keep)
             if shapes not in self._ratios:
-                small = self._load(example_input, selection.keep)
-                self._ratios[shapes] = compare_loaded(self.meter, dense(), small, self.batch).ratio
+                timed = functools.partial(
+                    compare_loaded, self.meter, dense(), self._load(example_input, selection.keep), self.batch
+                )
+                ratio = timed().ratio
+                if abs(ratio / target - 1) <= 2 * MISS:
+                    ratio = timed(pairs=_SURE).ratio
+                self._ratios[shapes] = ratio
             ratio = self._ratios[shapes]
             found.append(Aim(selection, share * whole, ratio))
             if abs(ratio / target - 1) <= NEAR:
