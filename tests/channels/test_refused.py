@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -131,6 +132,15 @@ def test_a_stream_under_a_norm_is_named_with_what_frees_it() -> None:
         prune_channels(model, x, score="l1", ratio=0.5)
     prune_channels(model, x, score="l1", ratio=0.5, norms="exact")
     assert model[0].weight.shape == (4, 6)
+
+
+def test_rotary_heads_are_named_with_what_frees_them() -> None:
+    model = timm.create_model("eva02_tiny_patch14_224", img_size=28, depth=1, embed_dim=48, num_heads=3, scale_mlp=True)
+    x = torch.randn(2, 3, 28, 28)
+    with pytest.raises(PlanError, match=r"norms='exact' and attention='heads' may remove those too"):
+        prune_channels(model, x, score="l1", ratio=0.5)
+    prune_channels(model, x, score="l1", ratio=0.5, attention="heads")
+    assert model.blocks[0].attn.proj.in_features == 32
 
 
 def test_a_network_prepared_for_quantization_is_named() -> None:

@@ -9,6 +9,7 @@ from lightning_prune.channels.rules.zeros import adds_beside
 from lightning_prune.channels.trace.call import Call, Outcome, Value
 from lightning_prune.channels.trace.sites import Sum
 
+SCALED = "the default scale depends on the number of dims in a head"
 KERNEL_DIM = "a spatial or kernel dim"
 COMPUTED = "the weight is computed while running (as in CondConv) or constant: no parameter has its channels"
 
@@ -248,7 +249,7 @@ def attention(call: Call) -> Outcome:
             call.divides(q.axes.get(rank - 1), q.shape[-1])
         else:
             for value in (q, k):
-                call.freeze(value.axes.get(rank - 1), "the default scale depends on the number of dims in a head")
+                call.freeze(value.axes.get(rank - 1), SCALED)
     _meet_products(call, k.axes.get(rank - 2), v.axes.get(rank - 2))
     for value in (k, v):
         call.freeze(value.axes.get(rank - 2), "softmax over these positions")

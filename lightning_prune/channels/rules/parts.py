@@ -12,6 +12,7 @@ from lightning_prune.channels.rules.registry import padded, rule
 from lightning_prune.channels.trace.call import Call, Outcome, Value, values
 from lightning_prune.channels.trace.sites import Parts, Pick
 
+STEPPED = "sliced with a step"  # rotary positions do, in each head
 _LIFTS = (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift_fresh.default)
 
 
@@ -45,7 +46,7 @@ def slice_(call: Call) -> Outcome:
     start, end = (min(max(b + size if b < 0 else b, 0), size) for b in (start, end))
     axes = dict(x.axes)
     if step != 1 or (call.name == "narrow" and start):
-        call.freeze(labels, "sliced with a step")
+        call.freeze(labels, STEPPED)
     else:
         if start > 0:
             call.width("start", labels[:start])

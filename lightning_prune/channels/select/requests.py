@@ -15,6 +15,8 @@ from lightning_prune.channels.analysis.constants import Constants
 from lightning_prune.channels.graph.graph import ChannelGraph
 from lightning_prune.channels.graph.modes import OUTPUT
 from lightning_prune.channels.graph.vectors import kept_count
+from lightning_prune.channels.rules.compute import SCALED
+from lightning_prune.channels.rules.parts import STEPPED
 from lightning_prune.channels.rules.reduce import COUNTED
 from lightning_prune.channels.select.selection import Request, Resource, Selection
 from lightning_prune.errors import PlanError
@@ -202,18 +204,27 @@ def nothing(graph: ChannelGraph, request: Request) -> str:
 
 
 def _mostly(graph: ChannelGraph) -> str:
-    """The reason why most channels of weights stay that are not outputs, and what frees them."""
+    """The reason why most channels of weights stay that are not outputs, and the options that free some."""
     count: Counter[str] = Counter()
+    reasons: set[str] = set()
     for name, dim, ids in graph.each():
         if dim == 0 and len(graph.shapes[name]) > 1:
             for identity, number in zip(*(v.tolist() for v in ids[ids < 0].unique(return_counts=True)), strict=True):
-                count[graph.frozen_reasons[-1 - identity][0]] += number
+                reasons |= set(why := graph.frozen_reasons[-1 - identity])
+                count[why[0]] += number
     del count[OUTPUT]
     if not count:
         return ""
-    reason = count.most_common(1)[0][0]
-    freed = "; norms='exact' may remove those too" if reason.endswith(COUNTED) and graph.options.norms == "keep" else ""
-    return f", mostly as {reason}{freed}"
+    options = [
+        option
+        for option, off, ends in (
+            ("norms='exact'", graph.options.norms == "keep", (COUNTED,)),
+            ("attention='heads'", graph.options.attention == "dims", (STEPPED, SCALED)),
+        )
+        if off and any(reason.endswith(ends) for reason in reasons)
+    ]
+    freed = f"; {' and '.join(options)} may remove those too" if options else ""
+    return f", mostly as {count.most_common(1)[0][0]}{freed}"
 
 
 def check_arguments(form: str, constants: str, given: Mapping[str, Any], amounts: Mapping[str, Any]) -> None:
