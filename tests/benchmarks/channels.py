@@ -49,7 +49,7 @@ class FilterNorm(ChannelPruning):
 METHODS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "NS": (NetworkSlimmingCallback, {}, {"target_channels": 0.5}),
     "NS + MR": (MRTSCallback, {"rule": "global"}, {"target_channels": 0.5}),
-    "NS + TS": (NetworkSlimmingCallback, {"rule": "css"}, {"delta": 1e-3}),
+    "NS + TS": (NetworkSlimmingCallback, {"rule": "mass"}, {"delta": 1e-3}),
     "NS + MR + TS (MRTS)": (MRTSCallback, {}, {"delta": 1e-3}),
     "filter norm": (FilterNorm, {}, {}),
 }

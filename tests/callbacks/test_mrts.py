@@ -77,7 +77,7 @@ def test_a_step_is_one_proximal_step_whatever_the_optimizer(case: str, tmp_path:
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
             end[:] = [pl_module.net[i].weight.detach().clone() for i in (1, 4)]
 
-    with pytest.warns(UserWarning, match="removes no channel: the rule 'css' with delta=0.001"):
+    with pytest.warns(UserWarning, match="removes no channel: the rule 'mass' with delta=0.001"):
         trainer(tmp_path, [callback, Before()], max_epochs=3, limit_val_batches=0, **options).fit(module, **loaders())
     assert callback.count == steps
     lr = 0.1 if kind == "sgd" else 0.01
@@ -216,6 +216,6 @@ def test_signs_are_kept_and_none_is_crossed(tmp_path: Path) -> None:
 def test_two_settings_of_the_same_parts() -> None:
     """MR alone, TS alone, both and none: the paper's ablation is the choice of a penalty and of a rule."""
     both, mr = MRTSCallback(), MRTSCallback(rule="global")
-    ts, none = NetworkSlimmingCallback(rule="css"), NetworkSlimmingCallback()
+    ts, none = NetworkSlimmingCallback(rule="mass"), NetworkSlimmingCallback()
     settings = [(c.estimate() is not None, c.rule) for c in (none, mr, ts, both)]
-    assert settings == [(False, "global"), (True, "global"), (False, "css"), (True, "css")]
+    assert settings == [(False, "global"), (True, "global"), (False, "mass"), (True, "mass")]

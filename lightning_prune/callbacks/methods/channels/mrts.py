@@ -51,7 +51,7 @@ class MRTSCallback(ScalePruning):
         target_latency: the same for the CPU latency, measured. Give one target or delta.
         delta: instead of a target, the rule's parameter. With information="labels" what goes follows from what channels
             tell and from ``travel``.
-        rule: in which order channels go: "css" (cumulative γ² of a layer), "mass" (cumulative |γ|), "exp" (eq. 11 of
+        rule: in which order channels go: "mass" (cumulative |γ| of a layer), "css" (cumulative γ²), "exp" (eq. 11 of
             the MRTS paper as printed), "global" (one threshold for all layers). See `functional.thresholds.costs`.
         tau: τ, price of |γ|. The larger, the more factors shrink.
         noise: σ_n, the estimator's noise; below ``1/(2·tau)``, or nothing polarises.
@@ -100,7 +100,7 @@ class MRTSCallback(ScalePruning):
         target_channels: float | None = None,
         target_latency: float | None = None,
         delta: float | None = None,
-        rule: Rule = "css",
+        rule: Rule = "mass",
         tau: float = 1.5,
         noise: float = 0.25,
         information: Estimator = "gaussian",

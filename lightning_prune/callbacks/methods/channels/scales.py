@@ -41,7 +41,7 @@ class ScalePruning(ChannelPruning):
 
     Args:
         delta: the rule's parameter where there is no target.
-        rule: in which order channels go: "css" (cumulative γ² of a layer), "mass" (cumulative |γ|), "exp" (eq. 11 of
+        rule: in which order channels go: "mass" (cumulative |γ| of a layer), "css" (cumulative γ²), "exp" (eq. 11 of
             the MRTS paper as printed), "global" (one threshold for all layers). See `functional.thresholds.costs`.
         tau: price of |γ|.
         mode: "adaptive" measures γ in units of its layer; "paper" takes γ as it is, steps of ``lam·lr``, and clamps.
@@ -65,7 +65,7 @@ class ScalePruning(ChannelPruning):
         target_channels: float | None = None,
         target_latency: float | None = None,
         delta: float | None = None,
-        rule: Rule = "css",
+        rule: Rule = "mass",
         tau: float = 1.0,
         mode: Literal["adaptive", "paper"] = "adaptive",
         travel: float = 0.4,

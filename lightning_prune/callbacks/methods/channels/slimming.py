@@ -25,7 +25,7 @@ class NetworkSlimmingCallback(ScalePruning):
         target_channels: the same for channels, of those that may be removed.
         target_latency: the same for the CPU latency, measured. Give one target or delta.
         delta: instead of a target, the rule's parameter, in runs long enough for the loss to sort the channels.
-        rule: in which order channels go: "css" (cumulative γ² of a layer), "mass" (cumulative |γ|), "exp" (eq. 11 of
+        rule: in which order channels go: "mass" (cumulative |γ| of a layer), "css" (cumulative γ²), "exp" (eq. 11 of
             the MRTS paper as printed), "global" (one threshold for all layers). See `functional.thresholds.costs`.
         tau: price of |γ|; only its product with ``lam`` matters in mode "paper".
         mode: "adaptive" measures γ in units of its layer; "paper" takes γ as it is, in steps of ``lam·lr``.
