@@ -52,8 +52,8 @@ class TimmClassifier(CompactCheckpoint, LightningModule):
         warmup_steps: optimizer steps of linear learning-rate warm-up.
         label_smoothing: of the cross entropy, in [0, 1).
         scale_init: value of all BatchNorm scale factors at the start; None leaves them as timm makes or loads them.
-        channels_last: memory format of weights and images; faster on most GPUs in mixed precision, and on a CPU, where a
-            step of EfficientNet-B0, MixNet-S or MobileNetV3 takes 0.4 to 0.65 of the time, of a ResNet 0.8 to 0.95.
+        channels_last: memory format of weights and images; faster on most GPUs in mixed precision, and on a CPU: there
+            a step of EfficientNet-B0, MixNet-S or MobileNetV3 takes 0.4 to 0.65 of the time, of a ResNet 0.8 to 0.95.
 
     Raises:
         ValueError: timm knows no such model, or ``lr_steps`` and ``schedule`` do not fit.
