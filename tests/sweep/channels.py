@@ -82,11 +82,12 @@ def rows_of_weights(graph: ChannelGraph) -> list[Tensor]:
 def record(done: Pruned, vectors: list[Tensor]) -> dict[str, Any]:
     """What a row says of a surgery. vectors: the group ids of the channels that count, int64 [channels] each."""
     reasons: dict[str, int] = {}
-    for identity in (i for ids in vectors for i in ids[ids < 0].tolist()):
+    frozen = torch.cat([ids[ids < 0] for ids in vectors]).unique(return_counts=True)
+    for identity, number in zip(*(v.tolist() for v in frozen), strict=True):
         for reason in {
             r.split(" at ")[0] + ":" + r.rpartition(":")[2] for r in done.graph.frozen_reasons[-1 - identity]
         }:
-            reasons[reason] = reasons.get(reason, 0) + 1
+            reasons[reason] = reasons.get(reason, 0) + number
     assert done.proof is not None
     return {
         "form": done.plan.form,
