@@ -35,11 +35,19 @@ def take(tensor: Tensor, kept: Mapping[int, Sequence[int] | Tensor]) -> Tensor:
     return like_format(out, tensor)
 
 
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
 def like_format(out: Tensor, tensor: Tensor) -> Tensor:
-    """`out` in channels-last order if `tensor` is in that one only, else contiguous."""
-    if tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
-        return out.contiguous(memory_format=torch.channels_last)
-    return out.contiguous()
+    """`out` in channels-last order if `tensor` is in that order, else contiguous.
+
+    Told by strides: kernels of 1×1 and of depthwise layers are contiguous in either order, and the strides alone say in
+    which order a convolution computes.
+    """
+    order = _LAST.get(tensor.ndim)
+    if order is None or tensor.stride() != torch.empty_like(tensor, device="meta", memory_format=order).stride():
+        return out.contiguous()
+    return torch.empty_like(out, memory_format=order).copy_(out)
 
 
 def shape_only(example: Tensor) -> Tensor:

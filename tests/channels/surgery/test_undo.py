@@ -155,6 +155,21 @@ def test_gradients_and_memory_formats_are_undone_too() -> None:
     assert not weight.grad[[1, 4, 5, 6, 7]].any()
 
 
+def test_kernels_that_are_contiguous_in_either_order_stay_channels_last() -> None:
+    """Depthwise kernels, those of 1×1 and of one colour: strides say in which order the network computes."""
+    net = nn.Sequential(conv_bn(1, 8), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8), nn.Conv2d(8, 5, 1))
+    dense, x = randomise(net).to(memory_format=torch.channels_last), EXAMPLE[:, :1]
+    kernels = {n: p for n, p in dense.named_parameters() if p.ndim == 4}
+    strides = {n: p.stride() for n, p in kernels.items()}
+    assert all(p.is_contiguous() for p in kernels.values())
+    plan = prune_channels(dense, x, keep={"2": [0, 2, 3]}).plan
+    assert not dense(x).is_contiguous()
+    for p in kernels.values():
+        assert p.stride() == torch.empty(p.shape, memory_format=torch.channels_last).stride()
+    plan.undo(dense)
+    assert {n: p.stride() for n, p in kernels.items()} == strides
+
+
 def test_what_the_plan_did_not_leave_is_not_undone() -> None:
     dense, small, plan = pruned()
     other = copy.deepcopy(small)
