@@ -173,7 +173,7 @@ def page(found: Found, args: argparse.Namespace) -> str:
         "up to the removal (methods that sparsify do so meanwhile), and finetunes; all have the same epochs, batches "
         f"and learning rates. Above uniform: how far above {REFERENCE}, which removes the same share of every layer, "
         "paired, with the 95 % interval; a minus is a loss. Scores by name rank over all layers; evolution and AMC try "
-        "40 candidates on held-out batches. With three seeds only large differences are told apart from chance, and "
+        "40 candidates on held-out batches. With so few seeds only large differences are told apart from chance, and "
         "among this many methods some are so by chance alone. Trainings are short: what a method would do with its "
         "paper's epochs is not shown.",
         "",
