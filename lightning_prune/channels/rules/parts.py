@@ -53,6 +53,8 @@ def slice_(call: Call) -> Outcome:
         if end < size:
             call.width("length" if call.name == "narrow" else "end", labels[:end])
     axes[at] = labels[start:end:step]
+    if len(axes[at]) == 1:  # without it nothing is left to broadcast over what it gates
+        call.freeze(axes.pop(at), "sliced into single channels")
     return Value(call.shape, axes)
 
 

@@ -56,6 +56,7 @@ CASES: dict[str, tuple[Callable[[Any, Tensor], Tensor], int, dict[str, Callable[
     "new zeros of one place": (lambda m, x: x + x.new_zeros((1, 1, 8, 8)), 12, {}, 12),
     "new zeros of channels": (lambda m, x: x + x.new_zeros((1, 12, 1, 1)), 12, {}, 0),
     "uncontrolled summand": (lambda m, x: x + torch.arange(12.0).to(x).view(1, 12, 1, 1), 12, {}, 0),
+    "gates of one channel": (lambda m, x: x[:, :10] * x[:, 10:11] + x[:, :10] * x[:, 11:], 10, {}, 10),
     "depthwise": (lambda m, x: m.dw(x), 12, {"dw": lambda: nn.Conv2d(12, 12, 3, padding=1, groups=12)}, 12),
     "depthwise multiplier": (lambda m, x: m.dw(x), 24, {"dw": lambda: nn.Conv2d(12, 24, 3, padding=1, groups=12)}, 12),
     "grouped": (lambda m, x: m.g(x), 9, {"g": lambda: nn.Conv2d(12, 9, 3, padding=1, groups=3)}, 4),
