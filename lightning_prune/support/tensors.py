@@ -38,16 +38,26 @@ def take(tensor: Tensor, kept: Mapping[int, Sequence[int] | Tensor]) -> Tensor:
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def like_format(out: Tensor, tensor: Tensor) -> Tensor:
-    """`out` in channels-last order if `tensor` is in that order, else contiguous.
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether strides say that channels come last.
 
-    Told by strides: kernels of 1×1 and of depthwise layers are contiguous in either order, and the strides alone say in
-    which order a convolution computes.
+    Kernels of 1×1, of depthwise layers and of one colour are contiguous in either order, and the strides alone tell a
+    convolution in which to compute.
     """
-    order = _LAST.get(tensor.ndim)
-    if order is None or tensor.stride() != torch.empty_like(tensor, device="meta", memory_format=order).stride():
+    if tensor.ndim not in _LAST:
+        return False
+    strides, step = [1], tensor.shape[1]
+    for size in reversed(tensor.shape[2:]):
+        strides.insert(1, step)
+        step *= size
+    return tensor.stride() == (step, *strides)
+
+
+def like_format(out: Tensor, tensor: Tensor) -> Tensor:
+    """`out` in channels-last order if `tensor` is in that order, else contiguous."""
+    if not is_channels_last(tensor):
         return out.contiguous()
-    return torch.empty_like(out, memory_format=order).copy_(out)
+    return torch.empty_like(out, memory_format=_LAST[out.ndim]).copy_(out)
 
 
 def shape_only(example: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._mode_utils import no_dispatch
 
+from lightning_prune.support.tensors import is_channels_last
+
 _ATEN = torch.ops.aten
 
 _LIKE = {
@@ -90,6 +92,8 @@ def _conv2d(
     if x.ndim != 4 or not isinstance(weight, FakeTensor) or not weight.is_contiguous() or weight.dtype != x.dtype:
         return None
     if weight.device != x.device or not len(stride) == len(padding) == len(dilation) == 2:
+        return None
+    if is_channels_last(weight) or is_channels_last(x):  # grey images and kernels of 1×1 can be that too
         return None
     out, columns, *kernel = weight.shape
     places = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)

@@ -14,6 +14,7 @@ from lightning_prune.channels.trace.known import known_out
 _ATEN = torch.ops.aten
 X, Y = torch.randn(2, 6, 9, 8), torch.randn(2, 6, 9, 8)
 W, G, B, M = torch.randn(4, 6, 3, 2), torch.randn(4, 2, 3, 3), torch.randn(4), torch.randn(6)
+GREY = torch.randn(4, 1, 3, 3).to(memory_format=torch.channels_last)  # contiguous in either order
 
 KNOWN: list[tuple[Any, tuple[Any, ...]]] = [
     (_ATEN.conv2d.default, (X, W)),
@@ -34,6 +35,7 @@ ASKED: list[tuple[Any, tuple[Any, ...]]] = [
     (_ATEN.conv2d.default, (X, torch.randn(4, 6, 11, 1))),
     (_ATEN.conv2d.default, (X, W.double())),
     (_ATEN.conv2d.default, (X.to(memory_format=torch.channels_last), W)),
+    (_ATEN.conv2d.default, (X[:, :1].contiguous(), GREY)),
     (_ATEN.batch_norm.default, (X, M, M, None, None, True, 0.1, 1e-5, True)),
     (_ATEN.add.Tensor, (X, M[:, None, None])),
     (_ATEN.add.Tensor, (X, Y.double())),
