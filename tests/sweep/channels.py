@@ -6,7 +6,7 @@
     python -m tests.sweep.channels --norm none --table tests/sweep/channels_none.md
 
 ``--norm batch`` is those with affine BatchNorm, by random scores of scale factors; ``--norm none`` is those without, by
-the L1 norm of filters. The smallest come first.
+the L1 norm of filters. The smallest come first. ``--norm none --short`` runs what is left with two blocks a stage.
 
 Each model runs in a worker process under a bound on its CPU time and its memory, so a hang or a crash costs one row.
 Rows that are already in the file are not run again (`--again failed` runs the failed ones again, `--again unfinished`
@@ -144,18 +144,18 @@ def prune(model: nn.Module, batch: Tensor, norm: str) -> Pruned:
         return prune_channels(model, batch, score="l1", ratio=RATIO, norms="exact")
 
 
-def run_one(name: str, norm: str = "batch") -> dict[str, Any]:
-    """Prunes one architecture; never raises."""
-    row: dict[str, Any] = {"name": name}
+def run_one(name: str, norm: str = "batch", short: bool = False) -> dict[str, Any]:
+    """Prunes one architecture, or what it is with two blocks a stage; never raises."""
+    row: dict[str, Any] = {"name": name} | ({"short": True} if short else {})
     try:
-        model, batch = build(name)
+        model, batch = build(name, short)
         row.update(parameters=sum(p.numel() for p in model.parameters()), size=batch.shape[-1])
         start = time.process_time()
         done = prune(model, batch, norm)
         row["seconds"] = round(time.process_time() - start, 2)
         row |= record(done, scored_vectors(done.graph, norm))
         row["status"] = verdict(done)
-        row |= trained(model, batch, lambda: build(name)[0])
+        row |= trained(model, batch, lambda: build(name, short)[0])
     except Exception as error:
         row |= failure(error)
     return row
@@ -269,6 +269,7 @@ def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--norm", choices=["batch", "none"], default="batch")
+    parser.add_argument("--short", action="store_true", help="of two blocks a stage: for what memory does not hold")
     args, rest = parser.parse_known_args()
     if args.norm == "batch":
         sweep(__doc__ or "", "tests/sweep/channels.jsonl", partial(of_norm, True), run_one, rest)
@@ -278,7 +279,7 @@ def main() -> None:
             "counted": "output channels of weights", "how": "by the L1 norm of filters",
             "command": "python -m tests.sweep.channels --norm none",
         }  # fmt: skip
-        job = partial(run_one, norm="none")
+        job = partial(run_one, norm="none", short=args.short)
         sweep(__doc__ or "", "tests/sweep/channels_none.jsonl", partial(of_norm, False), job, rest, **words)
 
 

@@ -32,6 +32,8 @@ def table(
         status = row["status"]
         if status.startswith("ok") and row["frozen"]:
             status += ", partly frozen"
+        if row.get("short"):
+            status += ", two blocks a stage"
         count[status] = count.get(status, 0) + 1
         detail = row.get("error") or "; ".join([*row.get("reasons", []), *row.get("notes", [])])
         cells = [model["name"], f"{model['parameters'] / 1e6:.1f}", status]

@@ -49,10 +49,15 @@ def listing() -> list[dict[str, Any]]:
     return rows
 
 
-def build(name: str) -> tuple[nn.Module, Tensor]:
+SHORT: tuple[dict[str, Any], ...] = ({"depth": 2}, {"depths": (2, 2, 2, 2)})
+"""Arguments of architectures for two blocks a stage."""
+
+
+def build(name: str, short: bool = False) -> tuple[nn.Module, Tensor]:
     """A randomised model and a batch that it runs on, at the smallest size that it allows.
 
     Where the size is fixed, a model is made for a smaller one (``img_size``) if its code takes that.
+    ``short`` gives it two blocks a stage.
     """
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     native = config.input_size
@@ -61,13 +66,14 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     for size in [*(s for s in SIZES if s < native[-1]), native[-1]]:
         batch = torch.randn(2 if size <= LARGE else 1, native[0], size, size)  # for want of memory
         smaller = {"img_size": size} if config.fixed_input_size and size != native[-1] else {}
-        try:
-            torch.manual_seed(0)
-            model = timm.create_model(name, **smaller)
-            randomise(model, batch)
-            return model, batch
-        except Exception as error:
-            failed = error
+        for blocks in SHORT if short else ({},):
+            try:
+                torch.manual_seed(0)
+                model = timm.create_model(name, **smaller, **blocks)
+                randomise(model, batch)
+                return model, batch
+            except Exception as error:
+                failed = error
     raise RuntimeError(f"the dense model itself does not run at up to {native[-1]} px: {failed}") from failed
 
 
