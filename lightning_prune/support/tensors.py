@@ -42,9 +42,9 @@ def is_channels_last(tensor: Tensor) -> bool:
     """Whether strides say that channels come last.
 
     Kernels of 1×1, of depthwise layers and of one colour are contiguous in either order, and the strides alone tell a
-    convolution in which to compute.
+    convolution in which to compute. Of one channel at one place they tell nothing.
     """
-    if tensor.ndim not in _LAST:
+    if tensor.ndim not in _LAST or tensor.shape[1:].numel() == 1:
         return False
     strides, step = [1], tensor.shape[1]
     for size in reversed(tensor.shape[2:]):

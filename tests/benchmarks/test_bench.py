@@ -17,7 +17,7 @@ from tests.benchmarks.bench.table import compare, interval
 
 def test_a_run_is_trained_once_and_gives_the_same_again(tmp_path: Path) -> None:
     file = tmp_path / "runs.jsonl"
-    runs = [Run("smoke", method, 5, 0, 256, 1, 2, 1) for method in ("LTP", "magnitude")]
+    runs = [Run("smoke", method, 5, 0, 400, 1, 2, 1) for method in ("LTP", "magnitude")]
     first = run_all(runs, file, "", jobs=1)
     assert set(known(file)) == set(runs)
     assert all(v["compression"] == pytest.approx(5, rel=1e-2) and v["accuracy"] > 0.1 for v in first.values())
