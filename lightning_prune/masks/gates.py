@@ -89,6 +89,10 @@ class MaskGate(Gate):
         """Turn ``grad = dL/dv`` into the weight's gradient in place; return the sums named by `kernels.STATS`."""
         raise NotImplementedError
 
+    def pair(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights and the masked ones, of what stands in the parameter's place before an optimizer steps."""
+        return w, self._cached(w)
+
     def expire(self) -> None:
         """Drop the masked weight: the parameter or the gate has changed."""
         self._version = -1

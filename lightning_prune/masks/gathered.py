@@ -48,6 +48,10 @@ class ShardGate(MaskGate):
         own = self._aside if self.inside else None
         return self.gate.step_(w if own is None else own, grad, count)
 
+    def pair(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        own = self._aside if self.inside else None
+        return self.gate.pair(w) if own is None else (own, w)
+
     def fold(self, w: Tensor, kept: Tensor) -> Tensor | None:
         return self.gate.fold(w, kept)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from lightning_prune import TimmClassifier
+from tests.benchmarks.bench.networks import NETWORKS
 from tests.benchmarks.bench.runs import Run, known, run_all, unlike_scales_
 from tests.benchmarks.bench.table import compare, interval
 
@@ -32,6 +34,14 @@ def test_a_run_is_trained_once_and_gives_the_same_again(tmp_path: Path) -> None:
 
 def test_no_jobs_train_nothing(tmp_path: Path) -> None:
     assert run_all([Run("smoke", "LTP", 5, 0)], tmp_path / "none.jsonl", "", jobs=0) == {}
+
+
+def test_a_training_that_diverges_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NETWORKS, "wild", replace(NETWORKS["smoke"], prune_lr=1e20))
+    run = Run("wild", "magnitude", 5, 0, 400, 1, 2, 1)
+    [result] = run_all([run], tmp_path / "runs.jsonl", "", jobs=1).values()
+    assert result["accuracy"] < 0.2  # ten classes
+    assert run in known(tmp_path / "runs.jsonl")
 
 
 def test_factors_on_layers_leave_the_function() -> None:

@@ -26,6 +26,7 @@ import timm
 import torch
 
 from lightning_prune import TimmClassifier, sparsity_report
+from lightning_prune.errors import DivergenceError
 from tests.benchmarks.bench.methods import callbacks
 from tests.benchmarks.bench.networks import NETWORKS
 
@@ -128,14 +129,17 @@ def dense_start(run: Run, folder: Path, root: str) -> dict[str, Any]:
 
 
 def fit(module: TimmClassifier, run: Run, epochs: int, seed: int, root: str, callbacks: list[Any]) -> float:
-    """Accuracy on the test images after that many epochs."""
+    """Accuracy on the test images after that many epochs; a training that diverges ends there, at chance."""
     data = NETWORKS[run.network].data(root, run.subset, seed)
     trainer = lightning.Trainer(
         max_epochs=epochs, callbacks=callbacks, logger=False, enable_checkpointing=False, accelerator="auto",
         enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=10, num_sanity_val_steps=0,
         limit_val_batches=0,
     )  # fmt: skip
-    trainer.fit(module, datamodule=data)
+    try:
+        trainer.fit(module, datamodule=data)
+    except DivergenceError as error:
+        print(error, flush=True)
     return float(trainer.test(module, datamodule=data, verbose=False)[0]["test/acc"])
 
 

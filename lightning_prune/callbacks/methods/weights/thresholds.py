@@ -78,10 +78,8 @@ class ThresholdPruning(WeightPruning):
         stepped = [i for i, is_ready in enumerate(ready) if is_ready]
         sums = []
         for target in (units.targets[i] for i in stepped):
-            gate = self._gates[target.name]
-            assert isinstance(gate, MaskGate)
             assert target.param.grad is not None
-            sums.append(gate.step_(local(target.param), local(target.param.grad), step.logged))
+            sums.append(self._gate(target).step_(local(target.param), local(target.param.grad), step.logged))
         self._limit([units.targets[i] for i in stepped])
         total = units.shards.total(torch.stack(sums)) if sums else self.stats[:0]
         if all(ready):
@@ -98,10 +96,16 @@ class ThresholdPruning(WeightPruning):
         self.learn(self.stats, active)
 
     def _limit(self, targets: Sequence[Target]) -> None:
-        """Where pruned weights train too, no row's gradient may be far larger than the others' of its layer."""
-        fed = [t for t in targets if self.feedback]
-        grads = [local(t.param.grad) for t in fed if t.param.grad is not None]
-        limit_rows_(grads, self.units.shards, [len(t.param) for t in fed])
+        """Where pruned weights train too, no row's gradient may be far larger than those of its layer unmasked."""
+        fed = [(self._gate(t), t.param) for t in targets if self.feedback]
+        grads = [local(param.grad) for _, param in fed if param.grad is not None]
+        pairs = [gate.pair(local(param)) for gate, param in fed]
+        limit_rows_(grads, [w for w, _ in pairs], [v for _, v in pairs], self.units.shards, [len(p) for _, p in fed])
+
+    def _gate(self, target: Target) -> MaskGate:
+        gate = self._gates[target.name]
+        assert isinstance(gate, MaskGate)
+        return gate
 
     def highest_thresholds(self) -> Tensor:
         """What ``thresholds`` may not exceed, [layers]: of nearly empty layers what leaves their floor, else inf."""
