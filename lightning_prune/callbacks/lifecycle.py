@@ -92,6 +92,8 @@ class PruningCallback(Transitions, Callback):
         assert self.phases is not None
         count_epoch(trainer)
         self._guard.new_batch()
+        if batch_idx == 0 or self._fit_from != "under way":
+            self._norms = calibrate.training_norms(pl_module)
         if self._fit_from != "under way":
             self._fit_from = "under way"
             self.averages.note(pl_module, trained_by(trainer.optimizers), beside(trainer, self))
@@ -160,6 +162,8 @@ class PruningCallback(Transitions, Callback):
                 "as the phase has come and without finetune. Its checkpoints resume the phase."
             )
             self._remove(trainer, pl_module, early=True)
+        elif self.stage == "pruned" and self.restates:
+            self._restate(trainer, pl_module, self.recalibrate_batches)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called at the end of fit: the module is a plain model again."""
@@ -176,10 +180,19 @@ class PruningCallback(Transitions, Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called in fit and alone: evaluation sees what training sees, also of a checkpoint from the sparsify phase."""
         self._before_evaluation(trainer, pl_module)
-        if self._gates and trainer.state.fn == "fit" and not trainer.sanity_checking:
+        masked = self._gates or (self.stage == "pruned" and self.restates)
+        if masked and trainer.state.fn == "fit" and not trainer.sanity_checking:
             # Masks move faster than BatchNorm's running averages follow; training itself does not read those.
             few = min(self.recalibrate_batches, max(2, training_length(trainer).batches_per_epoch // 10))
-            self._calibrated(trainer, pl_module, calibrate.calibration_batches(trainer, few), calibrate.recalibrate)
+            self._restate(trainer, pl_module, few)
+
+    def _restate(self, trainer: Trainer, pl_module: LightningModule, batches: int) -> None:
+        """Re-estimate what evaluation takes from BatchNorms, of those that trained when the epoch began."""
+
+        def recalibrate(trainer: Trainer, module: LightningModule, found: list[Any], forward: calibrate.Forward) -> int:
+            return calibrate.recalibrate(trainer, module, found, forward, self._norms)
+
+        self._calibrated(trainer, pl_module, calibrate.calibration_batches(trainer, batches), recalibrate)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """As `on_validation_start`."""

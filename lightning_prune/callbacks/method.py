@@ -38,6 +38,7 @@ class PruningMethod:
         removes_at: whether a family removes before an epoch's validation, or at the start of the next batch.
         observes: which side of a layer `observe` gets.
         in_shards: whether the method works on weights whose rows `fully_shard` has split over processes.
+        restates: whether BatchNorm statistics are re-estimated where the pruned model is evaluated (`WeightPruning`).
         trains_to_the_end: whether `train_on` stands in the finetune phase too.
     """
 
@@ -45,6 +46,7 @@ class PruningMethod:
     removes_at: Literal["batch end", "batch start"] = "batch end"
     observes: Side = "output"
     in_shards = False
+    restates = False
     trains_to_the_end = False
     units: Any
     root: nn.Module  # what the names of gates and observed layers are relative to
@@ -73,6 +75,7 @@ class PruningMethod:
         self.accumulate = 1
         self.observed: dict[str, Tensor] = {}
         self.averages = Averages()
+        self._norms: list[str] = []  # BatchNorms that trained when the epoch began
         self._gates: dict[str, Gate] = {}
         self.monitor.reset()
 

@@ -20,7 +20,7 @@ from lightning_prune.functional.order.kth import WHOLE, Shards
 
 _GAIN, _STEP, _RANGE = 0.3, 0.3, 3.0  # share of the gap closed in a step, largest step and correction, in log u
 _POWER = 0.75  # of the prior
-_LEAN = 0.7  # of log r, toward one magnitude: a factor of two
+_LEAN = 2.1  # of log r, toward one magnitude: a factor of eight
 _LEAST, _MOST = 1e-6, 1e3  # of c: before anything is pruned, and beyond any budget
 
 
@@ -48,7 +48,7 @@ def lean_to_magnitude(log_r: Tensor, squares: Tensor, numels: Sequence[int]) -> 
     """A prior, nearer to one magnitude for the whole network (``r_l ∝ 1/mean w²``), float32 [layers].
 
     What training has made large next to its fans tells that a layer matters, but a layer before a norm may have any
-    scale, so that is believed up to a factor of two (ours, measured: `docs/methods/weights.md`). By that much, and no
+    scale, so that is believed up to a factor of eight (ours, measured: `docs/methods/weights.md`). By that much, and no
     more, thresholds depend on how layers are scaled.
 
     Args:

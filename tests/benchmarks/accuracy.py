@@ -2,22 +2,84 @@
 
     python -m tests.benchmarks.accuracy --root /usr/share/datasets/fashion-mnist --out tests/benchmarks/accuracy.md
 
-Runs that `results/accuracy.jsonl` holds are not trained again.
+Runs that `results/accuracy.jsonl` holds are not trained again, and with ``--known`` none is. With the page go its
+picture and the table in the README.
 """
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_prune.plots.figure import new_figure
 from tests.benchmarks.bench.command import answer, arguments, grid
-from tests.benchmarks.bench.methods import METHODS
+from tests.benchmarks.bench.runs import Run, run_all
+from tests.benchmarks.bench.table import compare
+
+NETWORKS = ("resnet20-14px", "mobilenetv2-32px", "efficientnet_b0-32px", "mixnet_s-32px", "lite0-pretrained")
+COMPRESSIONS = (3, 5, 10, 20, 50)
+METHODS = ("LTP", "magnitude", "magnitude, feedback", "one-shot", "STR", "ST-3", "Taylor")
+SEEDS = (0, 1, 2, 3, 4)
+REPOSITORY = Path(__file__).parents[2]
+PAGE, PICTURE, README = (
+    REPOSITORY / f for f in ("tests/benchmarks/accuracy.md", "docs/images/accuracy.png", "README.md")
+)
+BEGIN, END = "<!-- accuracy -->", "<!-- /accuracy -->"
+
+
+def table(results: Mapping[Run, Mapping[str, Any]]) -> list[str]:
+    """Markdown, a row a network and compression."""
+    return compare(results, _row, "LTP", "network, compression")
+
+
+def placed(text: str, lines: list[str]) -> str:
+    """The text with the lines between its two marks."""
+    before, rest = text.split(BEGIN)
+    return "\n".join([before + BEGIN, "", *lines, "", END + rest.split(END)[1]])
+
+
+def draw(results: Mapping[Run, Mapping[str, Any]], file: Path) -> None:
+    """Accuracy against compression, a panel a network, a line a method."""
+    networks = list(dict.fromkeys(run.network for run in results))
+    figure = new_figure(3.2 * len(networks), 3.4)
+    for ax, network in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks, strict=True):
+        for method in dict.fromkeys(run.method for run in results):
+            points: dict[float, list[float]] = {}
+            for run, result in results.items():
+                if (run.network, run.method) == (network, method):
+                    points.setdefault(run.compression, []).append(100 * result["accuracy"])
+            ax.plot(
+                sorted(points), [statistics.mean(points[x]) for x in sorted(points)], "o-", markersize=3,
+                label=method, linewidth=2 if method == "LTP" else 1,
+            )  # fmt: skip
+        ax.set_xscale("log")
+        ax.set_xticks(COMPRESSIONS, [f"{x}x" for x in COMPRESSIONS])
+        ax.minorticks_off()
+        ax.set(title=network, xlabel="compression")
+    figure.axes[0].set_ylabel("test accuracy, %")
+    figure.axes[0].legend(fontsize=7)
+    figure.savefig(file, dpi=80)
+
+
+def _row(run: Run) -> str:
+    return f"{run.network}, {run.compression:g}x"
 
 
 def main() -> None:
-    args = arguments(__doc__, "accuracy", list(METHODS), (20, 50))
+    args = arguments(__doc__, "accuracy", METHODS, COMPRESSIONS, NETWORKS, SEEDS)
     runs = grid(args)
+    publish = args.out is not None and args.out.resolve() == PAGE
+    picture = f"![Accuracy against compression, by network and method](../../{PICTURE.relative_to(REPOSITORY)})"
     answer(
-        args, runs, lambda r: f"{r.network}, {r.compression:g}x", "network, compression",
-        "# Accuracy after unstructured pruning",
+        args, runs, _row, "network, compression", "# Accuracy after unstructured pruning",
+        foot=[picture] if publish else [],
     )  # fmt: skip
+    if publish:
+        results = run_all(runs, args.results, args.root, 0)
+        draw(results, PICTURE)
+        README.write_text(placed(README.read_text(), table(results)))
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def main() -> None:
     layers = {network: Layers.of(network, 1 / args.compression) for network in {r.network for r in runs}}
     page = [
         "# Where the kept weights are", "",
-        "Runs of [unstructured accuracy](accuracy_compact.md): all figures in per cent. MACs: what is left of the "
+        "Runs of [unstructured accuracy](accuracy.md): all figures in per cent. MACs: what is left of the "
         "prunable layers' dense ones. Above: what those layers hold of all kept weights that keep more than twice what "
         "LTP's prior says, and how much the prior would give them. Last: the largest of them.", "",
         "| network, compression | method | seed | accuracy | MACs | above | prior | most above |", "|" + "---|" * 8,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,21 @@ RESULTS = Path(__file__).parent.parent / "results"
 
 
 def arguments(
-    description: str | None, name: str, methods: Sequence[str], compression: Sequence[float]
+    description: str | None,
+    name: str,
+    methods: Sequence[str],
+    compression: Sequence[float],
+    networks: Sequence[str] = ("resnet20-14px",),
+    seeds: Sequence[int] = (0, 1, 2),
 ) -> argparse.Namespace:
     """What every question takes, with its own defaults."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="data", help="folder of Fashion-MNIST's files, or the one above it")
-    parser.add_argument("--networks", nargs="+", default=["resnet20-14px"], choices=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", default=list(networks), choices=list(NETWORKS))
     parser.add_argument("--methods", nargs="+", default=list(methods), choices=names())
     parser.add_argument("--compression", type=float, nargs="+", default=list(compression))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--subset", type=int, default=4000, help="training images; 0: all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
+    parser.add_argument("--subset", type=int, help="training images; 0: all; by default as many as the network says")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--results", type=Path, default=RESULTS / f"{name}.jsonl")
     parser.add_argument("--known", action="store_true", help="write the page from the runs that are there; train none")
@@ -39,7 +44,8 @@ def grid(args: argparse.Namespace, variants: Sequence[dict[str, Any]] = ({},)) -
     runs = []
     for network, compression, variant in itertools.product(args.networks, args.compression, variants):
         epochs = dict(zip(("dense", "sparsify", "finetune"), NETWORKS[network].epochs, strict=True))
-        settings = {"subset": args.subset} | epochs | variant
+        subset = NETWORKS[network].images if args.subset is None else args.subset
+        settings = {"subset": subset} | epochs | variant
         runs += [Run(network, m, compression, seed, **settings) for m in args.methods for seed in args.seeds]
     return runs
 
@@ -51,26 +57,50 @@ def answer(
     title: str,
     question: str,
     reference: str = "LTP",
+    foot: Sequence[str] = (),
 ) -> str:
-    """Train what is missing, and the page: question, table, and what it was measured with."""
+    """Train what is missing, and the page: question, table, what stands below it, and what it was measured with."""
     results = run_all(runs, args.results, args.root, 0 if args.known else args.jobs)
-    stamps = sorted({(v["date"], v["revision"], v["versions"]) for v in results.values()})
     if not results:
         raise SystemExit(f"{args.results} holds none of these runs: leave out --known to train them.")
-    first = next(iter(results))
     page = [
         question,
         "",
-        f"Test accuracy in per cent on Fashion-MNIST, {first.subset or 'all'} training images, mean over seeds (their "
-        f"number is {reference}'s); in brackets how far {reference} is above, paired by seed, with the 95 % interval "
-        "where there are two pairs or more.",
+        f"Test accuracy in per cent on Fashion-MNIST, {_images(results)}, mean over seeds (their number is "
+        f"{reference}'s); in brackets how far {reference} is above, paired by seed, with the 95 % interval where there "
+        "are two pairs or more.",
         "",
         *compare(results, rows, reference, title),
         "",
-        *(f"Measured {date}, revision {revision}, {versions}." for date, revision, versions in stamps),
+        *(line for below in foot for line in (below, "")),
+        *_measured(results.values()),
     ]
     text = "\n".join(page) + "\n"
     print(text)
     if args.out is not None:
         args.out.write_text(text)
     return text
+
+
+def _images(results: Iterable[Run]) -> str:
+    networks: dict[int, list[str]] = {}
+    for run in results:
+        networks.setdefault(run.subset, []).append(run.network)
+    text = [f"{images or 'all'} training images" for images in networks]
+    if len(text) == 1:
+        return text[0]
+    names = (", ".join(dict.fromkeys(each)) for each in networks.values())
+    return ", ".join(f"{images} ({of})" for images, of in zip(text, names, strict=True))
+
+
+def _measured(results: Iterable[Mapping[str, Any]]) -> list[str]:
+    """When, at which revisions and with which versions, a line for all that share the versions."""
+    stamps: dict[str, list[tuple[str, str]]] = {}
+    for result in results:
+        stamps.setdefault(result["versions"], []).append((result["date"], result["revision"]))
+    lines = []
+    for versions, found in sorted(stamps.items()):
+        dates, revisions = sorted({date for date, _ in found}), list(dict.fromkeys(r for _, r in sorted(found)))
+        when, of = " to ".join([dates[0], dates[-1]][: len(dates)]), "revision" if len(revisions) == 1 else "revisions"
+        lines.append(f"Measured {when}, {of} {', '.join(revisions)}, {versions}.")
+    return lines

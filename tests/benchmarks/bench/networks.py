@@ -28,6 +28,7 @@ class Network:
         batch_size: of the training.
         epochs: of dense training, of the phase that prunes, and of finetuning.
         kwargs: of ``timm.create_model``.
+        images: that it is trained on, where the bench is not told otherwise.
         bundled: train on the digits that come with scikit-learn, in place of Fashion-MNIST.
         weights: fills a fresh model with pretrained weights; None: it starts at random.
     """
@@ -41,6 +42,7 @@ class Network:
     batch_size: int = 128
     epochs: tuple[int, int, int] = (10, 8, 4)
     kwargs: dict[str, Any] = field(default_factory=dict)
+    images: int = 4000
     bundled: bool = False
     weights: Callable[[torch.nn.Module], None] | None = None
 
@@ -83,7 +85,7 @@ def _lite0_weights(model: torch.nn.Module) -> None:
     model.load_state_dict(state)
 
 
-SHORT: dict[str, Any] = {"lr": 0.05, "prune_lr": 0.03, "batch_size": 64, "epochs": (10, 4, 2)}
+SHORT: dict[str, Any] = {"lr": 0.05, "prune_lr": 0.03, "batch_size": 64, "epochs": (10, 4, 2), "images": 2000}
 """For the compact networks on small images, of which an epoch takes a core half a minute."""
 
 WHOLE: dict[str, Any] = {
@@ -114,6 +116,7 @@ NETWORKS = {
         prune_lr=0.01,
         weight_decay=1e-4,
         epochs=(4, 4, 2),
+        images=2000,
         weights=_lite0_weights,
     ),
     # Without BatchNorm.

@@ -1,0 +1,35 @@
+"""The table of unstructured methods: what stands in the README is of the runs that are kept."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks import accuracy
+from tests.benchmarks.bench.command import arguments, grid
+from tests.benchmarks.bench.runs import Run, run_all
+
+
+def test_the_readmes_table_is_of_the_runs_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["accuracy"])
+    args = arguments(
+        None, "accuracy", accuracy.METHODS, accuracy.COMPRESSIONS, accuracy.NETWORKS, accuracy.SEEDS
+    )  # fmt: skip
+    results = run_all(grid(args), args.results, "", jobs=0)
+    readme = accuracy.README.read_text()
+    assert accuracy.placed(readme, accuracy.table(results)) == readme
+    assert "\n".join(accuracy.table(results)) in accuracy.PAGE.read_text()
+
+
+def test_lines_go_between_the_marks_and_nowhere_else() -> None:
+    text = f"above\n{accuracy.BEGIN}\nold\nolder\n{accuracy.END}\nbelow\n"
+    assert accuracy.placed(text, ["new"]) == f"above\n{accuracy.BEGIN}\n\nnew\n\n{accuracy.END}\nbelow\n"
+
+
+def test_a_picture_has_a_panel_a_network(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    runs = [Run(n, m, x, 0) for n in ("a", "b") for m in ("LTP", "magnitude") for x in (3, 50)]
+    accuracy.draw({run: {"accuracy": 0.5} for run in runs}, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
