@@ -180,10 +180,9 @@ class PruningCallback(Transitions, Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called in fit and alone: evaluation sees what training sees, also of a checkpoint from the sparsify phase."""
         self._before_evaluation(trainer, pl_module)
-        masked = self._gates or (self.stage == "pruned" and self.restates)
-        if masked and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            # Masks move faster than BatchNorm's running averages follow; training itself does not read those.
-            few = min(self.recalibrate_batches, max(2, training_length(trainer).batches_per_epoch // 10))
+        restates = self.stage == "pruned" and self.restates
+        if restates and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            few = min(self.recalibrate_batches, max(10, training_length(trainer).batches_per_epoch // 10))
             self._restate(trainer, pl_module, few)
 
     def _restate(self, trainer: Trainer, pl_module: LightningModule, batches: int) -> None:

@@ -36,7 +36,7 @@ class WeightPruning(PruningCallback):
 
     A channel that has lost its weights is constant, and a BatchNorm divides it by √ε: what running averages lag behind
     is then multiplied, and a network that trains well may evaluate at chance. So BatchNorm statistics are re-estimated
-    before each validation of the fit, on a tenth of an epoch's batches at most, and at its end.
+    before each validation of the finetune, on ten batches or a tenth of an epoch, and at the end of fit.
 
     Args:
         target_sparsity: share of prunable weights that are zero after the prune, met to the weight; in [0, 1).
