@@ -6,7 +6,7 @@ cause; running out of memory, and a fault of this package, are raised as they ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -142,29 +142,17 @@ def accuracy(trainer: Trainer, module: LightningModule, batches: Iterable[Any], 
     return right / total if total else None
 
 
-def training_norms(module: nn.Module) -> list[str]:
-    """Names of the BatchNorms that take running statistics now, as the module is in train mode and they not frozen."""
-    return [n for n, m in module.named_modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-
-
 @torch.no_grad()
-def recalibrate(
-    trainer: Trainer, module: LightningModule, batches: list[Any], forward: Forward, names: Sequence[str] | None = None
-) -> int:
+def recalibrate(trainer: Trainer, module: LightningModule, batches: list[Any], forward: Forward) -> int:
     """Replace the running statistics of all training BatchNorms by plain averages over ``batches``.
 
     Only the BatchNorms are in train mode meanwhile, so dropout and stochastic depth do not add noise. In distributed
     training the ranks' statistics are averaged.
 
-    Args:
-        trainer, module, batches, forward: what is run, and how.
-        names: of the BatchNorms, where the module is in eval mode by now; None: those that train now.
-
     Returns:
         Number of BatchNorm layers re-estimated.
     """
-    chosen = set(training_norms(module) if names is None else names)
-    norms = [m for n, m in module.named_modules() if n in chosen and isinstance(m, _BatchNorm)]
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     if not norms or not batches:
         return 0
     with mode(module, False), fresh_statistics(norms):

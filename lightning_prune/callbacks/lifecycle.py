@@ -21,7 +21,7 @@ from lightning_prune.callbacks.cycle.transitions import Transitions
 from lightning_prune.callbacks.cycle.turns import check_alone, phases_in_turn
 from lightning_prune.callbacks.guard import LastFit, Lockstep, OptimizerGuard, check_strategy, goes_on
 from lightning_prune.callbacks.options import naming_near_options
-from lightning_prune.callbacks.phases import Phases, carried_over, training_length
+from lightning_prune.callbacks.phases import Phases, carried_over
 from lightning_prune.callbacks.step import Step, trained_by
 from lightning_prune.callbacks.trainer import beside, count_epoch, writes_logs_now
 from lightning_prune.callbacks.training_step import check_automatic, hold_step
@@ -92,8 +92,6 @@ class PruningCallback(Transitions, Callback):
         assert self.phases is not None
         count_epoch(trainer)
         self._guard.new_batch()
-        if batch_idx == 0 or self._fit_from != "under way":
-            self._norms = calibrate.training_norms(pl_module)
         if self._fit_from != "under way":
             self._fit_from = "under way"
             self.averages.note(pl_module, trained_by(trainer.optimizers), beside(trainer, self))
@@ -163,7 +161,8 @@ class PruningCallback(Transitions, Callback):
             )
             self._remove(trainer, pl_module, early=True)
         elif self.stage == "pruned" and self.restates:
-            self._restate(trainer, pl_module, self.recalibrate_batches)
+            batches = calibrate.calibration_batches(trainer, self.recalibrate_batches)
+            self._calibrated(trainer, pl_module, batches, calibrate.recalibrate)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called at the end of fit: the module is a plain model again."""
@@ -180,18 +179,6 @@ class PruningCallback(Transitions, Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called in fit and alone: evaluation sees what training sees, also of a checkpoint from the sparsify phase."""
         self._before_evaluation(trainer, pl_module)
-        restates = self.stage == "pruned" and self.restates
-        if restates and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            few = min(self.recalibrate_batches, max(10, training_length(trainer).batches_per_epoch // 10))
-            self._restate(trainer, pl_module, few)
-
-    def _restate(self, trainer: Trainer, pl_module: LightningModule, batches: int) -> None:
-        """Re-estimate what evaluation takes from BatchNorms, of those that trained when the epoch began."""
-
-        def recalibrate(trainer: Trainer, module: LightningModule, found: list[Any], forward: calibrate.Forward) -> int:
-            return calibrate.recalibrate(trainer, module, found, forward, self._norms)
-
-        self._calibrated(trainer, pl_module, calibrate.calibration_batches(trainer, batches), recalibrate)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """As `on_validation_start`."""

@@ -38,7 +38,7 @@ class PruningMethod:
         removes_at: whether a family removes before an epoch's validation, or at the start of the next batch.
         observes: which side of a layer `observe` gets.
         in_shards: whether the method works on weights whose rows `fully_shard` has split over processes.
-        restates: whether BatchNorm statistics are re-estimated where the pruned model is evaluated (`WeightPruning`).
+        restates: whether BatchNorm statistics are re-estimated when a fit ends (`WeightPruning`).
         trains_to_the_end: whether `train_on` stands in the finetune phase too.
     """
 
@@ -75,7 +75,6 @@ class PruningMethod:
         self.accumulate = 1
         self.observed: dict[str, Tensor] = {}
         self.averages = Averages()
-        self._norms: list[str] = []  # BatchNorms that trained when the epoch began
         self._gates: dict[str, Gate] = {}
         self.monitor.reset()
 

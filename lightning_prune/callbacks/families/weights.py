@@ -34,10 +34,6 @@ class WeightPruning(PruningCallback):
     Without gates the sparsify phase trains the dense network, and its end prunes in one shot. Names of gates are those
     of parameters.
 
-    A channel that has lost its weights is constant, and a BatchNorm divides it by √ε: what running averages lag behind
-    is then multiplied, and a network that trains well may evaluate at chance. So BatchNorm statistics are re-estimated
-    before each validation of the finetune, on ten batches or a tenth of an epoch, and at the end of fit.
-
     Args:
         target_sparsity: share of prunable weights that are zero after the prune, met to the weight; in [0, 1).
         target_compression: the same as prunable weights / non-zero ones, ≥ 1; give one of the targets.
@@ -51,8 +47,7 @@ class WeightPruning(PruningCallback):
         skip_first: leave the stem dense.
         skip_last: leave the classifier dense.
         min_keep: least share of each layer's weights to keep.
-        recalibrate_batches: training batches on which BatchNorm statistics are re-estimated after the prune and at the
-            end of fit, and fewer before each validation; 0: none.
+        recalibrate_batches: training batches that re-estimate BatchNorm statistics after prune and finetune; 0: none.
         max_gap: warn if accuracy on those batches falls by more than this from the soft to the hard network.
         trail: kept shares, e.g. ``[0.5, 0.2, 0.1]``; an ordinary checkpoint is saved at the first validation after
             each is crossed.
@@ -66,7 +61,7 @@ class WeightPruning(PruningCallback):
     """
 
     units: WeightUnits
-    restates = True
+    restates = True  # a constant channel is divided by √ε in eval mode, and running averages lag behind it
 
     def __init__(
         self,
