@@ -38,7 +38,6 @@ class PruningMethod:
         removes_at: whether a family removes before an epoch's validation, or at the start of the next batch.
         observes: which side of a layer `observe` gets.
         in_shards: whether the method works on weights whose rows `fully_shard` has split over processes.
-        restates: whether BatchNorm statistics are re-estimated when a fit ends (`WeightPruning`).
         trains_to_the_end: whether `train_on` stands in the finetune phase too.
     """
 
@@ -46,7 +45,6 @@ class PruningMethod:
     removes_at: Literal["batch end", "batch start"] = "batch end"
     observes: Side = "output"
     in_shards = False
-    restates = False
     trains_to_the_end = False
     units: Any
     root: nn.Module  # what the names of gates and observed layers are relative to

@@ -65,29 +65,6 @@ def test_a_module_that_cannot_be_called_is_pruned_with_one_warning(
     assert all(e.__cause__ is error for e in raised)
 
 
-class Still(Toy):
-    """Its BatchNorms keep the running statistics that they have."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = 0.0
-
-
-@pytest.mark.parametrize("make", [LTPCallback, MagnitudeCallback])
-@pytest.mark.parametrize("batches", [20, 0])
-def test_a_pruned_model_comes_with_fresh_statistics(make: Make, batches: int, tmp_path: Path) -> None:
-    """A constant channel is divided by √ε in eval mode: MixNet-S at 20x had 78 % in train mode and 10 % there."""
-    options = {"warmup": 0, "sparsify": 1, "finetune": 2, "target_sparsity": 0.5, "recalibrate_batches": batches}
-    module, _, trainer = fit(tmp_path, make, Still(), options=options, max_epochs=3)
-    (norm, *_) = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
-    had = norm.running_mean.clone()
-    fresh = calibrate.calibration_batches(trainer, 20)
-    calibrate.recalibrate(trainer, module.train(), fresh, calibrate.forward_first_element)
-    assert torch.allclose(had, norm.running_mean) == (batches > 0)
-
-
 @pytest.mark.parametrize("name", CHANNELS)
 def test_a_network_that_cannot_be_traced_is_an_error_with_its_cause(name: str, tmp_path: Path) -> None:
     error = NotImplementedError("no forward here")

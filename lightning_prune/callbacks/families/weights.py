@@ -47,7 +47,7 @@ class WeightPruning(PruningCallback):
         skip_first: leave the stem dense.
         skip_last: leave the classifier dense.
         min_keep: least share of each layer's weights to keep.
-        recalibrate_batches: training batches that re-estimate BatchNorm statistics after prune and finetune; 0: none.
+        recalibrate_batches: training batches on which BatchNorm statistics are re-estimated after the prune; 0: none.
         max_gap: warn if accuracy on those batches falls by more than this from the soft to the hard network.
         trail: kept shares, e.g. ``[0.5, 0.2, 0.1]``; an ordinary checkpoint is saved at the first validation after
             each is crossed.
@@ -61,7 +61,6 @@ class WeightPruning(PruningCallback):
     """
 
     units: WeightUnits
-    restates = True  # a constant channel is divided by √ε in eval mode, and running averages lag behind it
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ import torch
 
 from lightning_prune import TimmClassifier, sparsity_report
 from lightning_prune.errors import DivergenceError
+from lightning_prune.support.batchnorm import fresh_statistics
+from lightning_prune.support.modes import mode
+from lightning_prune.zoo.data.module import ImageDataModule
 from tests.benchmarks.bench.methods import callbacks
 from tests.benchmarks.bench.networks import NETWORKS
 
@@ -129,7 +133,10 @@ def dense_start(run: Run, folder: Path, root: str) -> dict[str, Any]:
 
 
 def fit(module: TimmClassifier, run: Run, epochs: int, seed: int, root: str, callbacks: list[Any]) -> float:
-    """Accuracy on the test images after that many epochs; a training that diverges ends there, at chance."""
+    """Accuracy on the test images after that many epochs, with BatchNorm statistics of 20 batches.
+
+    A training that diverges ends there, at chance.
+    """
     data = NETWORKS[run.network].data(root, run.subset, seed)
     trainer = lightning.Trainer(
         max_epochs=epochs, callbacks=callbacks, logger=False, enable_checkpointing=False, accelerator="auto",
@@ -140,7 +147,17 @@ def fit(module: TimmClassifier, run: Run, epochs: int, seed: int, root: str, cal
         trainer.fit(module, datamodule=data)
     except DivergenceError as error:
         print(error, flush=True)
+    _restate(module, data)
     return float(trainer.test(module, datamodule=data, verbose=False)[0]["test/acc"])
+
+
+@torch.no_grad()
+def _restate(module: TimmClassifier, data: ImageDataModule, batches: int = 20) -> None:
+    """Running averages lag; where channels are constant, as pruned ones are, BatchNorm multiplies that by 1/√ε."""
+    norms = [m for m in module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    with mode(module, False), fresh_statistics(norms):
+        for images, _ in islice(data.train_dataloader(), batches if norms else 0):
+            module(images)
 
 
 def unlike_scales_(module: torch.nn.Module, spread: float, seed: int) -> None:

@@ -41,7 +41,7 @@ def compare(
         reference: the method that the others are compared to.
         title: of the first column.
     """
-    methods = list(dict.fromkeys(run.method for run in results))
+    methods = sorted(dict.fromkeys(run.method for run in results), key=lambda method: method != reference)
     groups = list(dict.fromkeys(rows(run) for run in results))
     lines = ["| " + " | ".join([title, "seeds", *methods]) + " |", "|" + "---|" * (len(methods) + 2)]
     for group in groups:

@@ -70,7 +70,7 @@ class LTPCallback(ThresholdPruning):
         skip_first: leave the stem dense.
         skip_last: leave the classifier dense.
         min_keep: least share of each layer's weights to keep.
-        recalibrate_batches: training batches that re-estimate BatchNorm statistics after prune and finetune; 0: none.
+        recalibrate_batches: training batches on which BatchNorm statistics are re-estimated after the prune; 0: none.
         max_gap: warn if accuracy on those batches falls by more than this from the soft to the hard network.
         trail: kept shares at which an ordinary checkpoint is saved, e.g. ``[0.5, 0.2, 0.1]``.
         trail_dir: folder of the trail; default ``<log dir>/trail``.
