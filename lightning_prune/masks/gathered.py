@@ -45,12 +45,10 @@ class ShardGate(MaskGate):
         return self.gate.mask(w, out)
 
     def step_(self, w: Tensor, grad: Tensor, count: bool) -> Tensor:
-        own = self._aside if self.inside else None
-        return self.gate.step_(w if own is None else own, grad, count)
+        return self.gate.step_(self.pair(w)[0] if self.inside else w, grad, count)
 
     def pair(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        own = self._aside if self.inside else None
-        return self.gate.pair(w) if own is None else (own, w)
+        return self.gate.pair(w) if self._aside is None or not self.inside else (self._aside, w)
 
     def fold(self, w: Tensor, kept: Tensor) -> Tensor | None:
         return self.gate.fold(w, kept)
