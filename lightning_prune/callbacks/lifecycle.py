@@ -21,7 +21,7 @@ from lightning_prune.callbacks.cycle.transitions import Transitions
 from lightning_prune.callbacks.cycle.turns import check_alone, phases_in_turn
 from lightning_prune.callbacks.guard import LastFit, Lockstep, OptimizerGuard, check_strategy, goes_on
 from lightning_prune.callbacks.options import naming_near_options
-from lightning_prune.callbacks.phases import Phases, carried_over, training_length
+from lightning_prune.callbacks.phases import Phases, carried_over
 from lightning_prune.callbacks.step import Step, trained_by
 from lightning_prune.callbacks.trainer import beside, count_epoch, writes_logs_now
 from lightning_prune.callbacks.training_step import check_automatic, hold_step
@@ -176,10 +176,6 @@ class PruningCallback(Transitions, Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called in fit and alone: evaluation sees what training sees, also of a checkpoint from the sparsify phase."""
         self._before_evaluation(trainer, pl_module)
-        if self._gates and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            # Masks move faster than BatchNorm's running averages follow; training itself does not read those.
-            few = min(self.recalibrate_batches, max(2, training_length(trainer).batches_per_epoch // 10))
-            self._calibrated(trainer, pl_module, calibrate.calibration_batches(trainer, few), calibrate.recalibrate)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """As `on_validation_start`."""

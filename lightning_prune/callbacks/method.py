@@ -255,6 +255,9 @@ class PruningMethod:
         """Remove units for good; ``early``: the phase was cut short. Returns whether any is gone."""
         raise NotImplementedError
 
+    def settle(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called after a removal, with BatchNorm statistics re-estimated."""
+
     def log_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Scalars of a training step that the logger writes."""
 

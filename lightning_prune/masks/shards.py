@@ -18,6 +18,14 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def part(whole: Tensor, like: Tensor) -> Tensor:
+    """This process's rows of a tensor that every process has whole, as ``like`` is split; all if it is not."""
+    if not isinstance(like, DTensor):
+        return whole
+    rank, parts = like.device_mesh.get_local_rank(), whole.chunk(like.device_mesh.size())
+    return parts[rank] if rank < len(parts) else whole[:0]
+
+
 def shards_of(tensors: Sequence[Tensor], names: Sequence[str]) -> Shards:
     """How tensors lie over processes: whole, or all split by rows over one group of processes.
 

@@ -60,7 +60,9 @@ class Transitions(PruningMethod):
         self.stage, self._gates, self._gate_trainer = "pruned", {}, None
         hold_step(self, pl_module)
         if removed:
-            hard = self._calibrated(trainer, pl_module, batches, calibrate.recalibrate, calibrate.accuracy)
+            self._calibrated(trainer, pl_module, batches, calibrate.recalibrate)
+            self.settle(trainer, pl_module)
+            hard = self._calibrated(trainer, pl_module, batches, calibrate.accuracy)
             self.log_removal(trainer, soft, hard)
 
     def _calibrated(self, trainer: Trainer, pl_module: LightningModule, batches: list[Any], *functions: Any) -> Any:

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_prune.callbacks import calibrate
+from lightning_prune.callbacks.families.constants import silence_constants, silenced
 from lightning_prune.callbacks.families.target import WeightTarget
-from lightning_prune.callbacks.families.zeros import ZeroKeeper, check_zeros, fold_everywhere, prune_everywhere
+from lightning_prune.callbacks.families.zeros import ZeroKeeper, check_zeros, prune_everywhere, report_zeros
 from lightning_prune.callbacks.lifecycle import PruningCallback
 from lightning_prune.callbacks.logs import PHASES, by_reason
 from lightning_prune.callbacks.method import PruningMethod
@@ -98,6 +98,7 @@ class WeightPruning(PruningCallback):
         self._chosen = False  # for good: what trains may change up to the sparsify phase
         self.zeros_at_prune: list[int] = []
         self._keeper = ZeroKeeper()
+        self._silent: Sequence[nn.Parameter] | None = None  # scales that are held too; None: to be found
         if self.trail is not None:
             self.trail.load({"entries": []})
 
@@ -183,7 +184,9 @@ class WeightPruning(PruningCallback):
             self._gates[target.name].renew(target.param)
 
     def hold(self, step: Step) -> None:
-        self._keeper.before(step.optimizer, [t.param for t in self.units.targets if step.holds(t.param)])
+        self._silent = silenced(self.root) if self._silent is None else self._silent
+        held = (*(t.param for t in self.units.targets), *self._silent)
+        self._keeper.before(step.optimizer, [p for p in held if step.holds(p)])
 
     def held(self, step: Step) -> None:
         self._keeper.after(step.optimizer)
@@ -202,22 +205,14 @@ class WeightPruning(PruningCallback):
             gate.forget()  # the masks take as much
         masks = self.final_masks(score, early)
         del score
-        copies = self.averages.moved()
-        fold_everywhere(trainer, self.units.targets, self._gates, masks, copies)
-        prune_everywhere(trainer, self.units.targets, masks, copies)
+        prune_everywhere(trainer, self.units.targets, masks, self.averages.moved(), self._gates)
         self.zeros_at_prune = self.units.zeros()
-        zeros, numel = sum(self.zeros_at_prune), self.units.numel
-        dead = zeros - (numel - sum(self.units.count(masks)))
-        if dead:
-            rank_zero_warn(
-                f"{dead} kept weights are exactly zero (layers initialised to zero?) and count as pruned from here on: "
-                "train them first, with a longer warmup."
-            )
-        rank_zero_info(
-            f"{type(self).__name__}: pruned {zeros:,} of {numel:,} weights "
-            f"({zeros / numel:.2%}, {numel / max(numel - zeros, 1):.2f}x)."
-        )
+        report_zeros(type(self).__name__, self.zeros_at_prune, self.units.numel, sum(self.units.count(masks)))
         return True
+
+    def settle(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        silence_constants(trainer, pl_module, self.averages.moved())
+        self._silent = None
 
     def release(self, pl_module: LightningModule) -> None:
         detach(pl_module)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -30,12 +30,12 @@ def _averages(trainer: Trainer, copies: Sequence[Lookalike]) -> Iterator[tuple[s
 
 
 @torch.no_grad()
-def fold_everywhere(
+def _fold_everywhere(
     trainer: Trainer,
     targets: Sequence[Target],
     gates: Mapping[str, Gate],
     masks: Sequence[Tensor],
-    copies: Sequence[Lookalike] = (),
+    copies: Sequence[Lookalike],
 ) -> None:
     """Put what gates make of kept weights into the weights, in place: what is left computes what the soft network did.
 
@@ -63,18 +63,25 @@ def fold_everywhere(
 
 @torch.no_grad()
 def prune_everywhere(
-    trainer: Trainer, targets: Sequence[Target], masks: Sequence[Tensor], copies: Sequence[Lookalike] = ()
+    trainer: Trainer,
+    targets: Sequence[Target],
+    masks: Sequence[Tensor],
+    copies: Sequence[Lookalike] = (),
+    gates: Mapping[str, Gate] | None = None,
 ) -> None:
     """Zero the pruned weights, in place, wherever they live: the model, optimizer state, averaged copies of the model.
 
-    Momentum and averages of pruned weights would otherwise bring them back at the next step or swap.
+    What gates make of the kept ones is put into them before. Momentum and averages of pruned weights would otherwise
+    bring them back at the next step or swap.
 
     Args:
         trainer: its optimizers and averaging callbacks are searched.
         targets: layers.
         masks: bool, one a layer, True where kept.
         copies: averaged copies that no callback keeps.
+        gates: soft masks that stood until now, by parameter name.
     """
+    _fold_everywhere(trainer, targets, gates or {}, masks, copies)
     by_param: dict[Tensor, Tensor] = {}
     for target, mask in zip(targets, masks, strict=True):
         local(target.param).masked_fill_(~mask, 0)
@@ -92,6 +99,18 @@ def prune_everywhere(
     for name, param in _averages(trainer, copies):
         if name in by_name:
             param.masked_fill_(~by_name[name].to(param.device), 0)
+
+
+def report_zeros(method: str, zeros: Sequence[int], numel: int, kept: int) -> None:
+    """Say what a prune has come to; ``kept`` weights were to be, and those of them that are zero are a warning."""
+    total = sum(zeros)
+    if dead := total - (numel - kept):
+        rank_zero_warn(
+            f"{dead} kept weights are exactly zero (layers initialised to zero?) and count as pruned from here on: "
+            "train them first, with a longer warmup."
+        )
+    left = numel / max(numel - total, 1)
+    rank_zero_info(f"{method}: pruned {total:,} of {numel:,} weights ({total / numel:.2%}, {left:.2f}x).")
 
 
 def check_zeros(targets: Sequence[Target], before: Sequence[int], now: Sequence[int]) -> None:
