@@ -104,11 +104,11 @@ def _result(run: Run, file: Path, root: str) -> dict[str, Any]:
         unlike_scales_(module, run.scales, run.seed)
     made = callbacks(run.method, run.compression, run.sparsify)
     clock = time.process_time()
-    accuracy = fit(module, run, run.sparsify + run.finetune, run.seed + 100, root, made)
+    accuracy, as_trained = fit(module, run, run.sparsify + run.finetune, run.seed + 100, root, made)
     report = sparsity_report(module)
     keeps = [round(1 - layer.sparsity, 4) for layer in report.layers]
     return {
-        "accuracy": accuracy, "compression": round(report.compression, 3), "keeps": keeps,
+        "accuracy": accuracy, "as_trained": as_trained, "compression": round(report.compression, 3), "keeps": keeps,
         "macs": next((round(each.numbers["macs"], 4) for each in made if hasattr(each, "numbers")), 1.0),
         "cpu_seconds": round(time.process_time() - clock),
     }  # fmt: skip
@@ -126,14 +126,16 @@ def dense_start(run: Run, folder: Path, root: str) -> dict[str, Any]:
             module = network.build(network.lr)
             if network.weights is not None:
                 network.weights(module.model)
-            accuracy = fit(module, run, run.dense, run.seed, root, [])
+            accuracy, _ = fit(module, run, run.dense, run.seed, root, [])
             print(f"{name}: dense {100 * accuracy:.2f}", flush=True)
             torch.save(copy.deepcopy(module.state_dict()), path)
     return dict(torch.load(path, weights_only=True))
 
 
-def fit(module: TimmClassifier, run: Run, epochs: int, seed: int, root: str, callbacks: list[Any]) -> float:
-    """Accuracy on the test images after that many epochs, with BatchNorm statistics of 20 batches.
+def fit(
+    module: TimmClassifier, run: Run, epochs: int, seed: int, root: str, callbacks: list[Any]
+) -> tuple[float, float]:
+    """Accuracy on the test images after that many epochs: with BatchNorm statistics of 20 batches, and as trained.
 
     A training that diverges ends there, at chance.
     """
@@ -147,8 +149,13 @@ def fit(module: TimmClassifier, run: Run, epochs: int, seed: int, root: str, cal
         trainer.fit(module, datamodule=data)
     except DivergenceError as error:
         print(error, flush=True)
+
+    def accuracy() -> float:
+        return float(trainer.test(module, datamodule=data, verbose=False)[0]["test/acc"])
+
+    as_trained = accuracy()
     _restate(module, data)
-    return float(trainer.test(module, datamodule=data, verbose=False)[0]["test/acc"])
+    return accuracy(), as_trained
 
 
 @torch.no_grad()
