@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_prune import WeightPruning, WeightUnits
 from lightning_prune.callbacks.families import weights
+from lightning_prune.masks.shards import part
 from lightning_prune.support.batchnorm import recalibrate
 from tests.callbacks.methods import equal, fit, keep_all
 from tests.callbacks.toys import WeightScore
@@ -25,14 +26,16 @@ EMPTY, FED = 3, 8  # channels of the first layer without a weight; of the second
 class Empties(WeightPruning):
     """Takes all weights of some channels, and of some channels after them all weights that read others."""
 
+    in_shards = True
+
     def score(self, units: WeightUnits) -> Tensor:
         return torch.ones(units.numel)
 
     def final_masks(self, score: Tensor, early: bool) -> list[Tensor]:
-        masks = [torch.ones_like(t.param, dtype=torch.bool) for t in self.units.targets]
+        masks = [torch.ones(t.param.shape, dtype=torch.bool) for t in self.units.targets]
         masks[0][:EMPTY] = False
         masks[1][:FED, EMPTY:] = False
-        return masks
+        return [part(mask, t.param) for mask, t in zip(masks, self.units.targets, strict=True)]
 
 
 class Shifted(Toy):

@@ -19,9 +19,10 @@ from lightning_prune import FPGMCallback, LTPCallback, MagnitudeCallback, TimmCl
 from lightning_prune.masks.shards import local
 from tests.callbacks.methods import METHODS, N
 from tests.callbacks.processes import run_ranks
+from tests.callbacks.test_constants import EMPTY, FED, Empties
 from tests.callbacks.test_ddp import BATCH, Plain, Shares
 from tests.callbacks.toys import WeightGates
-from tests.toy import Toy, samples, trainer
+from tests.toy import Toy, network, samples, trainer
 
 PHASES: dict[str, Any] = {"target_sparsity": 0.8, "sparsify": 2}
 SHORT: dict[str, Any] = {"target_sparsity": 0.8, "sparsify": 1}
@@ -113,6 +114,12 @@ def everything(folder: Path) -> dict[str, Any]:
         pairs = zip(whole(first).values(), whole(second).values(), strict=True)
         told[f"resumed from {kind}"] = [float((a - b).abs().max()) for a, b in pairs]
     torch.save(whole(second), folder / f"resumed {torch.distributed.get_rank()}.pt")
+    emptied = Sharded()
+    emptied.net = network()  # with BatchNorm
+    nn.init.constant_(emptied.net[1].bias, 0.5)
+    fit(folder, Empties(**SHORT), emptied)
+    scales = whole(emptied)
+    told["zero scales"] = [scales[f"net.{i}.weight"].eq(0).nonzero().flatten().tolist() for i in (1, 4)]
     refused = {"channels": FPGMCallback(target_macs=0.5), "gates": WeightGates(**PHASES)}
     refused |= {make.__name__: make(target_macs=0.5, warmup=1) for make in (LTPCallback, MagnitudeCallback)}
     for what, callback in refused.items():
@@ -163,6 +170,7 @@ def test_what_stands_in_the_shards_and_what_is_refused(results: Path) -> None:
     assert "WeightGates does not support ModelParallelStrategy" in told["gates"]
     for name in ("LTPCallback", "MagnitudeCallback"):
         assert re.search("target_macs counts .* give target_sparsity, or train with DDP. 0 batches seen", told[name])
+    assert told["zero scales"] == [list(range(EMPTY)), list(range(FED))]
     assert told["report"] == sum(told["ltp"]["zeros"])
 
 

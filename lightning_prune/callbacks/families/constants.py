@@ -16,14 +16,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_prune.callbacks.families.zeros import prune_everywhere
 from lightning_prune.masks import Target
-from lightning_prune.masks.shards import local, part
+from lightning_prune.masks.shards import local, part, reshard
 from lightning_prune.support.averages import Lookalike
 
 _CONSTANT = 1e-3  # of ε: what such a channel varies by comes out of BatchNorm below 0.03 of its scale
 
 
 def _constant(root: nn.Module) -> Iterator[tuple[Target, Tensor]]:
-    """BatchNorm scales that train, and which of their channels are constant: bool [channels]."""
+    """BatchNorm scales that train, and which of this process's channels of them are constant: bool [channels]."""
+    reshard(root)  # what is written into a gathered parameter is lost
     for name, norm in root.named_modules():
         if isinstance(norm, _BatchNorm) and norm.running_var is not None and norm.affine and norm.weight.requires_grad:
             still = norm.running_var <= _CONSTANT * norm.eps
@@ -32,17 +33,13 @@ def _constant(root: nn.Module) -> Iterator[tuple[Target, Tensor]]:
 
 
 @torch.no_grad()
-def silence_constants(trainer: Trainer, root: nn.Module, copies: Sequence[Lookalike] = ()) -> int:
+def silence_constants(trainer: Trainer, root: nn.Module, copies: Sequence[Lookalike] = ()) -> None:
     """Zero the scales of constant channels wherever they live: the model, optimizer state, averaged copies.
 
     To be called when the running variances are those of the weights as they are.
-
-    Returns:
-        Number of channels, of this process's part of them.
     """
     found = list(_constant(root))
     prune_everywhere(trainer, [target for target, _ in found], [~still for _, still in found], copies)
-    return sum(int(still.sum()) for _, still in found)
 
 
 def silenced(root: nn.Module) -> list[nn.Parameter]:
