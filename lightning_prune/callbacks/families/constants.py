@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -23,13 +24,13 @@ _CONSTANT = 1e-3  # of ε: what such a channel varies by comes out of BatchNorm 
 
 
 def _constant(root: nn.Module) -> Iterator[tuple[Target, Tensor]]:
-    """BatchNorm scales that train, and which of this process's channels of them are constant: bool [channels]."""
+    """BatchNorm scales that train, and which of their channels are constant: bool [channels]."""
     reshard(root)  # what is written into a gathered parameter is lost
     for name, norm in root.named_modules():
         if isinstance(norm, _BatchNorm) and norm.running_var is not None and norm.affine and norm.weight.requires_grad:
             still = norm.running_var <= _CONSTANT * norm.eps
             if bool(still.any()):
-                yield Target(f"{name}.weight", norm.weight, norm), part(still, norm.weight)
+                yield Target(f"{name}.weight", norm.weight, norm), still
 
 
 @torch.no_grad()
@@ -39,9 +40,16 @@ def silence_constants(trainer: Trainer, root: nn.Module, copies: Sequence[Lookal
     To be called when the running variances are those of the weights as they are.
     """
     found = list(_constant(root))
-    prune_everywhere(trainer, [target for target, _ in found], [~still for _, still in found], copies)
+    masks = [part(~still, target.param) for target, still in found]
+    prune_everywhere(trainer, [target for target, _ in found], masks, copies)
+    if found:
+        count = sum(int(still.sum()) for _, still in found)
+        rank_zero_info(
+            f"{count:,} BatchNorm channels became constant without their weights: their scales are zero now, "
+            "so that they evaluate as they train."
+        )
 
 
 def silenced(root: nn.Module) -> list[nn.Parameter]:
     """The scales in which constant channels have a zero: a checkpoint needs no list of them beside it."""
-    return [target.param for target, still in _constant(root) if bool((local(target.param) == 0).any())]
+    return [target.param for target, _ in _constant(root) if bool((local(target.param) == 0).any())]
