@@ -19,9 +19,10 @@ from tests.toy import Toy, network, samples, trainer, zeros
 MACS, UNLIKE = " macs", "unlike sizes"  # a target of sparse MACs; images of another size on each rank
 NAMES = ["ltp", "magnitude", *RIVALS, *TOY_WEIGHTS, "ltp" + MACS, "magnitude" + MACS]
 RANKS, BATCH = 3, 6
-SEED = 3
-"""Of the weights. LTP trained from weights 1e-7 apart ends with another mask in one case of eight, whatever thresholds
-start at; from these weights in none."""
+SEED = 8
+"""Of the weights. A gate near its threshold multiplies what a weight differs by with w²/2T, late in the phase by 150 to
+600. LTP trained from weights 1e-7 apart so ends up to 1e-3 apart, or with another mask, in five trainings of twelve;
+from these weights it ends 7e-7 apart."""
 
 
 def learned(callback: Any) -> list[float]:
