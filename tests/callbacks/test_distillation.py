@@ -81,15 +81,15 @@ class Asks(Toy):
 
 
 def by_hand() -> nn.Module:
-    """The training of `fit`, written out."""
-    net, theirs = network(), teacher().eval()
+    """Four epochs, written out, in double precision: last digits grow a thousandfold."""
+    net, theirs = network().double(), teacher().double().eval()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
     data = loaders()["train_dataloaders"]
     for epoch in range(4):
         data.sampler.set_epoch(epoch)
         for x, y in data:
-            out = net(x)
-            log_p, q = F.log_softmax(out / 4, 1), F.softmax(theirs(x).detach() / 4, 1)
+            out = net(x.double())
+            log_p, q = F.log_softmax(out / 4, 1), F.softmax(theirs(x.double()).detach() / 4, 1)
             loss = 0.3 * F.cross_entropy(out, y) + 0.7 * 16 * F.kl_div(log_p, q, reduction="batchmean")
             optimizer.zero_grad()
             loss.backward()
@@ -99,11 +99,13 @@ def by_hand() -> nn.Module:
 
 def test_the_loss_is_hintons_in_every_kind_of_step(tmp_path: Path) -> None:
     expected = torch.cat([p.detach().flatten() for p in by_hand().parameters()])
-    plain = Toy()
-    trainer(tmp_path, [], max_epochs=4).fit(plain, **loaders())
+    plain = Toy().double()
+    trainer(tmp_path, [], max_epochs=4, precision="64-true").fit(plain, **loaders())
     assert not torch.allclose(torch.cat([p.flatten() for p in plain.parameters()]), expected, atol=1e-2)
     for kind in (Toy, Dict, Asks, Manual):
-        module, _, run = fit(tmp_path, module=kind(), alpha=0.7, features=None)
+        module, taught = kind(), DistillationCallback(teacher=teacher().double(), alpha=0.7, features=None)
+        run = trainer(tmp_path, [taught], max_epochs=4, precision="64-true")
+        run.fit(module, **loaders())
         got = torch.cat([p.detach().flatten() for p in module.parameters()])
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4, msg=kind.__name__)
         assert run.callback_metrics["distill/loss"] > 0
