@@ -48,7 +48,7 @@ def work(run: Run, macs: float | None, root: str, starts: Path) -> dict[str, Any
     module.load_state_dict(start)
     target = {"target_compression": run.compression} if macs is None else {"target_macs": macs}
     callback = LTPCallback(**target, sparsify=run.sparsify)  # type: ignore[arg-type]
-    accuracy = fit(module, run, run.sparsify + run.finetune, run.seed + 100, root, [callback])
+    accuracy, _ = fit(module, run, run.sparsify + run.finetune, run.seed + 100, root, [callback])
     left = sparse_macs(module, settings.image_size or 28)
     kept = 1 / sparsity_report(module).compression
     return {"accuracy": round(100 * accuracy, 2), "macs": round(left, 4), "kept": round(kept, 4)}

@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ import torch
 
 from lightning_prune import TimmClassifier, sparsity_report
 from lightning_prune.errors import DivergenceError
+from lightning_prune.support.batchnorm import fresh_statistics
+from lightning_prune.support.modes import mode
+from lightning_prune.zoo.data.module import ImageDataModule
 from tests.benchmarks.bench.methods import callbacks
 from tests.benchmarks.bench.networks import NETWORKS
 
@@ -100,11 +104,11 @@ def _result(run: Run, file: Path, root: str) -> dict[str, Any]:
         unlike_scales_(module, run.scales, run.seed)
     made = callbacks(run.method, run.compression, run.sparsify)
     clock = time.process_time()
-    accuracy = fit(module, run, run.sparsify + run.finetune, run.seed + 100, root, made)
+    accuracy, as_trained = fit(module, run, run.sparsify + run.finetune, run.seed + 100, root, made)
     report = sparsity_report(module)
     keeps = [round(1 - layer.sparsity, 4) for layer in report.layers]
     return {
-        "accuracy": accuracy, "compression": round(report.compression, 3), "keeps": keeps,
+        "accuracy": accuracy, "as_trained": as_trained, "compression": round(report.compression, 3), "keeps": keeps,
         "macs": next((round(each.numbers["macs"], 4) for each in made if hasattr(each, "numbers")), 1.0),
         "cpu_seconds": round(time.process_time() - clock),
     }  # fmt: skip
@@ -122,14 +126,19 @@ def dense_start(run: Run, folder: Path, root: str) -> dict[str, Any]:
             module = network.build(network.lr)
             if network.weights is not None:
                 network.weights(module.model)
-            accuracy = fit(module, run, run.dense, run.seed, root, [])
+            accuracy, _ = fit(module, run, run.dense, run.seed, root, [])
             print(f"{name}: dense {100 * accuracy:.2f}", flush=True)
             torch.save(copy.deepcopy(module.state_dict()), path)
     return dict(torch.load(path, weights_only=True))
 
 
-def fit(module: TimmClassifier, run: Run, epochs: int, seed: int, root: str, callbacks: list[Any]) -> float:
-    """Accuracy on the test images after that many epochs. A training that diverges ends there, at chance."""
+def fit(
+    module: TimmClassifier, run: Run, epochs: int, seed: int, root: str, callbacks: list[Any]
+) -> tuple[float, float]:
+    """Accuracy on the test images after that many epochs: with BatchNorm statistics of 20 batches, and as trained.
+
+    A training that diverges ends there, at chance.
+    """
     data = NETWORKS[run.network].data(root, run.subset, seed)
     trainer = lightning.Trainer(
         max_epochs=epochs, callbacks=callbacks, logger=False, enable_checkpointing=False, accelerator="auto",
@@ -140,7 +149,22 @@ def fit(module: TimmClassifier, run: Run, epochs: int, seed: int, root: str, cal
         trainer.fit(module, datamodule=data)
     except DivergenceError as error:
         print(error, flush=True)
-    return float(trainer.test(module, datamodule=data, verbose=False)[0]["test/acc"])
+
+    def accuracy() -> float:
+        return float(trainer.test(module, datamodule=data, verbose=False)[0]["test/acc"])
+
+    as_trained = accuracy()
+    _restate(module, data)
+    return accuracy(), as_trained
+
+
+@torch.no_grad()
+def _restate(module: TimmClassifier, data: ImageDataModule, batches: int = 20) -> None:
+    """Running averages lag; where channels are constant, as pruned ones are, BatchNorm multiplies that by 1/√ε."""
+    norms = [m for m in module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    with mode(module, False), fresh_statistics(norms):
+        for images, _ in islice(data.train_dataloader(), batches if norms else 0):
+            module(images)
 
 
 def unlike_scales_(module: torch.nn.Module, spread: float, seed: int) -> None:
