@@ -23,6 +23,19 @@ def test_the_readmes_table_is_of_the_runs_that_are_kept(monkeypatch: pytest.Monk
     assert "\n".join(accuracy.table(results)) in accuracy.PAGE.read_text()
 
 
+def test_runs_that_need_the_re_estimate_are_named() -> None:
+    results = {
+        Run("a", "STR", 50, 0): {"accuracy": 0.72, "as_trained": 0.1},
+        Run("a", "LTP", 50, 0): {"accuracy": 0.7, "as_trained": 0.69},
+        Run("b", "LTP", 50, 0): {"accuracy": 0.7},
+    }
+    assert accuracy.as_trained(results).endswith(
+        "1 of 2 runs end more than 3 points away (a, 50x, STR, seed 0: 10.00 for 72.00)."
+    )
+    del results[Run("a", "STR", 50, 0)]
+    assert accuracy.as_trained(results).endswith("none of 1 runs end more than 3 points away.")
+
+
 def test_lines_go_between_the_marks_and_nowhere_else() -> None:
     text = f"above\n{accuracy.BEGIN}\nold\nolder\n{accuracy.END}\nbelow\n"
     assert accuracy.placed(text, ["new"]) == f"above\n{accuracy.BEGIN}\n\nnew\n\n{accuracy.END}\nbelow\n"
