@@ -12,13 +12,13 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 
-from lightning_prune import WeightPruning, WeightUnits
+from lightning_prune import KeepZeros, WeightPruning, WeightUnits
 from lightning_prune.callbacks.families import weights
 from lightning_prune.masks.shards import part
 from lightning_prune.support.batchnorm import recalibrate
 from tests.callbacks.methods import equal, fit, keep_all
 from tests.callbacks.toys import WeightScore
-from tests.toy import Toy, samples
+from tests.toy import Toy, loaders, samples, trainer
 
 EMPTY, FED = 3, 8  # channels of the first layer without a weight; of the second, those that read nothing else
 
@@ -83,6 +83,14 @@ def test_resumed_is_uninterrupted(tmp_path: Path) -> None:
     for step in (25, 40):  # in the sparsify phase, and after the prune
         resumed = trained(tmp_path / "resumed", Shifted(), ckpt_path=tmp_path / "steps" / f"step={step}.ckpt")
         assert equal(whole, resumed)
+
+
+def test_they_stay_silent_in_a_fit_that_holds_zeros(tmp_path: Path) -> None:
+    module = trained(tmp_path, Shifted())
+    trainer(tmp_path, [KeepZeros()], max_epochs=2).fit(module, **loaders())
+    assert not module.net[1].weight[:EMPTY].any()
+    assert not module.net[4].weight[:FED].any()
+    assert distance(module) < 0.5
 
 
 def test_without_constants_nothing_is_touched(tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ class KeepZeros(WeightPruning):
     def on_channels_removed(self, trainer: Trainer, module: LightningModule, plan: PruningPlan) -> None:
         """The layers are smaller now, and some of the zeros are gone with their channels."""
         self.zeros_at_prune = self.units.zeros()
+        self._silent = None
 
     def score(self, units: WeightUnits) -> Tensor:
         return torch.ones(units.numel)
