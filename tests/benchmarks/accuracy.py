@@ -22,6 +22,7 @@ NETWORKS = ("resnet20-14px", "mobilenetv2-32px", "efficientnet_b0-32px", "mixnet
 COMPRESSIONS = (3, 5, 10, 20, 50)
 METHODS = ("LTP", "magnitude", "magnitude, feedback", "one-shot", "STR", "ST-3", "Taylor")
 SEEDS = (0, 1, 2, 3, 4)
+EPOCHS = {"dense": 10, "sparsify": 8, "finetune": 4}  # of all networks
 REPOSITORY = Path(__file__).parents[2]
 PAGE, PICTURE, README = (
     REPOSITORY / f for f in ("tests/benchmarks/accuracy.md", "docs/images/accuracy.png", "README.md")
@@ -79,19 +80,25 @@ def draw(results: Mapping[Run, Mapping[str, Any]], file: Path) -> None:
     figure.savefig(file, dpi=80)
 
 
+def _epochs() -> str:
+    return "Epochs: {dense} of the dense start, then {sparsify} that sparsify and {finetune} of finetune.".format(
+        **EPOCHS
+    )
+
+
 def _row(run: Run) -> str:
     return f"{run.network}, {run.compression:g}x"
 
 
 def main() -> None:
     args = arguments(__doc__, "accuracy", METHODS, COMPRESSIONS, NETWORKS, SEEDS)
-    runs = grid(args)
+    runs = grid(args, [EPOCHS])
     publish = args.out is not None and args.out.resolve() == PAGE
     picture = f"![Accuracy against compression, by network and method](../../{PICTURE.relative_to(REPOSITORY)})"
     results = run_all(runs, args.results, args.root, 0 if args.known else args.jobs)
     answer(
         args, runs, _row, "network, compression", "# Accuracy after unstructured pruning",
-        foot=[as_trained(results), *([picture] if publish else [])],
+        foot=[_epochs(), as_trained(results), *([picture] if publish else [])],
     )  # fmt: skip
     if publish:
         draw(results, PICTURE)
