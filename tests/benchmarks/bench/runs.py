@@ -72,7 +72,7 @@ def run_all(runs: Iterable[Run], file: Path, root: str, jobs: int) -> dict[Run, 
     """
     runs = list(dict.fromkeys(runs))
     work = [(run, str(file), root) for run in runs if run not in known(file)] if jobs else []
-    if jobs > 1:
+    if jobs > 1 and work:
         with multiprocessing.get_context("spawn").Pool(jobs) as pool:
             for _ in pool.imap_unordered(_remember, work, chunksize=1):
                 pass
