@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
+from lightning_prune.functional.shrink import FORMS
 from lightning_prune.support.table import Shown, Table, percent
 
 INDEX = "index.json"
@@ -56,6 +57,8 @@ class TrailEntry:
 def zero_below_thresholds(module: nn.Module, checkpoint: Mapping[str, Any]) -> nn.Module:
     """Zeroes, in place, what a checkpoint from the sparsify phase had pruned; others have their zeros already.
 
+    Kept weights become what the network computed with, where its method changes them.
+
     Args:
         module: has the checkpoint's weights.
         checkpoint: as Lightning saved it.
@@ -63,8 +66,11 @@ def zero_below_thresholds(module: nn.Module, checkpoint: Mapping[str, Any]) -> n
     for state in checkpoint["callbacks"].values():
         if isinstance(state, dict) and "thresholds" in state and "names" in state:
             params = dict(module.named_parameters())
-            for name, tau in zip(state["names"], state["thresholds"].tolist(), strict=True):
-                params[name].masked_fill_(params[name].float().square() <= tau, 0)
+            form = FORMS.get(state.get("form", "step"))
+            for name, tau in zip(state["names"], state["thresholds"].cpu(), strict=True):
+                w = params[name]
+                pruned = w.float().square() <= tau
+                w.copy_(w if form is None else form(w, tau)).masked_fill_(pruned, 0)
     return module
 
 

@@ -1,9 +1,30 @@
-"""Soft thresholding of weights, the equations: what is kept moves toward zero by the threshold, without a jump."""
+"""Thresholds that change what they keep, the equations: it moves toward zero, so that there is no jump."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from lightning_prune.functional.ltp import at_least_float32
+
+FADING = 0.25  # ours, measured: `docs/methods/weights.md`
+_LEAST = 1e-30  # of w²
+
+
+def fading(w: Tensor, tau: Tensor) -> Tensor:
+    """``w·m`` with ``m = relu(1 − (τ/w²)^¼)``, shape and dtype of ``w``: a weight fades before it goes.
+
+    There is no jump at the threshold. Of a weight of 16τ half is left, of a soft threshold, a power of ½, three
+    quarters; a power of 1 is Breiman's garrote, and a step is the limit.
+
+    Args:
+        w: weights.
+        tau: threshold on w², 0-dim, ≥ 0; 0 leaves all as it is.
+    """
+    x = at_least_float32(w)
+    return (x * (1 - (tau / x.square().clamp_min(_LEAST)) ** FADING).clamp_min(0)).to(w.dtype)
 
 
 def soft_threshold(w: Tensor, alpha: Tensor) -> Tensor:
@@ -29,3 +50,16 @@ def rescaling(w: Tensor, alpha: Tensor) -> Tensor:
     kept = torch.where(magnitude > alpha, magnitude, torch.zeros_like(magnitude)).sum(inner, keepdim=True)
     share = kept / magnitude.sum(inner, keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
     return 1.01 / (share + 0.01)
+
+
+def _soft(w: Tensor, tau: Tensor) -> Tensor:
+    return soft_threshold(at_least_float32(w), tau.sqrt()).to(w.dtype)
+
+
+def _rescaled(w: Tensor, tau: Tensor) -> Tensor:
+    x, alpha = at_least_float32(w), tau.sqrt()
+    return (soft_threshold(x, alpha) * rescaling(x, alpha)).to(w.dtype)
+
+
+# What a network computes with in place of weights ``w``, at a threshold on ``w²`` (0-dim); a "step" changes no weight.
+FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"fading": fading, "soft": _soft, "rescaled": _rescaled}

@@ -1,12 +1,13 @@
 """The mask on a layer's weight: which weights, the gates, and the class swap that puts them in place."""
 
 from lightning_prune.masks.attach import attach, detach, is_attached
-from lightning_prune.masks.gates import FixedGate, Gate, HardGate, MaskGate, ShrinkGate, SoftGate
+from lightning_prune.masks.gates import FadingGate, FixedGate, Gate, HardGate, MaskGate, ShrinkGate, SoftGate
 from lightning_prune.masks.gathered import in_shards
 from lightning_prune.masks.targets import Target, find_targets, prunable_weights
 from lightning_prune.masks.units import WeightUnits
 
 __all__ = [
+    "FadingGate",
     "FixedGate",
     "Gate",
     "HardGate",

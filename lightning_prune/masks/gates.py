@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from lightning_prune.functional.ltp import at_least_float32
-from lightning_prune.functional.shrink import rescaling, soft_threshold
+from lightning_prune.functional.shrink import FORMS
 from lightning_prune.masks import ltp as kernels
+from lightning_prune.masks.fading import faded, faded_step_
 
 _MARGIN = 1e-3  # share of its magnitude that the smallest kept weight is left with
 
@@ -57,15 +58,15 @@ class Gate:
     def renew(self, param: Tensor) -> None:
         """Compute ahead of the forward what can be."""
 
-    def fold(self, w: Tensor, kept: Tensor) -> Tensor | None:
+    def fold(self, w: Tensor, least: Tensor) -> Tensor | None:
         """What takes the place of a weight at the removal; None: the weight itself.
 
         Only of gates that change the weights that they keep: the pruned network is then the one that was trained.
 
         Args:
             w: weights.
-            kept: bool, of the same shape: where the removal leaves them. The result is not zero there unless ``w`` is;
-                elsewhere it does not count.
+            least: the smallest magnitude that the removal leaves of the layer, a scalar. From it on the result is not
+                zero; below it, it does not count.
         """
         return None
 
@@ -162,7 +163,12 @@ class HardGate(MaskGate):
     """A step: ``v = w`` where ``w² > τ``, else 0 (``tau``: 0-dim tensor, read live).
 
     Pruned weights get the share ``feedback`` of their gradient.
+
+    Attributes:
+        form: of `functional.shrink.FORMS`, in a subclass that changes what it keeps.
     """
+
+    form = "step"
 
     def __init__(self, tau: Tensor, feedback: float = 0.0) -> None:
         super().__init__()
@@ -184,6 +190,34 @@ class HardGate(MaskGate):
         zero = torch.zeros_like(kept)
         return torch.stack([zero, zero, kept, kept, zero])
 
+    def fold(self, w: Tensor, least: Tensor) -> Tensor | None:
+        if self.form not in FORMS:
+            return None
+        # The budget may keep weights that the gate does not: its threshold then stays just under the smallest of them.
+        return FORMS[self.form](w, torch.minimum(self.tau, (least * (1 - _MARGIN)).square()))
+
+
+class FadingGate(HardGate):
+    """LTP's gate without a jump, ``v = w·relu(1 − (τ/w²)^¼)`` (``tau``: 0-dim tensor, read live).
+
+    With ``fuse`` its kernels are compiled by torch.compile.
+    """
+
+    form = "fading"
+
+    def __init__(self, tau: Tensor, feedback: float = 0.0, fuse: bool = False) -> None:
+        super().__init__(tau, feedback)
+        self.fuse = fuse
+        self._gone: float | None = None
+
+    def mask(self, w: Tensor, out: Tensor | None) -> Tensor:
+        masked, self._gone = faded(w, self.tau, out, self.fuse)
+        return masked
+
+    def step_(self, w: Tensor, grad: Tensor, count: bool) -> Tensor:
+        masked = self._cached(w)  # the forward's own, unless it was compiled
+        return faded_step_(w, grad, masked, self._gone, self.tau, self.fuse, self.feedback)
+
 
 class ShrinkGate(HardGate):
     """Soft thresholding, ``v = c·sign(w)·relu(|w| − α)`` with ``α = √τ`` (``tau``: 0-dim tensor, read live).
@@ -194,10 +228,10 @@ class ShrinkGate(HardGate):
 
     def __init__(self, tau: Tensor, feedback: float = 0.0, rescale: bool = False) -> None:
         super().__init__(tau, feedback)
-        self.rescale = rescale
+        self.form = "rescaled" if rescale else "soft"
 
     def mask(self, w: Tensor, out: Tensor | None) -> Tensor:
-        shrunk = self._shrunk(w, self.tau.sqrt())
+        shrunk = FORMS[self.form](w, self.tau)
         return shrunk if out is None else out.copy_(shrunk)
 
     def step_(self, w: Tensor, grad: Tensor, count: bool) -> Tensor:
@@ -205,16 +239,6 @@ class ShrinkGate(HardGate):
         task = (at_least_float32(grad) * x.sign() * self.keeps(x)).sum()
         stats = super().step_(w, grad, count)
         return torch.cat([task.to(stats.dtype).view(1), stats[1:]])
-
-    def fold(self, w: Tensor, kept: Tensor) -> Tensor:
-        # The budget may keep weights that the gate does not: its threshold then stays just under the smallest of them.
-        smallest = torch.where(kept & (w != 0), at_least_float32(w).abs(), torch.inf).amin()
-        return self._shrunk(w, torch.minimum(self.tau.sqrt(), smallest * (1 - _MARGIN)))
-
-    def _shrunk(self, w: Tensor, alpha: Tensor) -> Tensor:
-        x = at_least_float32(w)
-        shrunk = soft_threshold(x, alpha)
-        return (shrunk * rescaling(x, alpha) if self.rescale else shrunk).to(w.dtype)
 
 
 class FixedGate(HardGate):

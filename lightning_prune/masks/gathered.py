@@ -50,8 +50,8 @@ class ShardGate(MaskGate):
     def pair(self, w: Tensor) -> tuple[Tensor, Tensor]:
         return self.gate.pair(w) if self._aside is None or not self.inside else (self._aside, w)
 
-    def fold(self, w: Tensor, kept: Tensor) -> Tensor | None:
-        return self.gate.fold(w, kept)
+    def fold(self, w: Tensor, least: Tensor) -> Tensor | None:
+        return self.gate.fold(w, least)
 
     def expire(self) -> None:
         """Put the weights back, those of all gates on the network."""

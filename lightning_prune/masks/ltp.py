@@ -9,7 +9,6 @@ whole-tensor form is used. torch.compile can fuse either into a pass or two over
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -19,9 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_prune.functional.ltp import GATE_RANGE, at_least_float32
+from lightning_prune.masks.chunks import CHUNK, chunks_of, scratch
 
-CHUNK = 1 << 19
-_local = threading.local()
 _TINY = 1e-30  # far below any weight that matters
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # found once: a name of torch.ops is looked up slowly
 
@@ -31,30 +29,6 @@ Sums = tuple[float, float]
 STATS = ("task", "band", "kept", "hard_kept", "in_band")
 TASK, BAND, KEPT, HARD_KEPT, IN_BAND = range(len(STATS))
 _BAND = torch.sigmoid(torch.tensor(4.0)).item() - 0.5  # |w² − τ| < 4T, seen from the gate
-
-
-def _chunks(*tensors: Tensor, size: int = CHUNK) -> list[tuple[Tensor, ...]] | None:
-    """The tensors as matching flat chunks in memory order, or None where the whole-tensor form must be used."""
-    first = tensors[0]
-    dense = first.is_contiguous() or (first.ndim == 4 and first.is_contiguous(memory_format=torch.channels_last))
-    if (
-        first.device.type != "cpu"
-        or first.dtype not in (torch.float32, torch.float64)
-        or not dense
-        or any(t.stride() != first.stride() or t.dtype != first.dtype for t in tensors)
-    ):
-        return None
-    flat = tuple(t.detach().as_strided((t.numel(),), (1,)) for t in tensors)
-    return [flat] if first.numel() <= size else list(zip(*(t.split(size) for t in flat), strict=True))
-
-
-def _scratch(dtype: torch.dtype) -> Tensor:
-    """A chunk to work in, kept for this thread: memory taken anew for each layer is faulted in page by page."""
-    buffers: dict[torch.dtype, Tensor] = _local.__dict__.setdefault("buffers", {})
-    if dtype not in buffers:
-        with torch.inference_mode(False):
-            buffers[dtype] = torch.empty(CHUNK, dtype=dtype)
-    return buffers[dtype]
 
 
 def gate(w: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
@@ -76,19 +50,19 @@ def soft_mask(
     if torch.compiler.is_compiling():  # the compiler fuses the plain expression by itself
         return (at_least_float32(w) * gate(w, slope, shift)).to(w.dtype), None
     out = torch.empty_like(w) if out is None else out
-    chunks = _chunks(w, out, size=w.numel() if fuse else CHUNK)  # one pass needs no chunks
+    chunks = chunks_of(w, out, size=w.numel() if fuse else CHUNK)  # one pass needs no chunks
     if chunks is None:
-        _compiled(_mask_whole_, fuse)(w, slope, shift, out)
+        compiled(_mask_whole_, fuse)(w, slope, shift, out)
         return out, None
     shift = shift.to(w.dtype)
     if fuse:
         [(x, v)] = chunks
-        kept, band = _compiled(_mask_and_sums_, True)(x, slope, shift, v).tolist()
+        kept, band = compiled(_mask_and_sums_, True)(x, slope, shift, v).tolist()
         return out, (kept, band)
-    factor, scratch, one = slope.item(), _scratch(w.dtype), w.new_ones(())
+    factor, buffer, one = slope.item(), scratch(w.dtype), w.new_ones(())
     kept = band = 0.0
     for x, v in chunks:
-        m = torch.addcmul(shift, x, x, value=factor, out=scratch[: x.numel()])
+        m = torch.addcmul(shift, x, x, value=factor, out=buffer[: x.numel()])
         F.hardtanh_(m, -GATE_RANGE, GATE_RANGE).sigmoid_()  # a clamp, and faster
         torch.mul(x, m, out=v)
         kept += m.sum().item()
@@ -117,16 +91,16 @@ def soft_step_(
         shape [5], ordered as `STATS`: Σ s·g·w, Σ s (s = m(1−m)/T), Σ m, #(w² > τ), #(|w² − τ| < 4T).
     """
     fused = fuse and not count
-    chunks = _chunks(w, grad, masked, size=w.numel() if fused else CHUNK)
+    chunks = chunks_of(w, grad, masked, size=w.numel() if fused else CHUNK)
     if chunks is None or sums is None:
-        stats: Tensor = _compiled(_soft_step_whole_, fuse)(w.detach(), grad, slope, shift, count, feedback)
+        stats: Tensor = compiled(_soft_step_whole_, fuse)(w.detach(), grad, slope, shift, count, feedback)
         return stats
     task = hard = near = 0.0
     for x, g, v in chunks:
         if fused:
-            task += _compiled(_step_and_sum_, True)(x, g, v, feedback).item()
+            task += compiled(_step_and_sum_, True)(x, g, v, feedback).item()
             continue
-        t = _scratch(w.dtype)[: x.numel()]
+        t = scratch(w.dtype)[: x.numel()]
         if count:
             m = torch.div(v, x, out=t)
             hard += int(torch.count_nonzero(m > 0.5))
@@ -140,25 +114,25 @@ def soft_step_(
     return torch.tensor((task * factor, band * factor, kept, *counts), dtype=torch.float64)
 
 
-def _weight_step_(x: Tensor, g: Tensor, v: Tensor, scratch: Tensor, feedback: float) -> float:
+def _weight_step_(x: Tensor, g: Tensor, v: Tensor, buffer: Tensor, feedback: float) -> float:
     """One chunk's weight gradient, in ``g``; returns its Σ m(1 − m)·g·w."""
     if feedback == 1:  # g stays, and w·m(1 − m) = v − v·m takes a pass less
-        rest = torch.addcmul(v, v, torch.div(v, x, out=scratch), value=-1, out=scratch)
+        rest = torch.addcmul(v, v, torch.div(v, x, out=buffer), value=-1, out=buffer)
         task = torch.dot(g, rest).item()
         return task if not math.isnan(task) else torch.dot(g, rest.nan_to_num_(0.0)).item()  # 0/0, as below
-    rest = torch.sub(x, v, out=scratch)  # w(1 − m)
+    rest = torch.sub(x, v, out=buffer)  # w(1 − m)
     if not feedback:
         g.mul_(v).div_(x)  # g·m
         return torch.dot(g, rest).item()
     task = torch.dot(g, rest.mul_(v).div_(x)).item()
     if math.isnan(task):  # 0/0, as below
         task = torch.dot(g, rest.nan_to_num_(0.0)).item()
-    g.mul_(torch.div(v, x, out=scratch).nan_to_num_(0.0).mul_(1 - feedback).add_(feedback))
+    g.mul_(torch.div(v, x, out=buffer).nan_to_num_(0.0).mul_(1 - feedback).add_(feedback))
     return task
 
 
 @cache
-def _compiled(function: Callable[..., Any], fuse: bool) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], fuse: bool) -> Callable[..., Any]:
     """The function, compiled once for tensors of any length if ``fuse``."""
     return torch.compile(function, dynamic=True) if fuse else function
 
@@ -200,11 +174,11 @@ def _soft_step_whole_(
 
 def chunked_sum(w: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
     """``of(w).sum()`` in float32 or better, a scalar, without a temporary of the layer's size on the CPU."""
-    chunks = _chunks(w) or [(at_least_float32(w.detach()),)]
+    chunks = chunks_of(w) or [(at_least_float32(w.detach()),)]
     return torch.stack([of(x).sum() for (x,) in chunks]).sum()
 
 
 def zeros_step_(w: Tensor, grad: Tensor) -> None:
     """Zero ``grad`` in place wherever the weight is exactly 0: what is pruned stays pruned."""
-    for x, g in _chunks(w, grad) or [(w.detach(), grad)]:
+    for x, g in chunks_of(w, grad) or [(w.detach(), grad)]:
         g.mul_(torch.sign(x).square_())  # several times faster than a comparison and masked_fill on the CPU

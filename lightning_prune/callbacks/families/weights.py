@@ -205,7 +205,7 @@ class WeightPruning(PruningCallback):
             gate.forget()  # the masks take as much
         masks = self.final_masks(score, early)
         del score
-        prune_everywhere(trainer, self.units.targets, masks, self.averages.moved(), self._gates)
+        prune_everywhere(trainer, self.units.targets, masks, self.averages.moved(), self._gates, self.units.shards)
         self.zeros_at_prune = self.units.zeros()
         report_zeros(type(self).__name__, self.zeros_at_prune, self.units.numel, sum(self.units.count(masks)))
         return True

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lightning_prune.callbacks.trainer import averaged_copies, callbacks_of
 from lightning_prune.errors import DivergenceError
 from lightning_prune.functional.ltp import at_least_float32
+from lightning_prune.functional.order.kth import WHOLE, Shards
 from lightning_prune.masks import Gate, Target, prunable_weights
 from lightning_prune.masks.ltp import zeros_step_
 from lightning_prune.masks.shards import local
@@ -36,6 +37,7 @@ def _fold_everywhere(
     gates: Mapping[str, Gate],
     masks: Sequence[Tensor],
     copies: Sequence[Lookalike],
+    shards: Shards,
 ) -> None:
     """Put what gates make of kept weights into the weights, in place: what is left computes what the soft network did.
 
@@ -48,17 +50,26 @@ def _fold_everywhere(
         gates: by parameter name; layers without one, and those whose gate has nothing to fold, stay.
         masks: bool, one a layer, True where kept.
         copies: averaged copies that no callback keeps.
+        shards: how the layers lie over processes.
     """
     factors: dict[str, Tensor] = {}
-    for target, mask in zip(targets, masks, strict=True):
+    for target, mask, least in zip(targets, masks, _smallest(targets, masks, shards), strict=True):
         w = local(target.param)
-        folded = gates[target.name].fold(w, mask) if target.name in gates else None
+        folded = gates[target.name].fold(w, least) if target.name in gates else None
         if folded is not None:
             factors[target.name] = torch.where(mask & (w != 0), at_least_float32(folded) / at_least_float32(w), 1.0)
             w.copy_(folded)
     for name, param in _averages(trainer, copies):
         if name in factors:
             param.mul_(factors[name].to(param.device))
+
+
+def _smallest(targets: Sequence[Target], masks: Sequence[Tensor], shards: Shards) -> Tensor:
+    """The smallest magnitude but 0 that the masks keep of each whole layer, float32 [layers]; inf where none is."""
+    sizes = [at_least_float32(local(t.param)).abs().float() for t in targets]
+    kept = [torch.where(mask & (x > 0), x, torch.inf).flatten() for mask, x in zip(masks, sizes, strict=True)]
+    own = [torch.cat([x, x.new_full((1,), torch.inf)]).amin() for x in kept]  # a shard may be empty
+    return shards.of_each(torch.stack(own)).amin(0)
 
 
 @torch.no_grad()
@@ -68,6 +79,7 @@ def prune_everywhere(
     masks: Sequence[Tensor],
     copies: Sequence[Lookalike] = (),
     gates: Mapping[str, Gate] | None = None,
+    shards: Shards = WHOLE,
 ) -> None:
     """Zero the pruned weights, in place, wherever they live: the model, optimizer state, averaged copies of the model.
 
@@ -80,8 +92,10 @@ def prune_everywhere(
         masks: bool, one a layer, True where kept.
         copies: averaged copies that no callback keeps.
         gates: soft masks that stood until now, by parameter name.
+        shards: how the layers lie over processes.
     """
-    _fold_everywhere(trainer, targets, gates or {}, masks, copies)
+    if gates:
+        _fold_everywhere(trainer, targets, gates, masks, copies, shards)
     by_param: dict[Tensor, Tensor] = {}
     for target, mask in zip(targets, masks, strict=True):
         local(target.param).masked_fill_(~mask, 0)

@@ -14,7 +14,7 @@ from lightning_prune.callbacks.phases import Duration
 from lightning_prune.functional import ltp, path
 from lightning_prune.functional.adam import adam_step_
 from lightning_prune.functional.schedules import Shape, anneal, cubic_path
-from lightning_prune.masks import Gate, SoftGate, Target
+from lightning_prune.masks import FadingGate, Gate, SoftGate, Target
 from lightning_prune.masks import ltp as kernels
 from lightning_prune.masks.ltp import BAND, KEPT, TASK
 from lightning_prune.masks.shards import local
@@ -36,8 +36,10 @@ class LTPCallback(ThresholdPruning):
     own slope. Then the weights below the thresholds are zeroed for good, and the rest is finetuned.
 
     With a target, a common factor on all thresholds keeps the share that a cubic path to it asks for, and meets it to
-    the weight; what is learned is each layer's part (`functional.path`), at the price λ that balances the layers.
-    Without a target, ``lam`` decides, as in the paper. Path, prior and feedback are ours; mode "paper" has none.
+    the weight; what is learned is each layer's part (`functional.path`), at the price λ that balances the layers. The
+    network then uses ``w·relu(1 − (τ/w²)^¼)``, so that a weight fades before it goes; at the prune that becomes the
+    weight. Without a target, ``lam`` decides, as in the paper. Path, prior, fading and feedback are ours; mode "paper"
+    has none.
 
     Args:
         target_sparsity: share of weights to prune; 0.9 if no target and no ``lam`` is given.
@@ -53,9 +55,10 @@ class LTPCallback(ThresholdPruning):
         threshold_lr: step of ``log u`` with a target, of ``u`` without one; None: so that a layer can move by a factor
             of e, or three times the way to a sparsity of 0.9, over the phase's steps. In mode "paper" the raw learning
             rate of τ, required there.
+        gate: "fading", with a target, or "sigmoid", the paper's. None: fading where mode "normalized" has a target.
         feedback: ρ, the share of their gradient that weights below the threshold get, in [0, 1]; they can come back if
             the network needs them. An output whose gradient is far larger than those of its layer's others then gets
-            less of it (`masks.rows`). None: 1 (straight through), and 0 in mode "paper" [eq. 14].
+            less of it (`masks.rows`). None: 0 where weights fade and in mode "paper" [eq. 14], else 1.
         fuse: run the masks through torch.compile: about half the cost of a step, for about 30 s at the start (less
             once its cache is warm) and a compiler that torch.compile can use.
         target_compression: the same as prunable weights / non-zero ones, ≥ 1; give one of the targets.
@@ -93,6 +96,7 @@ class LTPCallback(ThresholdPruning):
         temperature_schedule: Shape = "exponential",
         weights_in_band: float = 16.0,
         threshold_lr: float | None = None,
+        gate: Literal["fading", "sigmoid"] | None = None,
         feedback: float | None = None,
         fuse: bool = False,
         target_compression: float | None = None,
@@ -136,7 +140,15 @@ class LTPCallback(ThresholdPruning):
         self.temperature, self.temperature_start = temperature, temperature_start
         self.temperature_schedule, self.weights_in_band = temperature_schedule, weights_in_band
         self.threshold_lr, self.fuse = threshold_lr, fuse
-        self.feedback = share_of_gradient(feedback, 0.0 if mode == "paper" else 1.0)
+        if gate not in (None, "fading", "sigmoid"):
+            raise ValueError(f"gate={gate!r} must be 'fading' or 'sigmoid', or None for the one that fits.")
+        if gate == "fading" and not self.steered:
+            raise ValueError(
+                "gate='fading' goes with a path to a target: give a target in mode 'normalized', or gate='sigmoid'."
+            )
+        self.gate = gate or ("fading" if self.steered else "sigmoid")
+        self.form = "fading" if self.gate == "fading" else "step"
+        self.feedback = share_of_gradient(feedback, 0.0 if mode == "paper" or self.gate == "fading" else 1.0)
 
     @property
     def steered(self) -> bool:
@@ -168,7 +180,7 @@ class LTPCallback(ThresholdPruning):
         self._variance = self._variances().clamp_min(torch.finfo(torch.float32).tiny)
         self._u, self._mean, self._square, self._count = (torch.zeros(n, device=device) for _ in range(4))
         self._cap = torch.full((n,), torch.inf, device=device)
-        self._slope, self._shift = torch.ones(n, device=device), torch.zeros(n, device=device)
+        self._slope, self._shift, self._tau = torch.ones(n, device=device), *torch.zeros(2, n, device=device)
         self._price = torch.tensor(self.lam or 0.0, device=device)
         self._correction = torch.zeros((), device=device)
         self._steps = torch.zeros((), dtype=torch.int64)
@@ -176,6 +188,9 @@ class LTPCallback(ThresholdPruning):
         self._cool()
 
     def gates(self, units: WeightUnits) -> dict[str, Gate]:
+        if self.gate == "fading":
+            taus = zip(units.names, self._tau.unbind(), strict=True)
+            return {name: FadingGate(tau, self.feedback, self.fuse) for name, tau in taus}
         parts = zip(units.names, self._slope.unbind(), self._shift.unbind(), strict=True)
         return {name: SoftGate(slope, shift, self.fuse, self.feedback) for name, slope, shift in parts}
 
@@ -186,7 +201,8 @@ class LTPCallback(ThresholdPruning):
         return super().tensors() | {
             "u": self._u, "scale": self._scale, "mean": self._mean, "square": self._square, "count": self._count,
             "variance": self._variance, "cap": self._cap, "price": self._price, "own": self._own,
-            "correction": self._correction, "slope": self._slope, "shift": self._shift, "steps": self._steps,
+            "correction": self._correction, "slope": self._slope, "shift": self._shift, "tau": self._tau,
+            "steps": self._steps,
         }  # fmt: skip
 
     def learn(self, stats: Tensor, active: Tensor) -> None:
@@ -268,8 +284,9 @@ class LTPCallback(ThresholdPruning):
         t0 = torch.full_like(self._t0_floor, self._t0())
         if self.mode != "paper":
             t0 = torch.maximum(t0, self._settle() * self._t0_floor)
+        self._tau.copy_(self.thresholds())
         torch.reciprocal(t0 * self._variance, out=self._slope)
-        torch.mul(self._slope, -self.thresholds(), out=self._shift)
+        torch.mul(self._slope, -self._tau, out=self._shift)
 
     def _refresh(self) -> None:
         """Measure Var|w| [eq. 15], and how high the thresholds of nearly empty layers may go."""

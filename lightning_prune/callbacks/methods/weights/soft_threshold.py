@@ -68,6 +68,8 @@ class STRCallback(ThresholdPruning):
         ValueError: an argument out of its range.
     """
 
+    form = "soft"
+
     def __init__(
         self,
         target_sparsity: float | None = None,

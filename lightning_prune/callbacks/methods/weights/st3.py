@@ -48,6 +48,7 @@ class ST3Callback(MagnitudeCallback):
     """
 
     updates = 500
+    form = "rescaled"
 
     def __init__(
         self,

@@ -42,9 +42,11 @@ class ThresholdPruning(WeightPruning):
         stats: the last sums of each layer, [layers, len(STATS)]; float64 on the CPU.
         final_thresholds: those of the hard prune; None before it.
         feedback: ρ, the share of their gradient that pruned weights get.
+        form: what the gates make of weights that they keep, of `functional.shrink.FORMS`; "step": nothing.
     """
 
     feedback = 0.0
+    form = "step"
 
     def reset(self) -> None:
         super().reset()
@@ -156,4 +158,5 @@ class ThresholdPruning(WeightPruning):
             log_to_loggers(trainer, {f"prune/layer/{name}/tau": tau for name, tau in taus})
 
     def state(self) -> dict[str, Any]:
-        return super().state() | ({"thresholds": self.thresholds().clone()} if self.stage == "soft" else {})
+        own = {"thresholds": self.thresholds().clone(), "form": self.form} if self.stage == "soft" else {}
+        return super().state() | own

@@ -1,0 +1,81 @@
+"""LTP's gate without a jump at the threshold, and its gradient step, fast: as `masks.ltp`, on every weight.
+
+Equals `functional.shrink.fading`, which states the equations.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_prune.functional.ltp import at_least_float32
+from lightning_prune.functional.shrink import FADING, fading
+from lightning_prune.masks.chunks import chunks_of, scratch
+from lightning_prune.masks.ltp import compiled
+
+_LEAST = 1e-30  # of a threshold on w²: below it nothing fades
+
+
+def faded(w: Tensor, tau: Tensor, out: Tensor | None = None, fuse: bool = False) -> tuple[Tensor, float | None]:
+    """``v = w·m`` with ``m = relu(1 − (τ/w²)^¼)``, into ``out`` if given. ``tau``: 0-dim, ≥ 0.
+
+    With ``fuse`` the passes are compiled into one.
+
+    Returns:
+        The faded weight, and in the chunked form Σ (1 − m), which `faded_step_` wants.
+    """
+    if torch.compiler.is_compiling():  # the compiler fuses the plain expression by itself
+        return fading(w, tau), None
+    out = torch.empty_like(w) if out is None else out
+    chunks = None if fuse else chunks_of(w, out)
+    if chunks is None:
+        return out.copy_(compiled(fading, fuse)(w, tau)), None
+    root, gone = max(float(tau), _LEAST) ** FADING, 0.0  # 1 − m = τ^¼/√|w|, at most 1
+    for x, v in chunks:
+        rest = torch.abs(x, out=scratch(w.dtype)[: x.numel()]).rsqrt_().mul_(root).clamp_(max=1)
+        torch.addcmul(x, x, rest, value=-1, out=v)
+        gone += rest.sum().item()
+    return out, gone
+
+
+def faded_step_(
+    w: Tensor, grad: Tensor, masked: Tensor, gone: float | None, tau: Tensor, fuse: bool = False, feedback: float = 0.0
+) -> Tensor:
+    """Turn ``grad = dL/dv`` into the weight's gradient ``grad·(k + ρ(1 − k))``, in place; k is 1 where it is kept.
+
+    Args:
+        w: weights.
+        grad: gradient in the effective weight, shape of ``w``.
+        masked, gone: as `faded` gave them for the same ``w`` and ``tau``; no sum: the whole-tensor form.
+        tau: threshold on w², 0-dim, ≥ 0.
+        fuse: compile the passes.
+        feedback: ρ; 0: pruned weights get no gradient, 1: straight through.
+
+    Returns:
+        shape [5], ordered as `masks.ltp.STATS`: Σ s·g·w, Σ s (s = (1 − m)/4τ of the kept: dm/dτ is −s), and three
+        times #(w² > τ): how many are kept, none of them softly, and all pull on the threshold.
+    """
+    chunks = None if gone is None or feedback else chunks_of(w, grad, masked)
+    if chunks is None:
+        stats: Tensor = compiled(_step_whole_, fuse)(w.detach(), grad, masked, tau, feedback)
+        return stats
+    assert gone is not None
+    task = kept = 0.0
+    for x, g, v in chunks:
+        t = torch.ne(v, 0, out=scratch(w.dtype)[: x.numel()])  # as 0 and 1: `count_nonzero` is ten times slower
+        g.mul_(t)
+        kept += t.sum().item()
+        task += torch.dot(g, torch.sub(x, v, out=t)).item()
+    rate = FADING / max(float(tau), _LEAST)
+    return torch.tensor((task * rate, (gone - (w.numel() - kept)) * rate, *[kept] * 3), dtype=torch.float64)
+
+
+def _step_whole_(w: Tensor, grad: Tensor, masked: Tensor, tau: Tensor, feedback: float) -> Tensor:
+    x, v = at_least_float32(w), at_least_float32(masked)
+    above = (v != 0).to(x.dtype)
+    rate, rest = FADING / tau.clamp_min(_LEAST), x - v  # w(1 − m)
+    task = rate * (above * at_least_float32(grad) * rest).sum()
+    band = rate * torch.where(v != 0, rest / x, torch.zeros_like(x)).sum()
+    if feedback < 1:
+        grad.mul_(above + feedback * (1 - above))
+    return torch.stack([task, band, *[above.sum()] * 3])
