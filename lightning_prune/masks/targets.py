@@ -29,6 +29,12 @@ class Target:
     def numel(self) -> int:
         return self.param.numel()
 
+    @property
+    def fans(self) -> tuple[int, int]:
+        """Inputs of one output, outputs of one input."""
+        groups = getattr(self.module, "groups", 1)
+        return self.numel // len(self.param), max(1, self.numel // self.param.shape[1] // groups)
+
 
 class Skipped(NamedTuple):
     """A weight that was left out, and why."""

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from lightning_prune.callbacks.methods.weights.ltp import _fans
 from lightning_prune.functional import path
 from lightning_prune.masks import find_targets
 from lightning_prune.support.macs import macs_by_weight
@@ -44,7 +43,7 @@ class Layers:
         numels, pixels = [t.numel for t in targets], settings.image_size or 28
         with torch.no_grad(), macs_by_weight({t.name: t.param for t in targets}) as found:
             module(torch.zeros(1, 1, pixels, pixels))
-        prior = path.prior_shares(path.fan_prior([_fans(t) for t in targets], numels), numels, goal)[1].tolist()
+        prior = path.prior_shares(path.fan_prior([t.fans for t in targets], numels), numels, goal)[1].tolist()
         return cls([t.name for t in targets], numels, [found.by_weight[t.name] for t in targets], prior)
 
 

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
 
-from lightning_prune import ST3Callback, STRCallback, TaylorWeightCallback
+from lightning_prune import LTPCallback, ST3Callback, STRCallback, TaylorWeightCallback
 from lightning_prune.callbacks.step import Step
 from lightning_prune.masks import find_targets
 from lightning_prune.masks.ltp import KEPT
@@ -68,7 +68,7 @@ class AtPrune(lightning.Callback):
             pl_module.train(was)
 
 
-@pytest.mark.parametrize("method", [STRCallback, ST3Callback])
+@pytest.mark.parametrize("method", [STRCallback, ST3Callback, LTPCallback])
 def test_the_pruned_network_computes_what_the_soft_one_did(method: Any, tmp_path: Path) -> None:
     """A callback before ours and one after it see the same output around the prune of the phase's last batch."""
 
@@ -87,7 +87,7 @@ def test_the_pruned_network_computes_what_the_soft_one_did(method: Any, tmp_path
     torch.testing.assert_close(after.said["pruned"], before.said["soft"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", [STRCallback, ST3Callback])
+@pytest.mark.parametrize("method", [STRCallback, ST3Callback, LTPCallback])
 def test_averaged_copies_are_folded_as_the_weights_are(method: Any, tmp_path: Path) -> None:
     """An average that follows at once holds the shrunk weights too; one that was left alone would hold the others."""
     ema = EMAWeightAveraging(decay=0.01)

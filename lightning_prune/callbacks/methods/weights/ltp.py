@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,7 +15,7 @@ from lightning_prune.callbacks.phases import Duration
 from lightning_prune.functional import ltp, path
 from lightning_prune.functional.adam import adam_step_
 from lightning_prune.functional.schedules import Shape, anneal, cubic_path
-from lightning_prune.masks import FadingGate, Gate, SoftGate, Target
+from lightning_prune.masks import FadingGate, Gate, SoftGate
 from lightning_prune.masks import ltp as kernels
 from lightning_prune.masks.ltp import BAND, KEPT, TASK
 from lightning_prune.masks.shards import local
@@ -37,9 +38,8 @@ class LTPCallback(ThresholdPruning):
 
     With a target, a common factor on all thresholds keeps the share that a cubic path to it asks for, and meets it to
     the weight; what is learned is each layer's part (`functional.path`), at the price λ that balances the layers. The
-    network then uses ``w·relu(1 − (τ/w²)^¼)``, so that a weight fades before it goes; at the prune that becomes the
-    weight. Without a target, ``lam`` decides, as in the paper. Path, prior, fading and feedback are ours; mode "paper"
-    has none.
+    network then uses ``w·relu(1 − (τ/w²)^¼)``, so that a weight fades before it goes; the prune makes that the weight.
+    Without one, ``lam`` decides, as in the paper. Path, prior, fading and feedback are ours; mode "paper" has none.
 
     Args:
         target_sparsity: share of weights to prune; 0.9 if no target and no ``lam`` is given.
@@ -48,7 +48,7 @@ class LTPCallback(ThresholdPruning):
         mode: "normalized" learns ``u = τ/σ²`` (σ² = mean w² of the layer when the phase begins; with a target, what
             would prune normal weights alike) with Adam, so one setting serves layers of every size; "paper" learns raw
             τ by plain gradient descent, T0 constant.
-        temperature: final T0; a layer's temperature is ``T0·Var(|w|)`` [eq. 15].
+        temperature: final T0; a layer's temperature is ``T0·Var(|w|)`` [eq. 15]. A gate that fades has none.
         temperature_start: T0 at the start of the phase, annealed down to ``temperature``; unused in mode "paper".
         temperature_schedule: how it is annealed.
         weights_in_band: least expected weights of a layer near its threshold; raises T0 of small layers. 0: off.
@@ -136,16 +136,11 @@ class LTPCallback(ThresholdPruning):
                 f"mode='paper' needs lam and threshold_lr (got {lam} and {threshold_lr}): the paper's raw λ and η_τ "
                 "depend on the network; 1e-6 and 1e-5·lr are a start for a CIFAR ResNet-20."
             )
-        self.lam, self.mode = lam, mode
+        self.lam, self.mode, self.threshold_lr, self.fuse = lam, mode, threshold_lr, fuse
         self.temperature, self.temperature_start = temperature, temperature_start
         self.temperature_schedule, self.weights_in_band = temperature_schedule, weights_in_band
-        self.threshold_lr, self.fuse = threshold_lr, fuse
-        if gate not in (None, "fading", "sigmoid"):
-            raise ValueError(f"gate={gate!r} must be 'fading' or 'sigmoid', or None for the one that fits.")
-        if gate == "fading" and not self.steered:
-            raise ValueError(
-                "gate='fading' goes with a path to a target: give a target in mode 'normalized', or gate='sigmoid'."
-            )
+        if gate not in (None, "sigmoid", "fading") or (gate == "fading" and not self.steered):
+            raise ValueError(f"gate={gate!r} must be None, 'sigmoid' or, with a target in mode 'normalized', 'fading'.")
         self.gate = gate or ("fading" if self.steered else "sigmoid")
         self.form = "fading" if self.gate == "fading" else "step"
         self.feedback = share_of_gradient(feedback, 0.0 if mode == "paper" or self.gate == "fading" else 1.0)
@@ -158,17 +153,14 @@ class LTPCallback(ThresholdPruning):
     def start(self, units: WeightUnits) -> None:
         super().start(units)
         device, n = self.stats.device, len(units.targets)
-
-        def vector(values: Sequence[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=device)
-
+        vector = partial(torch.tensor, dtype=torch.float32, device=device)
         numels = [t.numel for t in units.targets]
         self._numels = vector(numels)
         self._prices = vector(units.prices or [1.0] * n) * (units.numel / units.cost)  # 1 for the mean weight
         self._t0_floor = vector([ltp.temperature_floor(count, self.weights_in_band) for count in numels])
         squares, prior = self._sums(torch.square) / self._numels, torch.zeros(n)
         if self.steered:
-            prior = path.fan_prior([_fans(t) for t in units.targets], numels)
+            prior = path.fan_prior([t.fans for t in units.targets], numels)
             prior = path.lean_to_magnitude(prior, squares, numels)
             self._scale = path.prior_scales(
                 prior, units.weights(), units.floors, numels, self.target.share(units), units.shards, units.prices
@@ -189,9 +181,8 @@ class LTPCallback(ThresholdPruning):
 
     def gates(self, units: WeightUnits) -> dict[str, Gate]:
         if self.gate == "fading":
-            taus = zip(units.names, self._tau.unbind(), strict=True)
-            return {name: FadingGate(tau, self.feedback, self.fuse) for name, tau in taus}
-        parts = zip(units.names, self._slope.unbind(), self._shift.unbind(), strict=True)
+            return {n: FadingGate(tau, self.feedback, self.fuse) for n, tau in zip(units.names, self._tau, strict=True)}
+        parts = zip(units.names, self._slope, self._shift, strict=True)
         return {name: SoftGate(slope, shift, self.fuse, self.feedback) for name, slope, shift in parts}
 
     def thresholds(self) -> Tensor:
@@ -241,10 +232,11 @@ class LTPCallback(ThresholdPruning):
         return self._price / self.units.numel if self.mode == "normalized" and not self.steered else self._price
 
     def metrics(self) -> dict[str, Tensor | float]:
-        price, common = self.price, super().metrics()
-        self._warn_if_vanishing(float(common["band"]))
-        soft_loss = price * (self._prices * self.stats[:, KEPT]).sum().float()
-        return common | {"lambda": price, "temperature": self._t0(), "soft_loss": soft_loss}
+        price, found = self.price, super().metrics()
+        if self.gate == "sigmoid":
+            self._warn_if_vanishing(float(found["band"]))
+            found["temperature"] = self._t0()
+        return found | {"lambda": price, "soft_loss": price * (self._prices * self.stats[:, KEPT]).sum().float()}
 
     def _warn_if_vanishing(self, band: float) -> None:
         self._empty_bands = self._empty_bands + 1 if band == 0 else 0
@@ -281,17 +273,20 @@ class LTPCallback(ThresholdPruning):
 
     def _cool(self) -> None:
         """Set the gates from thresholds and temperatures."""
+        self._tau.copy_(self.thresholds())
+        if self.gate == "fading":
+            return
         t0 = torch.full_like(self._t0_floor, self._t0())
         if self.mode != "paper":
             t0 = torch.maximum(t0, self._settle() * self._t0_floor)
-        self._tau.copy_(self.thresholds())
         torch.reciprocal(t0 * self._variance, out=self._slope)
         torch.mul(self._slope, -self._tau, out=self._shift)
 
     def _refresh(self) -> None:
         """Measure Var|w| [eq. 15], and how high the thresholds of nearly empty layers may go."""
-        fresh = self._variances()
-        self._variance.copy_(torch.where(fresh > 0, fresh, self._variance))
+        if self.gate == "sigmoid":
+            fresh = self._variances()
+            self._variance.copy_(torch.where(fresh > 0, fresh, self._variance))
         if self.mode != "paper":
             self._cap.copy_(self.highest_thresholds())
 
@@ -301,11 +296,5 @@ class LTPCallback(ThresholdPruning):
 
     def _sums(self, of: Callable[[Tensor], Tensor]) -> Tensor:
         """Σ of(w) of each layer, float32 [layers]."""
-        sums = [kernels.chunked_sum(local(t.param), of) for t in self.units.targets]
-        return self.units.shards.total(torch.stack(sums)).float()
-
-
-def _fans(target: Target) -> tuple[int, int]:
-    """Inputs of one output, outputs of one input."""
-    groups = getattr(target.module, "groups", 1)
-    return target.numel // len(target.param), max(1, target.numel // target.param.shape[1] // groups)
+        own = torch.stack([kernels.chunked_sum(local(t.param), of) for t in self.units.targets])
+        return self.units.shards.total(own).float()

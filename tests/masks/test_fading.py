@@ -1,0 +1,125 @@
+"""The gate without a jump: fast kernels and the whole-tensor form against autograd on the equation that they state."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_prune.callbacks.families.zeros import _smallest
+from lightning_prune.functional.order.kth import Shards
+from lightning_prune.functional.shrink import FORMS, fading, soft_threshold
+from lightning_prune.masks import FadingGate, Target
+from lightning_prune.masks import fading as kernels
+from lightning_prune.masks.chunks import CHUNK
+from lightning_prune.masks.ltp import BAND, HARD_KEPT, IN_BAND, KEPT, TASK
+
+SHAPES = [(7,), (64, 3, 3, 3), (230, 257, 3, 3)]
+assert math.prod(SHAPES[-1]) > CHUNK  # more than one chunk, the last one shorter
+TAU = 2e-3
+
+
+def problem(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    w = (torch.randn(shape, generator=generator, dtype=torch.float64) * 0.05).to(dtype)
+    g = (torch.randn(shape, generator=generator, dtype=torch.float64) * 0.01).to(dtype)
+    if len(shape) == 4:
+        w, g = w.to(memory_format=layout), g.to(memory_format=layout)
+    return w, g, torch.tensor(TAU, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+def by_autograd(w: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """−d(Σ g·v)/dτ and −d(Σ m)/dτ."""
+    w, g, tau = w.double(), g.double(), torch.tensor(TAU, dtype=torch.float64, requires_grad=True)
+    v = fading(w, tau)
+    kept = torch.where(w == 0, torch.zeros_like(w), v / torch.where(w == 0, 1.0, w))
+    task, band = (torch.autograd.grad(each, tau, retain_graph=True)[0] for each in ((g * v).sum(), kept.sum()))
+    return -task, -band
+
+
+def test_the_equation_by_hand() -> None:
+    """Nothing at the threshold, half of 16τ, three quarters of 256τ; all without one; between soft and nothing."""
+    tau = torch.tensor(0.01)
+    w = torch.tensor([0.0, 0.05, 0.1, -0.4, 1.6])
+    torch.testing.assert_close(fading(w, tau), torch.tensor([0.0, 0.0, 0.0, -0.2, 1.2]))
+    assert torch.equal(fading(w, torch.tensor(0.0)), w)
+    larger = torch.linspace(0.11, 3, 50)
+    assert bool((fading(larger, tau) < soft_threshold(larger, tau.sqrt())).all())
+    assert FORMS["soft"](larger, tau).equal(soft_threshold(larger, tau.sqrt()))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gate_and_step_equal_autograd(shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype) -> None:
+    w, g, tau = problem(shape, dtype, layout)
+    w[(0,) * w.ndim] = 0  # a weight that is 0 has no gradient and makes no NaN
+    rtol = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2e-2}[dtype]
+    gate = FadingGate(tau)
+    v = gate(w)
+    torch.testing.assert_close(v.double(), fading(w.double(), tau.double()), rtol=rtol, atol=1e-8)
+    kept = w.double().square() > TAU
+    expected, (task, band) = torch.where(kept, g, torch.zeros_like(g)), by_autograd(w, g)
+    assert torch.equal(v != 0, kept) or dtype == torch.bfloat16
+    stats = gate.step_(w, g, count=True).double()
+    torch.testing.assert_close(stats[TASK], task, rtol=max(rtol, 1e-9), atol=2e-4 if dtype != torch.float64 else 1e-9)
+    torch.testing.assert_close(stats[BAND], band, rtol=rtol, atol=1e-9)
+    assert stats[[KEPT, HARD_KEPT, IN_BAND]].tolist() == [int(torch.count_nonzero(v))] * 3
+    if dtype != torch.bfloat16:
+        torch.testing.assert_close(g, expected)
+
+
+def test_chunked_and_whole_tensor_forms_agree() -> None:
+    w, g, tau = problem(SHAPES[-1], torch.float32, torch.contiguous_format)
+    other, (v, gone) = g.clone(), kernels.faded(w, tau)
+    assert gone is not None
+    chunked = kernels.faded_step_(w, g, v, gone, tau)
+    whole = kernels.faded_step_(w, other, v, None, tau)
+    torch.testing.assert_close(chunked.float(), whole, rtol=2e-5, atol=1e-5)
+    assert torch.equal(g, other)
+
+
+@pytest.mark.parametrize("feedback", [0.3, 1.0])
+def test_feedback_gives_pruned_weights_their_share_and_leaves_the_sums(feedback: float) -> None:
+    w, g, tau = problem(SHAPES[1], torch.float32, torch.contiguous_format)
+    alone, before = g.clone(), g.clone()
+    gate, fed = FadingGate(tau), FadingGate(tau, feedback)
+    torch.testing.assert_close(
+        fed.step_(w, g, count=True).double(), gate.step_(w, alone, count=True), rtol=2e-5, atol=1e-6
+    )
+    torch.testing.assert_close(g, torch.where(w.square() > tau, before, feedback * before))
+
+
+@pytest.mark.parametrize("feedback", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_kernels_equal_the_eager_ones(dtype: torch.dtype, feedback: float) -> None:
+    w, g, tau = problem((64, 30, 3, 3), dtype, torch.channels_last)
+    compiled = g.clone()
+    eager_stats = FadingGate(tau, feedback).step_(w, g, count=False)
+    stats = FadingGate(tau, feedback, fuse=True).step_(w, compiled, count=False)
+    torch.testing.assert_close(stats.double(), eager_stats.double(), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(compiled, g, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-9)
+
+
+@pytest.mark.parametrize("cut", [0.02, 0.05, 0.1])  # the budget keeps more than the gate does, the same, and less
+def test_what_is_kept_is_folded_and_never_zero(cut: float) -> None:
+    w, _, tau = problem(SHAPES[1], torch.float32, torch.contiguous_format)
+    gate, kept = FadingGate(tau), w.abs() > cut
+    folded = gate.fold(w, w[kept].abs().min())
+    assert folded is not None
+    assert bool((folded[kept] != 0).all())
+    assert torch.equal(folded[kept].sign(), w[kept].sign())
+    if cut > TAU**0.5:
+        torch.testing.assert_close(folded[kept], gate(w)[kept])
+
+
+def test_the_smallest_kept_weight_is_looked_for_in_all_shards() -> None:
+    """Of two layers another process keeps 0.2 and nothing; this one 0.5 and 0.3, its zero does not count."""
+    other = torch.tensor([0.2, torch.inf])
+    shards = Shards(0, 2, lambda rows: rows + torch.stack([torch.zeros(2), other]))
+    weights = [torch.tensor([[0.5, 0.1], [0.7, 0.0]]), torch.tensor([[-0.3, 0.9]])]
+    masks = [torch.tensor([[True, False], [True, True]]), torch.tensor([[True, True]])]
+    targets = [Target(f"{i}.weight", torch.nn.Parameter(w), torch.nn.Identity()) for i, w in enumerate(weights)]
+    torch.testing.assert_close(_smallest(targets, masks, shards), torch.tensor([0.2, 0.3]))
