@@ -8,8 +8,10 @@ picture and the table in the README.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,27 @@ _UNLIKE = 0.03  # of accuracy
 BEGIN, END = "<!-- accuracy -->", "<!-- /accuracy -->"
 
 
+def questions(args: argparse.Namespace) -> list[Run]:
+    """The dense networks, trained on for as long, and the grid of methods."""
+    return [
+        *grid(argparse.Namespace(**{**vars(args), "methods": ["dense"], "compression": [1]}), [EPOCHS]),
+        *grid(args, [EPOCHS]),
+    ]
+
+
+def beside_dense(results: Mapping[Run, Mapping[str, Any]]) -> dict[Run, Mapping[str, Any]]:
+    """The results, the dense networks' repeated at each compression of theirs."""
+    shown: dict[Run, Mapping[str, Any]] = {}
+    for run, result in results.items():
+        others = {r.compression for r in results if r.network == run.network and r.method != "dense"}
+        for compression in sorted(others) if run.method == "dense" else [run.compression]:
+            shown[replace(run, compression=compression)] = result
+    return shown
+
+
 def table(results: Mapping[Run, Mapping[str, Any]]) -> list[str]:
     """Markdown, a row a network and compression."""
-    return compare(results, _row, "LTP", "network, compression")
+    return compare(beside_dense(results), _row, "LTP", "network, compression")
 
 
 def as_trained(results: Mapping[Run, Mapping[str, Any]]) -> str:
@@ -81,9 +101,8 @@ def draw(results: Mapping[Run, Mapping[str, Any]], file: Path) -> None:
 
 
 def _epochs() -> str:
-    return "Epochs: {dense} of the dense start, then {sparsify} that sparsify and {finetune} of finetune.".format(
-        **EPOCHS
-    )
+    phases = "Epochs: {dense} of the dense start, then {sparsify} that sparsify and {finetune} of finetune."
+    return phases.format(**EPOCHS) + " Dense: the start, trained on for as many."
 
 
 def _row(run: Run) -> str:
@@ -92,16 +111,16 @@ def _row(run: Run) -> str:
 
 def main() -> None:
     args = arguments(__doc__, "accuracy", METHODS, COMPRESSIONS, NETWORKS, SEEDS)
-    runs = grid(args, [EPOCHS])
+    runs = questions(args)
     publish = args.out is not None and args.out.resolve() == PAGE
     picture = f"![Accuracy against compression, by network and method](../../{PICTURE.relative_to(REPOSITORY)})"
     results = run_all(runs, args.results, args.root, 0 if args.known else args.jobs)
     answer(
         args, runs, _row, "network, compression", "# Accuracy after unstructured pruning",
-        foot=[_epochs(), as_trained(results), *([picture] if publish else [])],
+        foot=[_epochs(), as_trained(results), *([picture] if publish else [])], table=table,
     )  # fmt: skip
     if publish:
-        draw(results, PICTURE)
+        draw(beside_dense(results), PICTURE)
         README.write_text(placed(README.read_text(), table(results)))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import accuracy
-from tests.benchmarks.bench.command import arguments, grid
+from tests.benchmarks.bench.command import arguments
 from tests.benchmarks.bench.runs import Run, run_all
 
 
@@ -17,7 +17,7 @@ def test_the_readmes_table_is_of_the_runs_that_are_kept(monkeypatch: pytest.Monk
     args = arguments(
         None, "accuracy", accuracy.METHODS, accuracy.COMPRESSIONS, accuracy.NETWORKS, accuracy.SEEDS
     )  # fmt: skip
-    results = run_all(grid(args, [accuracy.EPOCHS]), args.results, "", jobs=0)
+    results = run_all(accuracy.questions(args), args.results, "", jobs=0)
     readme = accuracy.README.read_text()
     assert accuracy.placed(readme, accuracy.table(results)) == readme
     assert "\n".join(accuracy.table(results)) in accuracy.PAGE.read_text()
@@ -34,6 +34,22 @@ def test_runs_that_need_the_re_estimate_are_named() -> None:
     )
     del results[Run("a", "STR", 50, 0)]
     assert accuracy.as_trained(results).endswith("none of 1 runs end more than 3 points away.")
+
+
+def test_the_dense_network_stands_beside_each_compression_of_its_own() -> None:
+    runs = {
+        Run("a", "dense", 1, 0): 0.8,
+        Run("a", "LTP", 3, 0): 0.7,
+        Run("a", "LTP", 50, 0): 0.6,
+        Run("b", "LTP", 9, 0): 0.5,
+    }
+    rows = accuracy.table({run: {"accuracy": value} for run, value in runs.items()})
+    assert rows[0] == "| network, compression | seeds | LTP | dense |"
+    assert rows[2:] == [
+        "| a, 3x | 1 | **70.00** | 80.00 (-10.00) |",
+        "| a, 50x | 1 | **60.00** | 80.00 (-20.00) |",
+        "| b, 9x | 1 | **50.00** | – |",
+    ]
 
 
 def test_lines_go_between_the_marks_and_nowhere_else() -> None:

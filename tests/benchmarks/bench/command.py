@@ -58,6 +58,7 @@ def answer(
     question: str,
     reference: str = "LTP",
     foot: Sequence[str] = (),
+    table: Callable[[Mapping[Run, Mapping[str, Any]]], list[str]] | None = None,
 ) -> str:
     """Train what is missing, and the page: question, table, what stands below it, and what it was measured with."""
     results = run_all(runs, args.results, args.root, 0 if args.known else args.jobs)
@@ -70,7 +71,7 @@ def answer(
         f"{reference}'s); in brackets how far {reference} is above, paired by seed, with the 95 % interval where there "
         "are two pairs or more.",
         "",
-        *compare(results, rows, reference, title),
+        *(compare(results, rows, reference, title) if table is None else table(results)),
         "",
         *(line for below in foot for line in (below, "")),
         *_measured(results.values()),
