@@ -58,17 +58,20 @@ class Gate:
     def renew(self, param: Tensor) -> None:
         """Compute ahead of the forward what can be."""
 
-    def fold(self, w: Tensor, least: Tensor) -> Tensor | None:
-        """What takes the place of a weight at the removal; None: the weight itself.
+    @property
+    def folds(self) -> bool:
+        """Whether it changes the weights that it keeps, so that the removal has to: `fold` says to what."""
+        return False
 
-        Only of gates that change the weights that they keep: the pruned network is then the one that was trained.
+    def fold(self, w: Tensor, least: Tensor) -> Tensor:
+        """What takes the place of a weight at the removal: the pruned network is then the one that was trained.
 
         Args:
             w: weights.
             least: the smallest magnitude that the removal leaves of the layer, a scalar. From it on the result is not
                 zero; below it, it does not count.
         """
-        return None
+        return w
 
 
 class MaskGate(Gate):
@@ -190,9 +193,11 @@ class HardGate(MaskGate):
         zero = torch.zeros_like(kept)
         return torch.stack([zero, zero, kept, kept, zero])
 
-    def fold(self, w: Tensor, least: Tensor) -> Tensor | None:
-        if self.form not in FORMS:
-            return None
+    @property
+    def folds(self) -> bool:
+        return self.form in FORMS
+
+    def fold(self, w: Tensor, least: Tensor) -> Tensor:
         # The budget may keep weights that the gate does not: its threshold then stays just under the smallest of them.
         return FORMS[self.form](w, torch.minimum(self.tau, (least * (1 - _MARGIN)).square()))
 

@@ -50,7 +50,11 @@ class ShardGate(MaskGate):
     def pair(self, w: Tensor) -> tuple[Tensor, Tensor]:
         return self.gate.pair(w) if self._aside is None or not self.inside else (self._aside, w)
 
-    def fold(self, w: Tensor, least: Tensor) -> Tensor | None:
+    @property
+    def folds(self) -> bool:
+        return self.gate.folds
+
+    def fold(self, w: Tensor, least: Tensor) -> Tensor:
         return self.gate.fold(w, least)
 
     def expire(self) -> None:

@@ -47,29 +47,31 @@ def _fold_everywhere(
     Args:
         trainer: its averaging callbacks are searched.
         targets: layers.
-        gates: by parameter name; layers without one, and those whose gate has nothing to fold, stay.
+        gates: by parameter name; layers without one, and those whose gate changes nothing that it keeps, stay.
         masks: bool, one a layer, True where kept.
         copies: averaged copies that no callback keeps.
         shards: how the layers lie over processes.
     """
     factors: dict[str, Tensor] = {}
-    for target, mask, least in zip(targets, masks, _smallest(targets, masks, shards), strict=True):
+    folding = [(t, mask) for t, mask in zip(targets, masks, strict=True) if t.name in gates and gates[t.name].folds]
+    for (target, mask), least in zip(folding, _smallest(folding, shards), strict=True):
         w = local(target.param)
-        folded = gates[target.name].fold(w, least) if target.name in gates else None
-        if folded is not None:
-            factors[target.name] = torch.where(mask & (w != 0), at_least_float32(folded) / at_least_float32(w), 1.0)
-            w.copy_(folded)
+        folded = gates[target.name].fold(w, least)
+        factors[target.name] = torch.where(mask & (w != 0), at_least_float32(folded) / at_least_float32(w), 1.0)
+        w.copy_(folded)
     for name, param in _averages(trainer, copies):
         if name in factors:
             param.mul_(factors[name].to(param.device))
 
 
-def _smallest(targets: Sequence[Target], masks: Sequence[Tensor], shards: Shards) -> Tensor:
-    """The smallest magnitude but 0 that the masks keep of each whole layer, float32 [layers]; inf where none is."""
-    sizes = [at_least_float32(local(t.param)).abs().float() for t in targets]
-    kept = [torch.where(mask & (x > 0), x, torch.inf).flatten() for mask, x in zip(masks, sizes, strict=True)]
-    own = [torch.cat([x, x.new_full((1,), torch.inf)]).amin() for x in kept]  # a shard may be empty
-    return shards.of_each(torch.stack(own)).amin(0)
+def _smallest(layers: Sequence[tuple[Target, Tensor]], shards: Shards) -> Tensor:
+    """The smallest magnitude but 0 that the mask keeps of each whole layer, float32 [layers]; inf where none is."""
+    own = []
+    for target, mask in layers:
+        x = at_least_float32(local(target.param)).abs().float()
+        kept = torch.where(mask & (x > 0), x, torch.inf).flatten()
+        own.append(torch.cat([kept, x.new_full((1,), torch.inf)]).amin())  # a shard may be empty
+    return shards.of_each(torch.stack(own)).amin(0) if own else torch.empty(0)
 
 
 @torch.no_grad()
@@ -94,8 +96,7 @@ def prune_everywhere(
         gates: soft masks that stood until now, by parameter name.
         shards: how the layers lie over processes.
     """
-    if gates:
-        _fold_everywhere(trainer, targets, gates, masks, copies, shards)
+    _fold_everywhere(trainer, targets, gates or {}, masks, copies, shards)
     by_param: dict[Tensor, Tensor] = {}
     for target, mask in zip(targets, masks, strict=True):
         local(target.param).masked_fill_(~mask, 0)
