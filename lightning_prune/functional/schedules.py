@@ -41,6 +41,14 @@ def cubic_path(progress: float, density: float, hold: float = 0.15) -> float:
     return density + (1.0 - density) * (1.0 - p) ** 3
 
 
+def settling(progress: float, hold: float) -> float:
+    """From 1 to 0 while a path is level: thresholds come to rest, and no layer is left softer than another.
+
+    Behind a BatchNorm an output that lives on half closed gates is as strong as any, and the prune would kill it.
+    """
+    return min(1.0, (1.0 - progress) / hold)
+
+
 def piecewise(position: float, start: float, steps: Mapping[int, float]) -> float:
     """A value that changes at given positions: ``start`` before the first, then that of the last one reached."""
     reached = [at for at in steps if at <= position]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_prune.functional import budget
 from lightning_prune.functional.ltp import at_least_float32
 from lightning_prune.functional.order.kth import WHOLE, Shards
+from lightning_prune.masks.ltp import chunked_sum
 from lightning_prune.masks.shards import local
 from lightning_prune.masks.targets import Target
 
@@ -62,6 +63,11 @@ class WeightUnits:
     def weights(self) -> list[Tensor]:
         """Each layer's weights now, in float32 or wider, detached; of layers in shards, this process's shards."""
         return [at_least_float32(local(t.param)) for t in self.targets]
+
+    def sums(self, of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Σ of(w) of each whole layer, float32 [layers]."""
+        own = torch.stack([chunked_sum(local(t.param), of) for t in self.targets])
+        return self.shards.total(own).float()
 
     def values(self) -> Tensor:
         """All weights now, [weights]; of layers in shards, those of this process."""

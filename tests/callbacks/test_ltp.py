@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from torch import nn
 
 from lightning_prune import LTPCallback
 from lightning_prune.functional import ltp
@@ -98,6 +99,59 @@ def test_learned_thresholds_differ_and_the_kept_share_tracks_its_path(accumulate
     u = callback.final_thresholds / callback._scale
     assert u.max() / u.min() > 1.1
     assert sum(gaps) / len(gaps) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "normed", "form"),
+    [
+        ({}, True, "fading"),
+        ({}, False, "step"),
+        ({"gate": "sigmoid"}, True, "step"),
+        ({"gate": "fading"}, False, "fading"),
+        ({"lam": 0.1}, True, "step"),
+        ({"mode": "paper", "lam": 1e-6, "threshold_lr": 1e-6}, True, "step"),
+    ],
+)
+def test_weights_fade_where_a_batchnorm_makes_up_for_it(options: Any, normed: bool, form: str, tmp_path: Path) -> None:
+    module = Toy()
+    if not normed:
+        module.net = nn.Sequential(*(m for m in module.net if not isinstance(m, nn.BatchNorm2d)))
+    callback = LTPCallback(sparsify=1, **options)
+    trainer(tmp_path, [callback], max_epochs=2).fit(module, **loaders())
+    assert callback.form == form
+    assert callback.feedback == (0 if form == "fading" or "mode" in options else 1)
+    given = LTPCallback(sparsify=1, feedback=0.5, **options)
+    trainer(tmp_path, [given], max_epochs=2).fit(module, **loaders())
+    assert given.feedback == 0.5
+
+
+@pytest.mark.parametrize("bad", [{"gate": "soft"}, {"gate": "fading", "lam": 1.0}])
+def test_a_wrong_gate_is_named(bad: Any) -> None:
+    with pytest.raises(ValueError, match=f"gate='{bad['gate']}' must be None, 'sigmoid' or, with a target"):
+        LTPCallback(**bad)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_running_statistics_follow_faster_while_weights_fade(fails: bool, tmp_path: Path) -> None:
+    """Or validation would see what layers put out ten steps ago; momenta come back, also where a fit fails."""
+    module, seen = Toy(), {}
+    module.net[4].momentum = None
+    callback = LTPCallback(warmup=1, sparsify=1)
+
+    class Look(lightning.Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            seen[callback.stage] = [module.net[1].momentum, module.net[4].momentum]
+            if fails and callback.stage == "soft":
+                raise KeyError("on purpose")
+
+    try:
+        trainer(tmp_path, [callback, Look()], max_epochs=3).fit(module, **loaders())
+    except KeyError:
+        assert fails
+    assert seen["dense"] == [0.1, None]
+    assert seen["soft"] == [0.5, 0.5]
+    assert fails or seen["pruned"] == [0.1, None]
+    assert [module.net[1].momentum, module.net[4].momentum] == [0.1, None]
 
 
 def test_an_early_end_prunes_as_far_as_the_phase_has_come(tmp_path: Path) -> None:

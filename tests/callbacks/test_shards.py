@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,9 @@ def whole(module: nn.Module) -> dict[str, torch.Tensor]:
     return {n: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach() for n, p in module.named_parameters()}
 
 
+Faded = partial(LTPCallback, gate="fading")
+
+
 class Watch(LTPCallback):
     """Notes whether the shards hold masked weights while the network runs."""
 
@@ -93,7 +97,7 @@ class Watch(LTPCallback):
 def everything(folder: Path) -> dict[str, Any]:
     """What two processes do, one after the other in one pair of them."""
     told: dict[str, Any] = {}
-    for name, make in (("ltp", Watch), ("magnitude", MagnitudeCallback)):
+    for name, make in (("ltp", Watch), ("ltp fading", Faded), ("magnitude", MagnitudeCallback)):
         callback, module = make(**PHASES), Sharded()
         run = fit(folder, callback, module)
         told[name] = {"learned": callback.final_thresholds.tolist(), "zeros": callback.zeros_at_prune}
@@ -144,9 +148,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", ["ltp", "magnitude"])
+@pytest.mark.parametrize("method", ["ltp", "ltp fading", "magnitude"])
 def test_sharded_weights_are_pruned_as_whole_ones(method: str, results: Path, tmp_path: Path) -> None:
-    callback, module = METHODS[method](**PHASES), Plain()
+    callback, module = (METHODS | {"ltp fading": Faded})[method](**PHASES), Plain()
     fit(tmp_path, callback, module)
     first, second = (json.loads((results / f"rank{n}.json").read_text())[method] for n in (0, 1))
     assert first == second

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_prune.callbacks.methods.weights.thresholds import ThresholdPruning, share_of_gradient
@@ -14,12 +15,11 @@ from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.functional import ltp, path
 from lightning_prune.functional.adam import adam_step_
-from lightning_prune.functional.schedules import Shape, anneal, cubic_path
+from lightning_prune.functional.schedules import Shape, anneal, cubic_path, settling
 from lightning_prune.masks import FadingGate, Gate, SoftGate
-from lightning_prune.masks import ltp as kernels
 from lightning_prune.masks.ltp import BAND, KEPT, TASK
-from lightning_prune.masks.shards import local
 from lightning_prune.masks.units import WeightUnits
+from lightning_prune.support.batchnorm import has_batchnorm
 
 _REFRESHES = 20  # times in the phase that Var|w| and the highest allowed thresholds are measured anew
 _HOLD = 0.3  # share of the phase at its end in which the target is held
@@ -55,7 +55,8 @@ class LTPCallback(ThresholdPruning):
         threshold_lr: step of ``log u`` with a target, of ``u`` without one; None: so that a layer can move by a factor
             of e, or three times the way to a sparsity of 0.9, over the phase's steps. In mode "paper" the raw learning
             rate of τ, required there.
-        gate: "fading", with a target, or "sigmoid", the paper's. None: fading where mode "normalized" has a target.
+        gate: "fading" or "sigmoid", the paper's. None: fading where mode "normalized" has a target and the network a
+            BatchNorm, which makes up for weights that shrink.
         feedback: ρ, the share of their gradient that weights below the threshold get, in [0, 1]; they can come back if
             the network needs them. An output whose gradient is far larger than those of its layer's others then gets
             less of it (`masks.rows`). None: 0 where weights fade and in mode "paper" [eq. 14], else 1.
@@ -141,14 +142,23 @@ class LTPCallback(ThresholdPruning):
         self.temperature_schedule, self.weights_in_band = temperature_schedule, weights_in_band
         if gate not in (None, "sigmoid", "fading") or (gate == "fading" and not self.steered):
             raise ValueError(f"gate={gate!r} must be None, 'sigmoid' or, with a target in mode 'normalized', 'fading'.")
-        self.gate = gate or ("fading" if self.steered else "sigmoid")
-        self.form = "fading" if self.gate == "fading" else "step"
-        self.feedback = share_of_gradient(feedback, 0.0 if mode == "paper" or self.gate == "fading" else 1.0)
+        self.gate, self._asked = gate, feedback
+        self._shape(gate == "fading")
 
     @property
     def steered(self) -> bool:
         """Whether the kept share follows a path to a target, and the price from it."""
         return self.mode == "normalized" and self.target.given
+
+    def _shape(self, fading: bool) -> None:
+        """Take the gate that fades, or the sigmoid, and the feedback that goes with it."""
+        self.form = "fading" if fading else "step"
+        self.feedback = share_of_gradient(self._asked, 0.0 if fading or self.mode == "paper" else 1.0)
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        if self.gate is None:
+            self._shape(self.steered and has_batchnorm(pl_module))
+        super().begin(trainer, pl_module, batch)
 
     def start(self, units: WeightUnits) -> None:
         super().start(units)
@@ -158,7 +168,7 @@ class LTPCallback(ThresholdPruning):
         self._numels = vector(numels)
         self._prices = vector(units.prices or [1.0] * n) * (units.numel / units.cost)  # 1 for the mean weight
         self._t0_floor = vector([ltp.temperature_floor(count, self.weights_in_band) for count in numels])
-        squares, prior = self._sums(torch.square) / self._numels, torch.zeros(n)
+        squares, prior = units.sums(torch.square) / self._numels, torch.zeros(n)
         if self.steered:
             prior = path.fan_prior([t.fans for t in units.targets], numels)
             prior = path.lean_to_magnitude(prior, squares, numels)
@@ -180,7 +190,7 @@ class LTPCallback(ThresholdPruning):
         self._cool()
 
     def gates(self, units: WeightUnits) -> dict[str, Gate]:
-        if self.gate == "fading":
+        if self.form == "fading":
             return {n: FadingGate(tau, self.feedback, self.fuse) for n, tau in zip(units.names, self._tau, strict=True)}
         parts = zip(units.names, self._slope, self._shift, strict=True)
         return {name: SoftGate(slope, shift, self.fuse, self.feedback) for name, slope, shift in parts}
@@ -233,7 +243,7 @@ class LTPCallback(ThresholdPruning):
 
     def metrics(self) -> dict[str, Tensor | float]:
         price, found = self.price, super().metrics()
-        if self.gate == "sigmoid":
+        if self.form == "step":
             self._warn_if_vanishing(float(found["band"]))
             found["temperature"] = self._t0()
         return found | {"lambda": price, "soft_loss": price * (self._prices * self.stats[:, KEPT]).sum().float()}
@@ -257,14 +267,7 @@ class LTPCallback(ThresholdPruning):
         if self.threshold_lr is not None:
             return self.threshold_lr
         way = _LEARN if self.steered else _TRAVEL * ltp.gaussian_threshold(0.9)
-        return self._settle() * min(way / self.sparsify_steps, 0.1)
-
-    def _settle(self) -> float:
-        """From 1 to 0 while the path is level: thresholds come to rest, and no layer is left softer than another.
-
-        Behind a BatchNorm an output that lives on half closed gates is as strong as any, and the prune would kill it.
-        """
-        return min(1.0, (1 - self.progress) / _HOLD)
+        return settling(self.progress, _HOLD) * min(way / self.sparsify_steps, 0.1)
 
     def _t0(self) -> float:
         if self.mode == "paper":
@@ -274,17 +277,17 @@ class LTPCallback(ThresholdPruning):
     def _cool(self) -> None:
         """Set the gates from thresholds and temperatures."""
         self._tau.copy_(self.thresholds())
-        if self.gate == "fading":
+        if self.form == "fading":
             return
         t0 = torch.full_like(self._t0_floor, self._t0())
         if self.mode != "paper":
-            t0 = torch.maximum(t0, self._settle() * self._t0_floor)
+            t0 = torch.maximum(t0, settling(self.progress, _HOLD) * self._t0_floor)
         torch.reciprocal(t0 * self._variance, out=self._slope)
         torch.mul(self._slope, -self._tau, out=self._shift)
 
     def _refresh(self) -> None:
         """Measure Var|w| [eq. 15], and how high the thresholds of nearly empty layers may go."""
-        if self.gate == "sigmoid":
+        if self.form == "step":
             fresh = self._variances()
             self._variance.copy_(torch.where(fresh > 0, fresh, self._variance))
         if self.mode != "paper":
@@ -292,9 +295,4 @@ class LTPCallback(ThresholdPruning):
 
     def _variances(self) -> Tensor:
         """Var|w| of each layer, float32 [layers]."""
-        return ltp.variance_of_magnitude(self._numels, self._sums(torch.abs), self._sums(torch.square))
-
-    def _sums(self, of: Callable[[Tensor], Tensor]) -> Tensor:
-        """Σ of(w) of each layer, float32 [layers]."""
-        own = torch.stack([kernels.chunked_sum(local(t.param), of) for t in self.units.targets])
-        return self.units.shards.total(own).float()
+        return ltp.variance_of_magnitude(self._numels, self.units.sums(torch.abs), self.units.sums(torch.square))

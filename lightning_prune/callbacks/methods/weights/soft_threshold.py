@@ -12,7 +12,7 @@ from lightning_prune.callbacks.options import options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.functional import budget, ltp
 from lightning_prune.functional.adam import BETAS, adam_step_
-from lightning_prune.functional.schedules import exponential_path
+from lightning_prune.functional.schedules import exponential_path, settling
 from lightning_prune.masks import Gate, ShrinkGate
 from lightning_prune.masks.ltp import KEPT, TASK
 from lightning_prune.masks.units import WeightUnits
@@ -171,4 +171,4 @@ class STRCallback(ThresholdPruning):
     def _step_size(self) -> float:
         if self.threshold_lr is not None:
             return self.threshold_lr
-        return min(1.0, (1 - self.progress) / _HOLD) * self._full_step()  # at rest while the path is level
+        return settling(self.progress, _HOLD) * self._full_step()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_prune.callbacks.families.weights import WeightPruning
@@ -18,6 +18,7 @@ from lightning_prune.masks.ltp import HARD_KEPT, IN_BAND, KEPT, STATS, TASK
 from lightning_prune.masks.rows import limit_rows_
 from lightning_prune.masks.shards import local
 from lightning_prune.masks.units import WeightUnits
+from lightning_prune.support.batchnorm import QuickStatistics
 
 _NEARLY_EMPTY = 4.0  # times its floor that a layer keeps when its threshold begins to be watched
 
@@ -50,8 +51,23 @@ class ThresholdPruning(WeightPruning):
 
     def reset(self) -> None:
         super().reset()
+        self._quick = QuickStatistics()  # weights that shrink, shrink what their layers put out
         self.stats = torch.zeros(0, len(STATS))
         self.final_thresholds: Tensor | None = None
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        super().begin(trainer, pl_module, batch)
+        if self.form != "step":
+            self._quick.begin(pl_module)
+
+    def remove(self, trainer: Trainer, pl_module: LightningModule, early: bool) -> bool:
+        removed = super().remove(trainer, pl_module, early)
+        self._quick.end()
+        return removed
+
+    def release(self, pl_module: LightningModule) -> None:
+        super().release(pl_module)
+        self._quick.end()
 
     def thresholds(self) -> Tensor:
         """The thresholds on ``w²``, [layers], ≥ 0."""
