@@ -66,14 +66,14 @@ def faded_step_(
         g.mul_(t)
         kept += t.sum().item()
         task += torch.dot(g, torch.sub(x, v, out=t)).item()
-    rate = FADING / max(float(tau), _LEAST)
+    rate = FADING / float(tau) if tau > 0 else 0.0
     return torch.tensor((task * rate, (gone - (w.numel() - kept)) * rate, *[kept] * 3), dtype=torch.float64)
 
 
 def _step_whole_(w: Tensor, grad: Tensor, masked: Tensor, tau: Tensor, feedback: float) -> Tensor:
     x, v = at_least_float32(w), at_least_float32(masked)
     above = (v != 0).to(x.dtype)
-    rate, rest = FADING / tau.clamp_min(_LEAST), x - v  # w(1 − m)
+    rate, rest = torch.where(tau > 0, FADING / tau.clamp_min(_LEAST), torch.zeros_like(tau)), x - v  # w(1 − m)
     task = rate * (above * at_least_float32(grad) * rest).sum()
     band = rate * torch.where(v != 0, rest / x, torch.zeros_like(x)).sum()
     if feedback < 1:

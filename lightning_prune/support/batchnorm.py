@@ -45,26 +45,28 @@ class QuickStatistics:
     _LEAST = 0.5  # momentum: two steps in place of ten
 
     def __init__(self) -> None:
-        self._before: list[tuple[_BatchNorm, float | None]] = []
+        self._before: list[tuple[_BatchNorm, float | None, dict[str, torch.Tensor]]] = []
 
     def begin(self, model: nn.Module) -> None:
         """Raise the momenta of the model's BatchNorms; twice is once."""
         self.end()
         for norm in model.modules():
             if isinstance(norm, _BatchNorm) and (norm.momentum is None or norm.momentum < self._LEAST):
-                self._before.append((norm, norm.momentum))
+                self._before.append((norm, norm.momentum, {k: v.clone() for k, v in norm.named_buffers()}))
                 norm.momentum = self._LEAST
 
-    def end(self) -> None:
-        """Put the momenta back."""
-        for norm, momentum in self._before:
+    def end(self, undo: bool = False) -> None:
+        """Put the momenta back, with ``undo`` the statistics too: layers are again as large as they were."""
+        for norm, momentum, buffers in self._before:
             norm.momentum = momentum
+            for name, value in norm.named_buffers() if undo else ():
+                value.copy_(buffers[name])
         self._before = []
 
 
-def has_batchnorm(model: nn.Module) -> bool:
-    """Whether any of its modules is a BatchNorm."""
-    return any(isinstance(m, _BatchNorm) for m in model.modules())
+def normalises_batches(model: nn.Module) -> bool:
+    """Whether any of its modules is a BatchNorm that divides by what a batch varies: one in train mode."""
+    return any(isinstance(m, _BatchNorm) and m.training for m in model.modules())
 
 
 def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:

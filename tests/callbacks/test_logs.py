@@ -22,7 +22,8 @@ CHANNELS_KEYS = {
     "macs", "params", "channels", "phase", "gap", "layer/1/threshold", "layer/4/channels", "latency_ms",
     "latency_dense_ms", "soft_accuracy", "hard_accuracy",
 }  # fmt: skip
-LTP_KEYS = {"soft_kept", "band", "lambda", "temperature", "soft_loss", "layer/net.3.weight/tau"}
+LTP_KEYS = {"soft_kept", "band", "lambda", "soft_loss", "layer/net.3.weight/tau"}
+OWN_KEYS = {"ltp": LTP_KEYS, "ltp sigmoid": LTP_KEYS | {"temperature"}}
 
 
 def columns(path: Path, name: str, **options: Any) -> tuple[dict[str, list[float]], Any, lightning.Trainer]:
@@ -35,10 +36,10 @@ def columns(path: Path, name: str, **options: Any) -> tuple[dict[str, list[float
     return {key.removeprefix("prune/"): values for key, values in found.items()}, callback, done
 
 
-@pytest.mark.parametrize("name", ["ltp", "magnitude", "toy score"])
+@pytest.mark.parametrize("name", ["ltp", "ltp sigmoid", "magnitude", "toy score"])
 def test_numbers_of_weights(name: str, tmp_path: Path) -> None:
     found, _, done = columns(tmp_path, name)
-    assert (WEIGHTS_KEYS | (LTP_KEYS if name == "ltp" else set())) <= {k for k, v in found.items() if v}
+    assert (WEIGHTS_KEYS | OWN_KEYS.get(name, set())) <= {k for k, v in found.items() if v}
     assert found["sparsity"][0] == 0
     assert found["sparsity"][-1] == pytest.approx(0.8, abs=1e-3)
     assert set(found["phase"]) == {0, 1, 2}

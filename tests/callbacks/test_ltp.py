@@ -125,6 +125,13 @@ def test_weights_fade_where_a_batchnorm_makes_up_for_it(options: Any, normed: bo
     assert given.feedback == 0.5
 
 
+def test_a_batchnorm_that_is_held_makes_up_for_nothing(tmp_path: Path) -> None:
+    module = Toy().eval()
+    callback = LTPCallback(sparsify=1)
+    trainer(tmp_path, [callback], max_epochs=2).fit(module, **loaders())
+    assert callback.form == "step"
+
+
 @pytest.mark.parametrize("bad", [{"gate": "soft"}, {"gate": "fading", "lam": 1.0}])
 def test_a_wrong_gate_is_named(bad: Any) -> None:
     with pytest.raises(ValueError, match=f"gate='{bad['gate']}' must be None, 'sigmoid' or, with a target"):

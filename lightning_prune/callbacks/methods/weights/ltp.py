@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from lightning_prune.functional.schedules import Shape, anneal, cubic_path, sett
 from lightning_prune.masks import FadingGate, Gate, SoftGate
 from lightning_prune.masks.ltp import BAND, KEPT, TASK
 from lightning_prune.masks.units import WeightUnits
-from lightning_prune.support.batchnorm import has_batchnorm
+from lightning_prune.support.batchnorm import normalises_batches
 
 _REFRESHES = 20  # times in the phase that Var|w| and the highest allowed thresholds are measured anew
 _HOLD = 0.3  # share of the phase at its end in which the target is held
@@ -55,8 +55,7 @@ class LTPCallback(ThresholdPruning):
         threshold_lr: step of ``log u`` with a target, of ``u`` without one; None: so that a layer can move by a factor
             of e, or three times the way to a sparsity of 0.9, over the phase's steps. In mode "paper" the raw learning
             rate of τ, required there.
-        gate: "fading" or "sigmoid", the paper's. None: fading where mode "normalized" has a target and the network a
-            BatchNorm, which makes up for weights that shrink.
+        gate: "fading", or "sigmoid"; None: fading with a target, mode "normalized" and a BatchNorm in train mode.
         feedback: ρ, the share of their gradient that weights below the threshold get, in [0, 1]; they can come back if
             the network needs them. An output whose gradient is far larger than those of its layer's others then gets
             less of it (`masks.rows`). None: 0 where weights fade and in mode "paper" [eq. 14], else 1.
@@ -156,9 +155,14 @@ class LTPCallback(ThresholdPruning):
         self.feedback = share_of_gradient(self._asked, 0.0 if fading or self.mode == "paper" else 1.0)
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        if self.gate is None:
-            self._shape(self.steered and has_batchnorm(pl_module))
+        if self.gate is None and batch is not None:  # else a checkpoint has said it
+            self._shape(self.steered and normalises_batches(pl_module))
         super().begin(trainer, pl_module, batch)
+
+    def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
+        super().restore(pl_module, state)
+        if state["stage"] == "soft":
+            self._shape(state.get("form") == "fading")
 
     def start(self, units: WeightUnits) -> None:
         super().start(units)
@@ -215,8 +219,7 @@ class LTPCallback(ThresholdPruning):
         else:
             cost = self.price * self._prices * stats[:, BAND]
             grad = -self._scale * (stats[:, TASK] + cost)  # dL/du = σ² dL/dτ, the exact gradient
-            if self.mode == "paper":
-                assert self.threshold_lr is not None
+            if self.mode == "paper" and self.threshold_lr is not None:
                 self._u.sub_(torch.where(active, self.threshold_lr * grad, torch.zeros_like(grad)))
             else:
                 adam_step_(self._u, grad, self._mean, self._square, self._count, active, self._step_size())
@@ -250,12 +253,12 @@ class LTPCallback(ThresholdPruning):
 
     def _warn_if_vanishing(self, band: float) -> None:
         self._empty_bands = self._empty_bands + 1 if band == 0 else 0
+        text = (
+            f"No weight is near its threshold at {self.progress:.0%} of the sparsify phase (a vanishing band), so "
+            "thresholds have stopped moving. Raise the temperature."
+        )
         if self._empty_bands == _VANISHED:
-            self.monitor.warn_once(
-                "vanishing",
-                f"No weight is near its threshold at {self.progress:.0%} of the sparsify phase (a vanishing band), so "
-                "thresholds have stopped moving. Raise the temperature.",
-            )
+            self.monitor.warn_once("vanishing", text)
 
     def _kept(self) -> Tensor:
         return ((self._prices * self.stats[:, KEPT]).sum() / self.units.numel).float()
@@ -270,9 +273,8 @@ class LTPCallback(ThresholdPruning):
         return settling(self.progress, _HOLD) * min(way / self.sparsify_steps, 0.1)
 
     def _t0(self) -> float:
-        if self.mode == "paper":
-            return self.temperature
-        return anneal(self.progress, self.temperature_start, self.temperature, self.temperature_schedule)
+        shape: Shape = "constant" if self.mode == "paper" else self.temperature_schedule
+        return anneal(self.progress, self.temperature_start, self.temperature, shape)
 
     def _cool(self) -> None:
         """Set the gates from thresholds and temperatures."""

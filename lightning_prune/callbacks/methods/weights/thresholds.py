@@ -67,7 +67,7 @@ class ThresholdPruning(WeightPruning):
 
     def release(self, pl_module: LightningModule) -> None:
         super().release(pl_module)
-        self._quick.end()
+        self._quick.end(undo=True)  # nothing was removed: the weights are whole again
 
     def thresholds(self) -> Tensor:
         """The thresholds on ``w²``, [layers], ≥ 0."""
