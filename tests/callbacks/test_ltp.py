@@ -141,13 +141,14 @@ def test_a_wrong_gate_is_named(bad: Any) -> None:
 @pytest.mark.parametrize("fails", [False, True])
 def test_running_statistics_follow_faster_while_weights_fade(fails: bool, tmp_path: Path) -> None:
     """Or validation would see what layers put out ten steps ago; momenta come back, also where a fit fails."""
-    module, seen = Toy(), {}
+    module, seen, means = Toy(), {}, {}
     module.net[4].momentum = None
     callback = LTPCallback(warmup=1, sparsify=1)
 
     class Look(lightning.Callback):
         def on_train_batch_end(self, *args: Any) -> None:
             seen[callback.stage] = [module.net[1].momentum, module.net[4].momentum]
+            means[callback.stage] = module.net[1].running_mean.clone()
             if fails and callback.stage == "soft":
                 raise KeyError("on purpose")
 
@@ -158,6 +159,7 @@ def test_running_statistics_follow_faster_while_weights_fade(fails: bool, tmp_pa
     assert seen["dense"] == [0.1, None]
     assert seen["soft"] == [0.5, 0.5]
     assert fails or seen["pruned"] == [0.1, None]
+    assert torch.equal(module.net[1].running_mean, means["dense"]) == fails  # of weights that are whole again
     assert [module.net[1].momentum, module.net[4].momentum] == [0.1, None]
 
 

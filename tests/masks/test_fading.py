@@ -103,7 +103,7 @@ def test_compiled_kernels_equal_the_eager_ones(dtype: torch.dtype, feedback: flo
     torch.testing.assert_close(compiled, g, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-9)
 
 
-@pytest.mark.parametrize("cut", [0.02, 0.05, 0.1])  # the budget keeps more than the gate does, the same, and less
+@pytest.mark.parametrize("cut", [0.02, 0.05, 0.1])  # the budget keeps more than the gate, nearly the same, less
 def test_what_is_kept_is_folded_and_never_zero(cut: float) -> None:
     w, _, tau = problem(SHAPES[1], torch.float32, torch.contiguous_format)
     gate, kept = FadingGate(tau), w.abs() > cut
