@@ -7,12 +7,21 @@ import threading
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 19
+CHUNK = 1 << 17  # values a thread walks over at a time: three arrays of them stay in its cache
+_THREADS = 16  # at most: what a chunk to work in takes grows with them
 _local = threading.local()
 
 
-def chunks_of(*tensors: Tensor, size: int = CHUNK) -> list[tuple[Tensor, ...]] | None:
-    """The tensors as matching flat chunks in memory order, or None where the whole-tensor form must be used."""
+def chunk_size() -> int:
+    """How many values a chunk has: `CHUNK` for each thread of PyTorch's."""
+    return CHUNK * min(torch.get_num_threads(), _THREADS)
+
+
+def chunks_of(*tensors: Tensor, whole: bool = False) -> list[tuple[Tensor, ...]] | None:
+    """The tensors as matching flat chunks in memory order, or None where the whole-tensor form must be used.
+
+    With ``whole``, for a compiled kernel, which passes over memory but once, the chunk is one.
+    """
     first = tensors[0]
     dense = first.is_contiguous() or (first.ndim == 4 and first.is_contiguous(memory_format=torch.channels_last))
     if (
@@ -23,13 +32,14 @@ def chunks_of(*tensors: Tensor, size: int = CHUNK) -> list[tuple[Tensor, ...]] |
     ):
         return None
     flat = tuple(t.detach().as_strided((t.numel(),), (1,)) for t in tensors)
+    size = first.numel() if whole else chunk_size()
     return [flat] if first.numel() <= size else list(zip(*(t.split(size) for t in flat), strict=True))
 
 
 def scratch(dtype: torch.dtype) -> Tensor:
     """A chunk to work in, kept for this thread: memory taken anew for each layer is faulted in page by page."""
     buffers: dict[torch.dtype, Tensor] = _local.__dict__.setdefault("buffers", {})
-    if dtype not in buffers:
+    if dtype not in buffers or buffers[dtype].numel() < chunk_size():
         with torch.inference_mode(False):
-            buffers[dtype] = torch.empty(CHUNK, dtype=dtype)
+            buffers[dtype] = torch.empty(chunk_size(), dtype=dtype)
     return buffers[dtype]

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_prune.functional.ltp import GATE_RANGE, at_least_float32
-from lightning_prune.masks.chunks import CHUNK, chunks_of, scratch
+from lightning_prune.masks.chunks import chunks_of, scratch
 
 _TINY = 1e-30  # far below any weight that matters
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # found once: a name of torch.ops is looked up slowly
@@ -50,7 +50,7 @@ def soft_mask(
     if torch.compiler.is_compiling():  # the compiler fuses the plain expression by itself
         return (at_least_float32(w) * gate(w, slope, shift)).to(w.dtype), None
     out = torch.empty_like(w) if out is None else out
-    chunks = chunks_of(w, out, size=w.numel() if fuse else CHUNK)  # one pass needs no chunks
+    chunks = chunks_of(w, out, whole=fuse)
     if chunks is None:
         compiled(_mask_whole_, fuse)(w, slope, shift, out)
         return out, None
@@ -91,7 +91,7 @@ def soft_step_(
         shape [5], ordered as `STATS`: Σ s·g·w, Σ s (s = m(1−m)/T), Σ m, #(w² > τ), #(|w² − τ| < 4T).
     """
     fused = fuse and not count
-    chunks = chunks_of(w, grad, masked, size=w.numel() if fused else CHUNK)
+    chunks = chunks_of(w, grad, masked, whole=fused)
     if chunks is None or sums is None:
         stats: Tensor = compiled(_soft_step_whole_, fuse)(w.detach(), grad, slope, shift, count, feedback)
         return stats
@@ -146,7 +146,8 @@ def _mask_and_sums_(x: Tensor, slope: Tensor, shift: Tensor, out: Tensor) -> Ten
 def _step_and_sum_(x: Tensor, grad: Tensor, masked: Tensor, feedback: float) -> Tensor:
     m = masked / (x + _TINY)
     task = (grad * m * (x - masked)).sum()
-    grad.copy_(grad * (m + feedback * (1 - m)))
+    if feedback < 1:  # else it stays, and writing it is a pass over memory
+        grad.copy_(grad * (m + feedback * (1 - m)))
     return task
 
 

@@ -1,6 +1,6 @@
 """What a method adds to a training step: the same step with and without the callback, in turn, in one process.
 
-    python -m tests.benchmarks.step_cost --threads 1 --pairs 15 [--fuse | --method mrts]
+    python -m tests.benchmarks.step_cost --threads 1 --pairs 15 [--fuse] [--gate sigmoid] [--method mrts]
 
 Prints the median ratio of process CPU times for each network, its spread, and beside it the floor: a copy and one
 multiply per weight. ``--memory NAME SIZE`` prints the growth of the peak memory instead (one network a process; with
@@ -84,10 +84,10 @@ def floor(module: torch.nn.Module) -> float:
     return statistics.median(times)
 
 
-def compare(name: str, size: int, batch: int, pairs: int, method: str, fuse: bool) -> str:
+def compare(name: str, size: int, batch: int, pairs: int, method: str, options: dict[str, Any]) -> str:
     """One row: median ratio, its range, and the floor's share of the plain step."""
     plain, masked = Stepper(name, size, batch), Stepper(name, size, batch)
-    masked.begin(METHODS[method](**({"fuse": True} if fuse else {})))
+    masked.begin(METHODS[method](**options))
     ratios, base = [], []
     for i in range(pairs + 2):
         first, second = (plain, masked) if i % 2 else (masked, plain)
@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="networks to run")
     parser.add_argument("--method", default="ltp", choices=list(METHODS))
     parser.add_argument("--fuse", action="store_true", help="the masks compiled")
+    parser.add_argument("--gate", choices=["fading", "sigmoid"], help="of LTP")
     parser.add_argument("--memory", nargs=2, metavar=("NAME", "SIZE"))
     args = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -133,10 +134,12 @@ def main() -> None:
         print(peak_memory(args.memory[0], int(args.memory[1]), args.batch))
         return
     print(f"torch {torch.__version__}, timm {timm.__version__}, {args.threads} threads, {args.pairs} pairs")
+    options = {"fuse": True} if args.fuse else {}
+    options |= {"gate": args.gate} if args.gate else {}
     for name, size, bound in CASES:
         bound = 1.02 if args.method == "mrts" else bound
         if not args.only or name in args.only:
-            print(f"{compare(name, size, args.batch, args.pairs, args.method, args.fuse)} (bound {bound})", flush=True)
+            print(f"{compare(name, size, args.batch, args.pairs, args.method, options)} (bound {bound})", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from lightning_prune.functional.order.kth import Shards
 from lightning_prune.functional.shrink import FORMS, fading, soft_threshold
 from lightning_prune.masks import FadingGate, Target
 from lightning_prune.masks import fading as kernels
-from lightning_prune.masks.chunks import CHUNK
+from lightning_prune.masks.chunks import chunk_size
 from lightning_prune.masks.ltp import BAND, HARD_KEPT, IN_BAND, KEPT, TASK
 
 SHAPES = [(7,), (64, 3, 3, 3), (230, 257, 3, 3)]
-assert math.prod(SHAPES[-1]) > CHUNK  # more than one chunk, the last one shorter
+assert math.prod(SHAPES[-1]) > chunk_size()  # more than one chunk, the last one shorter
 TAU = 2e-3
 
 
@@ -101,6 +101,22 @@ def test_compiled_kernels_equal_the_eager_ones(dtype: torch.dtype, feedback: flo
     stats = FadingGate(tau, feedback, fuse=True).step_(w, compiled, count=False)
     torch.testing.assert_close(stats.double(), eager_stats.double(), rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(compiled, g, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-9)
+
+
+@pytest.mark.parametrize("tau", [0.0, 1e-4, 1.4e-2])  # of the last 2 % are kept: the few must not drown in the many
+def test_compiled_sums_are_those_of_the_equations_at_any_threshold(tau: float) -> None:
+    w, g, _ = problem(SHAPES[-1], torch.float32, torch.contiguous_format)
+    x, expected, threshold = w.double(), g.double(), torch.tensor(tau)
+    kept = x.square() > tau
+    rest = torch.where(kept, (tau / x.square()) ** 0.25, 0.0)
+    v, gone = kernels.faded(w, threshold, fuse=True)
+    stats = kernels.faded_step_(w, g, v, gone, threshold, fuse=True)
+    rate = 0.25 / tau if tau else 0.0
+    torch.testing.assert_close(v.double(), torch.where(kept, x * (1 - rest), 0.0), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(stats[TASK], rate * (expected * x * rest).sum(), rtol=1e-4, atol=1e-4 * rate)
+    torch.testing.assert_close(stats[BAND], rate * rest.sum(), rtol=1e-5, atol=1e-9)
+    assert stats[KEPT] == int(kept.sum())
+    assert torch.equal(g.double(), torch.where(kept, expected, 0.0))
 
 
 @pytest.mark.parametrize("cut", [0.02, 0.05, 0.1])  # the budget keeps more than the gate, nearly the same, less

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from lightning_prune.masks import ltp as kernels
+from lightning_prune.masks.chunks import chunk_size
 from tests import ltp_equations as ltp
 
 SHAPES = [(7,), (64, 3, 3, 3), (230, 257, 3, 3)]
-assert math.prod(SHAPES[-1]) > kernels.CHUNK  # more than one chunk, the last one shorter
+assert math.prod(SHAPES[-1]) > chunk_size()  # more than one chunk, the last one shorter
 
 
 def problem(shape, dtype, memory_format=torch.contiguous_format):

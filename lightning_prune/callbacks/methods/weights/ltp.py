@@ -59,8 +59,8 @@ class LTPCallback(ThresholdPruning):
         feedback: ρ, the share of their gradient that weights below the threshold get, in [0, 1]; they can come back if
             the network needs them. An output whose gradient is far larger than those of its layer's others then gets
             less of it (`masks.rows`). None: 0 where weights fade and in mode "paper" [eq. 14], else 1.
-        fuse: run the masks through torch.compile: about half the cost of a step, for about 30 s at the start (less
-            once its cache is warm) and a compiler that torch.compile can use.
+        fuse: run the masks through torch.compile: a fifth to a third less of what they cost a step, for about 30 s at
+            the start (less once its cache is warm) and a compiler that torch.compile can use.
         target_compression: the same as prunable weights / non-zero ones, ≥ 1; give one of the targets.
         target_macs: share of the network's sparse MACs that may be left, in (0, 1), see `WeightTarget`; a weight then
             costs in proportion to its MACs.
