@@ -46,6 +46,7 @@ class Run:
         subset: training images; 0: all that are not held out.
         dense, sparsify, finetune: epochs of the start, of the phase that prunes, and after the prune.
         scales: spread of random factors on layers before a BatchNorm, in powers of ten (same function); 0: none.
+        lr: factor on the network's ``prune_lr``.
     """
 
     network: str
@@ -57,6 +58,7 @@ class Run:
     sparsify: int = 8
     finetune: int = 4
     scales: float = 0.0
+    lr: float = 1.0
 
 
 def known(file: Path) -> dict[Run, dict[str, Any]]:
@@ -98,7 +100,7 @@ def _result(run: Run, file: Path, root: str) -> dict[str, Any]:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     start = dense_start(run, file.parent / "starts", root)
     lightning.seed_everything(run.seed, verbose=False)
-    module = NETWORKS[run.network].build(NETWORKS[run.network].prune_lr)
+    module = NETWORKS[run.network].build(NETWORKS[run.network].prune_lr * run.lr)
     module.load_state_dict(start)
     if run.scales:
         unlike_scales_(module, run.scales, run.seed)
