@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from lightning_prune import LTPCallback
 from lightning_prune.functional import ltp
+from lightning_prune.functional.schedules import cubic_path
 from tests.callbacks.methods import N, fit
 from tests.ltp_equations import soft_l0
 from tests.toy import Toy, loaders, ours_left_on, trainer, zeros
@@ -91,7 +93,7 @@ def test_learned_thresholds_differ_and_the_kept_share_tracks_its_path(accumulate
         def learn(self, stats: torch.Tensor, active: torch.Tensor) -> None:
             super().learn(stats, active)
             if self.progress > 0.5:
-                gaps.append(abs(float(self._kept()) - self._goal()))
+                gaps.append(abs(float(self.metrics()["soft_kept"]) - cubic_path(self.progress, 0.2, hold=0.3)))
 
     callback = Track(target_sparsity=0.8, sparsify=0.7)
     trainer(tmp_path, [callback], max_epochs=40, accumulate_grad_batches=accumulate).fit(Toy(), **loaders())
@@ -212,6 +214,17 @@ class Stopped(LTPCallback):
         super().learn(stats, active)
         self._u.fill_(100.0)
         self._cool()
+
+
+@pytest.mark.parametrize("options", [{"temperature": 1e-4}, {"weights_in_band": 4.0, "temperature_schedule": "cosine"}])
+def test_options_of_a_temperature_are_not_ignored_silently(tmp_path: Path, options: dict[str, Any]) -> None:
+    given = ", ".join(f"{name}={value}" for name, value in sorted(options.items()))
+    with pytest.warns(UserWarning, match=f"{given}: not used, as weights fade. gate='sigmoid' has a temperature"):
+        trainer(tmp_path, [LTPCallback(sparsify=1, **options)], max_epochs=1).fit(Toy(), **loaders())
+    for unwarned in ({"gate": "sigmoid", **options}, {}):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*not used.*")
+            trainer(tmp_path, [LTPCallback(sparsify=1, **unwarned)], max_epochs=1).fit(Toy(), **loaders())
 
 
 def test_a_vanishing_band_and_emptying_layers_are_warned_of(tmp_path: Path) -> None:

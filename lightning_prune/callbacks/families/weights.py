@@ -258,10 +258,7 @@ class WeightPruning(PruningCallback):
             check_zeros(targets, self.zeros_at_prune, zeros)
 
     def log_removal(self, trainer: Trainer, soft: float | None, hard: float | None) -> None:
-        advice = (
-            "Thresholds had not settled: give the sparsify phase more steps, or lower the final temperature or the "
-            "target."
-        )
+        advice = "The network had not adapted: give the sparsify phase more steps, or lower the target."
         self.monitor.removal(trainer, soft, hard, self.max_gap, self.recalibrate_batches, advice)
 
     def after_evaluation(self, trainer: Trainer) -> None:

@@ -26,6 +26,7 @@ _HOLD = 0.3  # share of the phase at its end in which the target is held
 _TRAVEL = 3.0  # without a target, thresholds can travel this many times the distance to a sparsity of 0.9
 _LEARN = 1.0  # with a target, how far log r of a layer can go from its prior
 _AVERAGE = 0.9  # of the price that is logged
+_COOLING = {"temperature": 1e-3, "temperature_start": 0.1, "temperature_schedule": "exponential", "weights_in_band": 16}
 _VANISHED = 5  # logged steps with an empty band before the warning
 
 
@@ -158,6 +159,9 @@ class LTPCallback(ThresholdPruning):
         if self.gate is None and batch is not None:  # else a checkpoint has said it
             self._shape(self.steered and normalises_batches(pl_module))
         super().begin(trainer, pl_module, batch)
+        unused = ", ".join(f"{k}={getattr(self, k)}" for k, usual in _COOLING.items() if getattr(self, k) != usual)
+        if self.form == "fading" and unused:
+            self.monitor.warn_once("cooling", f"{unused}: not used, as weights fade. gate='sigmoid' has a temperature.")
 
     def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
         super().restore(pl_module, state)
@@ -235,8 +239,9 @@ class LTPCallback(ThresholdPruning):
         self._price.lerp_(fresh, 1 - _AVERAGE if int(self._steps) else 1.0)
         grad = -(task + self._price * band)
         adam_step_(self._own, grad, self._mean, self._square, self._count, active, self._step_size())
-        goal = self._goal()
-        self._correction.copy_(path.corrected(self._correction, self._kept(), goal))
+        kept = ((self._prices * self.stats[:, KEPT]).sum() / self.units.numel).float()
+        goal = cubic_path(self.progress, self.target.share(self.units), _HOLD)
+        self._correction.copy_(path.corrected(self._correction, kept, goal))
         self._u.copy_((self._own + path.common_factor(goal, self._correction)).exp())
 
     @property
@@ -259,12 +264,6 @@ class LTPCallback(ThresholdPruning):
         )
         if self._empty_bands == _VANISHED:
             self.monitor.warn_once("vanishing", text)
-
-    def _kept(self) -> Tensor:
-        return ((self._prices * self.stats[:, KEPT]).sum() / self.units.numel).float()
-
-    def _goal(self) -> float:
-        return cubic_path(self.progress, self.target.share(self.units), _HOLD)
 
     def _step_size(self) -> float:
         if self.threshold_lr is not None:
