@@ -91,7 +91,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="page to write")
     args = parser.parse_args()
     wanted = {"LTP", "magnitude", "magnitude, feedback"}
-    found = {r: v for r, v in known(args.results).items() if r.compression == args.compression and r.method in wanted}
+    own = {r: v for r, v in known(args.results).items() if r.lr == 1}
+    found = {r: v for r, v in own.items() if r.compression == args.compression and r.method in wanted}
     runs = sorted((r for r in found if r.network in args.networks), key=lambda r: (r.network, r.seed, r.method))
     layers = {network: Layers.of(network, 1 / args.compression) for network in {r.network for r in runs}}
     page = [
