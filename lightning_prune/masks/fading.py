@@ -93,11 +93,11 @@ def _step_(grad: Tensor, masked: Tensor, root: Tensor) -> Tensor:
 
     Of a kept weight w(1 − m) = ±τ^¼·√|w|, and |v| = |w| − τ^¼·√|w| is quadratic in √|w|.
     """
-    kept, size = masked != 0, masked.abs()
+    kept, size = (masked != 0).to(grad.dtype), masked.abs()
     rest = root * (root + (root * root + 4 * size).sqrt()) / 2
-    taken = torch.where(kept, grad, 0)
+    taken = grad * kept  # an overflow of a pruned weight's gradient must show in the sum, as NaN
     grad.copy_(taken)
-    return torch.stack([(taken * torch.where(masked < 0, -rest, rest)).sum(), kept.to(grad.dtype).sum()])
+    return torch.stack([(taken * torch.where(masked < 0, -rest, rest)).sum(), kept.sum()])
 
 
 def _step_whole_(w: Tensor, grad: Tensor, masked: Tensor, tau: Tensor, feedback: float) -> Tensor:

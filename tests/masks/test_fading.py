@@ -119,6 +119,15 @@ def test_compiled_sums_are_those_of_the_equations_at_any_threshold(tau: float) -
     assert torch.equal(g.double(), torch.where(kept, expected, 0.0))
 
 
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # in chunks, and the whole tensor
+def test_an_overflow_shows_in_the_sum_though_the_weight_is_pruned(fuse: bool, dtype: torch.dtype) -> None:
+    """A loss scaler then skips the step, and thresholds have to wait as well."""
+    w, g, tau = problem(SHAPES[1], dtype, torch.contiguous_format)
+    g[tuple((w.double().square() <= TAU).nonzero()[0])] = torch.inf
+    assert not torch.isfinite(FadingGate(tau, fuse=fuse).step_(w, g, count=False)[TASK])
+
+
 @pytest.mark.parametrize("cut", [0.02, 0.05, 0.1])  # the budget keeps more than the gate, nearly the same, less
 def test_what_is_kept_is_folded_and_never_zero(cut: float) -> None:
     w, _, tau = problem(SHAPES[1], torch.float32, torch.contiguous_format)
