@@ -5,6 +5,8 @@ Equals `functional.shrink.fading`, which states the equations.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -64,15 +66,11 @@ def faded_step_(
         stats: Tensor = compiled(_step_whole_, fuse)(w.detach(), grad, masked, tau, feedback)
         return stats
     assert gone is not None
-    task = kept = 0.0
     if fuse:
-        [(_, g, v)], chunks = chunks, []
+        [(_, g, v)] = chunks
         task, kept = compiled(_step_, True)(g, v, _root(tau).to(g.dtype)).tolist()
-    for x, g, v in chunks:
-        t = torch.ne(v, 0, out=scratch(w.dtype)[: x.numel()])  # as 0 and 1: `count_nonzero` is ten times slower
-        g.mul_(t)
-        kept += t.sum().item()
-        task += torch.dot(g, torch.sub(x, v, out=t)).item()
+    else:
+        task, kept = _step_chunks_(chunks)
     rate = FADING / float(tau) if tau > 0 else 0.0
     return torch.tensor((task * rate, (gone - (w.numel() - kept)) * rate, *[kept] * 3), dtype=torch.float64)
 
@@ -88,8 +86,19 @@ def _fade_(x: Tensor, out: Tensor, root: Tensor) -> Tensor:
     return torch.stack([torch.where(rest < 1, rest, 0).sum(), (rest == 1).to(x.dtype).sum()])  # the few not in the many
 
 
+def _step_chunks_(chunks: Sequence[tuple[Tensor, ...]]) -> tuple[float, float]:
+    """Mask the gradients in place. Returns Σ g·w(1 − m) and how many weights are kept."""
+    task = kept = 0.0
+    for x, g, v in chunks:
+        t = torch.ne(v, 0, out=scratch(x.dtype)[: x.numel()])  # as 0 and 1: `count_nonzero` is ten times slower
+        g.mul_(t)
+        kept += t.sum().item()
+        task += torch.dot(g, torch.sub(x, v, out=t)).item()
+    return task, kept
+
+
 def _step_(grad: Tensor, masked: Tensor, root: Tensor) -> Tensor:
-    """Σ g·w(1 − m) and how many are kept, without w, which would be read for that alone.
+    """The same in one compiled pass, without w, which would be read for the sum alone.
 
     Of a kept weight w(1 − m) = ±τ^¼·√|w|, and |v| = |w| − τ^¼·√|w| is quadratic in √|w|.
     """

@@ -223,7 +223,8 @@ class LTPCallback(ThresholdPruning):
         else:
             cost = self.price * self._prices * stats[:, BAND]
             grad = -self._scale * (stats[:, TASK] + cost)  # dL/du = σ² dL/dτ, the exact gradient
-            if self.mode == "paper" and self.threshold_lr is not None:
+            if self.mode == "paper":
+                assert self.threshold_lr is not None
                 self._u.sub_(torch.where(active, self.threshold_lr * grad, torch.zeros_like(grad)))
             else:
                 adam_step_(self._u, grad, self._mean, self._square, self._count, active, self._step_size())
