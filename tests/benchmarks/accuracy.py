@@ -20,7 +20,10 @@ from tests.benchmarks.bench.command import answer, arguments, grid
 from tests.benchmarks.bench.runs import Run, run_all
 from tests.benchmarks.bench.table import compare
 
-NETWORKS = ("resnet20-14px", "mobilenetv2-32px", "efficientnet_b0-32px", "mixnet_s-32px", "lite0-pretrained")
+NETWORKS = (
+    "resnet20-14px", "mobilenetv2-32px", "efficientnet_b0-32px", "mixnet_s-32px", "efficientnet_b0-64px",
+    "mixnet_s-64px", "lite0-pretrained",
+)  # fmt: skip
 COMPRESSIONS = (3, 5, 10, 20, 50)
 METHODS = ("LTP", "magnitude", "magnitude, feedback", "one-shot", "STR", "ST-3", "Taylor")
 SEEDS = (0, 1, 2, 3, 4)
