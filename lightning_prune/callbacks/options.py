@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lightning_prune.support.near import did_you_mean
@@ -29,6 +29,13 @@ def options_of(base: type, given: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a constructor's ``locals()`` that its base class takes: the arguments of ``super().__init__``."""
     names = list(inspect.signature(base.__init__).parameters)[1:]  # type: ignore[misc]
     return {name: given[name] for name in names if name in given}
+
+
+def changed(owner: Any, kind: type, names: Sequence[str]) -> str:
+    """``name=value`` of those options of its constructor that an object of ``kind`` has not left at their defaults."""
+    parameters = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
+    values = {name: getattr(owner, name) for name in names}
+    return ", ".join(f"{name}={value}" for name, value in values.items() if value != parameters[name].default)
 
 
 def naming_near_options(init: Callable[..., None]) -> Callable[..., None]:

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_prune.callbacks.methods.weights.thresholds import ThresholdPruning, share_of_gradient
-from lightning_prune.callbacks.options import options_of
+from lightning_prune.callbacks.options import changed, options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.functional import ltp, path
 from lightning_prune.functional.adam import adam_step_
@@ -26,7 +26,7 @@ _HOLD = 0.3  # share of the phase at its end in which the target is held
 _TRAVEL = 3.0  # without a target, thresholds can travel this many times the distance to a sparsity of 0.9
 _LEARN = 1.0  # with a target, how far log r of a layer can go from its prior
 _AVERAGE = 0.9  # of the price that is logged
-_COOLING = {"temperature": 1e-3, "temperature_start": 0.1, "temperature_schedule": "exponential", "weights_in_band": 16}
+_COOLING = ("temperature", "temperature_start", "temperature_schedule", "weights_in_band")
 _VANISHED = 5  # logged steps with an empty band before the warning
 
 
@@ -159,7 +159,7 @@ class LTPCallback(ThresholdPruning):
         if self.gate is None and batch is not None:  # else a checkpoint has said it
             self._shape(self.steered and normalises_batches(pl_module))
         super().begin(trainer, pl_module, batch)
-        unused = ", ".join(f"{k}={getattr(self, k)}" for k, usual in _COOLING.items() if getattr(self, k) != usual)
+        unused = changed(self, LTPCallback, _COOLING)
         if self.form == "fading" and unused:
             self.monitor.warn_once("cooling", f"{unused}: not used, as weights fade. gate='sigmoid' has a temperature.")
 
