@@ -1,4 +1,4 @@
-r"""What does knowledge distillation add to LTP and to MRTS, with a copy of the dense start as the teacher?
+r"""What does knowledge distillation add to LTP, magnitude and MRTS, with a copy of the dense start as the teacher?
 
     python -m tests.benchmarks.distillation --root /usr/share/datasets/fashion-mnist \
         --out tests/benchmarks/distillation.md
@@ -13,11 +13,11 @@ import argparse
 from tests.benchmarks.bench.command import answer, arguments, grid
 from tests.benchmarks.bench.methods import KD
 
-QUESTIONS = {"LTP": ("weights", 20.0), "MRTS": ("MACs", 10 / 3)}
+QUESTIONS = {"LTP": ("weights", 20.0), "magnitude": ("weights", 20.0), "MRTS": ("MACs", 10 / 3)}
 
 
 def main() -> None:
-    args = arguments(__doc__, "distillation", list(QUESTIONS), ())
+    args = arguments(__doc__, "distillation", list(QUESTIONS), (), ("resnet20-narrow",))
     pages = []
     for method in args.methods:
         what, compression = QUESTIONS[method]
