@@ -16,11 +16,13 @@ import torch
 from lightning_prune.functional import path
 from lightning_prune.masks import find_targets
 from lightning_prune.support.macs import macs_by_weight
-from tests.benchmarks.bench.command import RESULTS
+from tests.benchmarks.accuracy import EPOCHS, SEEDS
+from tests.benchmarks.bench.command import RESULTS, grid
 from tests.benchmarks.bench.networks import NETWORKS
 from tests.benchmarks.bench.pipelines import publish, stamps
-from tests.benchmarks.bench.runs import Run, known
+from tests.benchmarks.bench.runs import Run, run_all
 
+_METHODS = ("LTP", "magnitude", "magnitude, feedback")
 _COMPACT = ("efficientnet_b0-32px", "mixnet_s-32px", "mobilenetv2-32px")
 _MANY, _ENOUGH = 2.0, 0.02  # times its prior, and a share above the floors of layers
 
@@ -90,10 +92,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS / "accuracy.jsonl", help="the runs that are known")
     parser.add_argument("--out", type=Path, help="page to write")
     args = parser.parse_args()
-    wanted = {"LTP", "magnitude", "magnitude, feedback"}
-    own = {r: v for r, v in known(args.results).items() if r.lr == 1}
-    found = {r: v for r, v in own.items() if r.compression == args.compression and r.method in wanted}
-    runs = sorted((r for r in found if r.network in args.networks), key=lambda r: (r.network, r.seed, r.method))
+    asked = {"networks": args.networks, "methods": _METHODS, "compression": [args.compression], "seeds": SEEDS}
+    found = run_all(grid(argparse.Namespace(**asked, subset=None), [EPOCHS]), args.results, "", jobs=0)
+    runs = sorted(found, key=lambda r: (r.network, r.seed, r.method))
     layers = {network: Layers.of(network, 1 / args.compression) for network in {r.network for r in runs}}
     page = [
         "# Where the kept weights are", "",
