@@ -14,7 +14,7 @@ import torch
 from lightning_prune import TimmClassifier
 from tests.benchmarks.bench.networks import NETWORKS
 from tests.benchmarks.bench.runs import Run, known, run_all, unlike_scales_
-from tests.benchmarks.bench.table import compare, interval
+from tests.benchmarks.bench.table import compare, interval, overall, signed
 
 
 def test_a_run_is_trained_once_and_gives_the_same_again(tmp_path: Path) -> None:
@@ -64,3 +64,19 @@ def test_intervals_are_of_paired_differences() -> None:
     results = {Run("smoke", m, 5, s): {"accuracy": a} for (m, s), a in accuracies.items()}
     table = compare(results, lambda run: run.network, "LTP", "network")
     assert table[2] == "| smoke | 2 | **82.50** | 81.50 (+1.00 ± 0.00) |"
+
+
+def test_over_networks_each_counts_once_whatever_its_seeds() -> None:
+    accuracies = {
+        ("a", "LTP", 0): 0.80, ("a", "LTP", 1): 0.90, ("a", "other", 0): 0.78, ("a", "other", 1): 0.84,  # 2, 6
+        ("b", "LTP", 0): 0.70, ("b", "LTP", 1): 0.10, ("b", "other", 0): 0.69,  # 1: the second seed has no pair
+        ("c", "LTP", 0): 0.50, ("a", "third", 0): 0.85, ("b", "third", 7): 0.1,
+    }  # fmt: skip
+    results = {Run(network, m, 5, s): {"accuracy": a} for (network, m, s), a in accuracies.items()}
+    results[Run("a", "fourth", 3, 0)] = {"accuracy": 0.5}
+    table = overall(results, lambda run: run.compression, lambda run: run.network, "LTP", "compression")
+    assert table[0] == "| compression | other | third | fourth |"
+    assert table[2:] == [
+        f"| 5 | {signed([4.0, 1.0])} (least +1.00; 2 of 3) | -5.00 (least -5.00; 1 of 3) | – |",
+        "| 3 | – | – | – |",
+    ]

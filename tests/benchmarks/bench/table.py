@@ -54,6 +54,44 @@ def compare(
     return lines
 
 
+def overall(
+    results: Mapping[Run, Mapping[str, Any]],
+    rows: Callable[[Run], Hashable],
+    units: Callable[[Run], Hashable],
+    reference: str,
+    title: str,
+) -> list[str]:
+    """Markdown: a row a group of runs, a column a method: how far ``reference`` is above it over like units.
+
+    A unit gives one difference, the mean over the seeds that both have, so that units of one seed count as well. A
+    cell has their mean with its 95 % interval, the least of them, and their number where it is not the reference's.
+
+    Args:
+        results: as `run_all` gives them.
+        rows: the group of a run, what a row stands for.
+        units: what a run is one seed of, such as its network.
+        reference: the method that the others are compared to.
+        title: of the first column.
+    """
+    values: dict[tuple[Hashable, str, Hashable], dict[int, float]] = {}
+    for run, result in results.items():
+        values.setdefault((rows(run), run.method, units(run)), {})[run.seed] = 100 * result["accuracy"]
+
+    def cell(row: Hashable, method: str) -> str:
+        own = {unit: seeds for (r, m, unit), seeds in values.items() if (r, m) == (row, reference)}
+        both = [(seeds, values.get((row, method, unit), {})) for unit, seeds in own.items()]
+        pairs = [[ours[s] - theirs[s] for s in ours.keys() & theirs.keys()] for ours, theirs in both]
+        above = [statistics.mean(differences) for differences in pairs if differences]
+        fewer = f"; {len(above)} of {len(own)}" if len(above) < len(own) else ""
+        return f"{signed(above)} (least {min(above):+.2f}{fewer})" if above else "–"
+
+    methods = [m for m in dict.fromkeys(run.method for run in results) if m != reference]
+    lines = [f"| {title} | " + " | ".join(methods) + " |", "|" + "---|" * (len(methods) + 1)]
+    for row in dict.fromkeys(rows(run) for run in results):
+        lines.append(f"| {row} | " + " | ".join(cell(row, method) for method in methods) + " |")
+    return lines
+
+
 def _cell(values: Mapping[int, float], reference: Mapping[int, float], own: bool) -> str:
     if not values:
         return "–"
