@@ -1,6 +1,8 @@
-"""Which unstructured method keeps most accuracy, at equal budget, epochs, batches and dense start?
+r"""Which unstructured method keeps most accuracy, at equal budget, epochs, batches and dense start?
 
     python -m tests.benchmarks.accuracy --root /usr/share/datasets/fashion-mnist --out tests/benchmarks/accuracy.md
+    python -m tests.benchmarks.accuracy --root /usr/share/datasets/fashion-mnist --subset 0 --compression 20 50 \
+        --networks resnet20-14px --methods LTP magnitude --seeds 0 --out tests/benchmarks/accuracy_full_data.md
 
 Runs that `results/accuracy.jsonl` holds are not trained again, and with ``--known`` none is. With the page go its
 picture and the table in the README.

@@ -1,6 +1,7 @@
 r"""Are the weights that a pruned network inherits worth their training? Liu et al., arXiv 1810.05270, in small.
 
-    python -m tests.benchmarks.rethinking --root /usr/share/datasets/fashion-mnist --out tests/benchmarks/rethinking.md
+    python -m tests.benchmarks.rethinking --root /usr/share/datasets/fashion-mnist \
+        --network resnet20-narrow --subset 2000 --seeds 0 1 --out tests/benchmarks/rethinking.md
 
 A method prunes one dense training's network; the result is finetuned, trained from random weights over as many epochs
 as the dense network was (Scratch-E), and over as many as cost what that did (Scratch-B). Names of scores may be given

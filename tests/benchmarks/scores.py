@@ -1,6 +1,10 @@
 r"""Every score and every method of channels on one page: right after the removal, and after finetune.
 
-    python -m tests.benchmarks.scores --root /usr/share/datasets/fashion-mnist --out tests/benchmarks/scores.md
+    python -m tests.benchmarks.scores --root /usr/share/datasets/fashion-mnist --seeds 0 1 \
+        --out tests/benchmarks/scores.md
+    python -m tests.benchmarks.scores --root /usr/share/datasets/fashion-mnist --seeds 0 1 --subset 2000 --macs 0.5 \
+        --networks efficientnet_b0-32px mixnet_s-32px --methods "uniform L1" taylor MRTS \
+        --out tests/benchmarks/scores_compact.md
 
 All start from the same dense network of a seed and see the same batches in the same order over as many epochs; one
 shot scores train on until the removal, as the methods that sparsify do. The reference is uniform L1, the same share of

@@ -172,8 +172,9 @@ def page(speeds: list[dict[str, Any]], runs: list[dict[str, Any]]) -> str:
 
 
 def keys(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Of all runs whose accuracy is asked for."""
-    for seed, network, arm in itertools.product(args.seeds, args.networks, ["dense", *arms()]):
+    """Of all runs whose accuracy is asked for; known ones of a peer need no peer."""
+    asked = ["dense", *OURS, *THEIRS] if args.known else ["dense", *arms()]
+    for seed, network, arm in itertools.product(args.seeds, args.networks, asked):
         dense, _, finetune = NETWORKS[SMALL[network]].epochs
         yield {"network": network, "arm": arm, "seed": seed, "subset": args.subset, "dense": dense,
                "finetune": finetune, "tested": TESTED}  # fmt: skip
