@@ -14,9 +14,9 @@ import pytest
 
 HERE = Path(__file__).parent
 FILES = (
-    "accuracy", "distillation", "flop", "from_scratch", "learning_rates", "own_threshold", "price", "rethinking",
-    "scale", "scale_gates", "scores", "search", "short_training", "soak", "sparse_macs", "stream_accuracy", "streams",
-    "transformers", "unlike_scales",
+    "accuracy", "behaviours", "distillation", "flop", "from_scratch", "learning_rates", "own_threshold", "price",
+    "rethinking", "scale", "scale_gates", "scores", "search", "short_training", "soak", "sparse_macs",
+    "stream_accuracy", "streams", "transformers", "unlike_scales",
 )  # fmt: skip
 _COMMAND = re.compile(r"python -m tests\.benchmarks\.(?:[^\n\\]|\\\n)*")
 _ELSEWHERE = "accuracy.md"  # goes with its picture and the README: test_accuracy
