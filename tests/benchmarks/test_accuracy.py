@@ -8,19 +8,21 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import accuracy
-from tests.benchmarks.bench.command import arguments
-from tests.benchmarks.bench.runs import Run, run_all
+from tests.benchmarks.bench.runs import Run
 
 
-def test_the_readmes_table_is_of_the_runs_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["accuracy"])
-    args = arguments(
-        None, "accuracy", accuracy.METHODS, accuracy.COMPRESSIONS, accuracy.NETWORKS, accuracy.SEEDS
-    )  # fmt: skip
-    results = run_all(accuracy.questions(args), args.results, "", jobs=0)
-    readme = accuracy.README.read_text()
-    assert accuracy.placed(readme, accuracy.table(results)) == readme
-    assert "\n".join(accuracy.table(results)) in accuracy.PAGE.read_text()
+def test_the_page_and_the_readmes_table_are_what_the_command_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme, page = accuracy.README.read_text(), accuracy.PAGE.read_text()
+    for name, file in (("README", tmp_path / "README.md"), ("PAGE", tmp_path / "page.md")):
+        monkeypatch.setattr(accuracy, name, file)
+    accuracy.README.write_text(accuracy.placed(readme, ["an older table"]))
+    monkeypatch.setattr(accuracy, "draw", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["accuracy", "--known", "--out", str(accuracy.PAGE)])
+    accuracy.main()
+    assert accuracy.README.read_text() == readme
+    assert accuracy.PAGE.read_text() == page
 
 
 def test_runs_that_need_the_re_estimate_are_named() -> None:

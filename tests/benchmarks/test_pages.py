@@ -19,7 +19,7 @@ FILES = (
     "stream_accuracy", "streams", "transformers", "unlike_scales",
 )  # fmt: skip
 _COMMAND = re.compile(r"python -m tests\.benchmarks\.(?:[^\n\\]|\\\n)*")
-_ELSEWHERE = "accuracy.md"  # goes with its picture and the README: test_accuracy
+_ELSEWHERE = "accuracy.md"  # goes with a table of the README: test_accuracy
 
 
 def commands() -> Iterator[object]:
