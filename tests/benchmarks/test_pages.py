@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import logging
 import re
 import shlex
 import sys
@@ -35,8 +36,14 @@ def commands() -> Iterator[object]:
 
 @pytest.mark.parametrize(("module", "arguments"), list(commands()))
 def test_a_page_is_what_its_command_writes(
-    module: str, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: str,
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    for name in ("lightning_prune", "lightning.pytorch"):  # commands silence them; the fixture gives them back
+        caplog.set_level(logging.getLogger(name).level, name)
     if "--image" in arguments:
         pytest.importorskip("matplotlib")
         arguments[arguments.index("--image") + 1] = str(tmp_path / "image.png")
