@@ -66,7 +66,7 @@ def table(results: Mapping[Run, Mapping[str, Any]]) -> list[str]:
         *rows,
         "",
         "How far LTP is above each over all networks, a network one difference whatever its seeds: mean, 95 % interval "
-        "over the networks, and the least.",
+        "over the networks, the least, and of how many networks where some have not run.",
         "",
         *overall(shown, lambda run: f"{run.compression:g}x", lambda run: run.network, "LTP", "compression"),
     ]
