@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lightning_prune import TimmClassifier
+from tests.benchmarks.bench.goals import goals
 from tests.benchmarks.bench.networks import NETWORKS
 from tests.benchmarks.bench.runs import Run, known, run_all, unlike_scales_
 from tests.benchmarks.bench.table import compare, interval, overall, signed
@@ -80,3 +81,27 @@ def test_over_networks_each_counts_once_whatever_its_seeds() -> None:
         f"| 5 | {signed([4.0, 1.0])} (least +1.00; 2 of 3) | -5.00 (least -5.00; 1 of 3) | – |",
         "| 3 | – | – | – |",
     ]
+
+
+def test_goals_count_rows_by_their_means_and_name_those_that_miss() -> None:
+    accuracies = {
+        ("a", "LTP", 20.0): (0.80, 0.82), ("a", "magnitude", 20.0): (0.79, 0.82), ("a", "dense", 20.0): (0.82, 0.84),
+        ("a", "LTP", 50.0): (0.76,), ("a", "magnitude", 50.0): (0.745, 0.9),
+        ("b", "LTP", 20.0): (0.70,), ("b", "magnitude", 20.0): (0.71,),
+        ("b", "LTP", 50.0): (0.70,),
+    }  # fmt: skip
+    results = {
+        Run(network, method, compression, seed): {"accuracy": value}
+        for (network, method, compression), values in accuracies.items()
+        for seed, value in enumerate(values)
+    }
+    miss = "b, 20x: -1.00, the dense network –"
+    assert goals(results) == [
+        f"- at or above magnitude everywhere: 2 of 3 (not {miss})",
+        f"- 0.5 points or more above magnitude at 20x: 1 of 2 (not {miss})",
+        "- 1.5 points or more above magnitude at 50x: 1 of 1",
+    ]
+    results[Run("a", "magnitude", 20, 0)] = {"accuracy": 0.81}
+    assert goals(results)[0] == (
+        f"- at or above magnitude everywhere: 1 of 3 (not a, 20x: -0.50 ± 6.35, the dense network +1.50 ± 6.35; {miss})"
+    )

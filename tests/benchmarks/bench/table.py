@@ -30,6 +30,25 @@ def signed(differences: Sequence[float]) -> str:
     return f"{mean:+.2f} ± {half:.2f}" if len(differences) > 1 else f"{mean:+.2f}"
 
 
+Seeds = dict[int, float]  # accuracy in per cent by seed
+
+
+def by_seed(
+    results: Mapping[Run, Mapping[str, Any]], group: Callable[[Run], Hashable]
+) -> dict[tuple[Hashable, str], Seeds]:
+    """Accuracies of each group's methods, in the order of the runs."""
+    values: dict[tuple[Hashable, str], Seeds] = {}
+    for run, result in results.items():
+        values.setdefault((group(run), run.method), {})[run.seed] = 100 * result["accuracy"]
+    return values
+
+
+def above(ours: Seeds | None, theirs: Seeds | None) -> list[float]:
+    """How far ours are above theirs, a difference a seed that both have."""
+    ours, theirs = ours or {}, theirs or {}
+    return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+
+
 def compare(
     results: Mapping[Run, Mapping[str, Any]], rows: Callable[[Run], Hashable], reference: str, title: str
 ) -> list[str]:
@@ -42,15 +61,12 @@ def compare(
         title: of the first column.
     """
     methods = sorted(dict.fromkeys(run.method for run in results), key=lambda method: method != reference)
-    groups = list(dict.fromkeys(rows(run) for run in results))
+    values = by_seed(results, rows)
     lines = ["| " + " | ".join([title, "seeds", *methods]) + " |", "|" + "---|" * (len(methods) + 2)]
-    for group in groups:
-        by_method = {
-            m: {r.seed: 100 * v["accuracy"] for r, v in results.items() if rows(r) == group and r.method == m}
-            for m in methods
-        }
-        cells = [_cell(by_method[m], by_method[reference], m == reference) for m in methods]
-        lines.append("| " + " | ".join([str(group), str(len(by_method[reference])), *cells]) + " |")
+    for group in dict.fromkeys(rows(run) for run in results):
+        own = values.get((group, reference), {})
+        cells = [_cell(values.get((group, m), {}), own, m == reference) for m in methods]
+        lines.append("| " + " | ".join([str(group), str(len(own)), *cells]) + " |")
     return lines
 
 
@@ -73,17 +89,14 @@ def overall(
         reference: the method that the others are compared to.
         title: of the first column.
     """
-    values: dict[tuple[Hashable, str, Hashable], dict[int, float]] = {}
-    for run, result in results.items():
-        values.setdefault((rows(run), run.method, units(run)), {})[run.seed] = 100 * result["accuracy"]
+    values = by_seed(results, lambda run: (rows(run), units(run)))
 
     def cell(row: Hashable, method: str) -> str:
-        own = {unit: seeds for (r, m, unit), seeds in values.items() if (r, m) == (row, reference)}
-        both = [(seeds, values.get((row, method, unit), {})) for unit, seeds in own.items()]
-        pairs = [[ours[s] - theirs[s] for s in ours.keys() & theirs.keys()] for ours, theirs in both]
-        above = [statistics.mean(differences) for differences in pairs if differences]
-        fewer = f"; {len(above)} of {len(own)}" if len(above) < len(own) else ""
-        return f"{signed(above)} (least {min(above):+.2f}{fewer})" if above else "–"
+        of = [unit for (r, unit), m in values if (r, m) == (row, reference)]
+        pairs = [above(values[(row, unit), reference], values.get(((row, unit), method))) for unit in of]
+        means = [statistics.mean(differences) for differences in pairs if differences]
+        fewer = f"; {len(means)} of {len(of)}" if len(means) < len(of) else ""
+        return f"{signed(means)} (least {min(means):+.2f}{fewer})" if means else "–"
 
     methods = [m for m in dict.fromkeys(run.method for run in results) if m != reference]
     lines = [f"| {title} | " + " | ".join(methods) + " |", "|" + "---|" * (len(methods) + 1)]
@@ -92,12 +105,10 @@ def overall(
     return lines
 
 
-def _cell(values: Mapping[int, float], reference: Mapping[int, float], own: bool) -> str:
+def _cell(values: Seeds, reference: Seeds, own: bool) -> str:
     if not values:
         return "–"
-    mean = f"{statistics.mean(values.values()):.2f}"
-    shared = sorted(values.keys() & reference.keys())
-    if own or not shared:
+    mean, differences = f"{statistics.mean(values.values()):.2f}", above(reference, values)
+    if own or not differences:
         return f"**{mean}**" if own else mean
-    difference, half = interval([reference[s] - values[s] for s in shared])
-    return f"{mean} ({difference:+.2f} ± {half:.2f})" if half < math.inf else f"{mean} ({difference:+.2f})"
+    return f"{mean} ({signed(differences)})"
