@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_prune.support.near import did_you_mean
 
+FADING = ("fading", "held")  # gates of `LTPCallback` without a jump
 _SURGERY = {"form", "groups", "attention", "allow_inexact", "norms"}
 
 
@@ -23,6 +24,40 @@ def check_channel_options(min_keep: float, divisor: int, after: str, surgery: Ma
     unknown = sorted(set(surgery or {}) - _SURGERY)
     if unknown:
         raise ValueError(f"surgery has {unknown}: expected some of {sorted(_SURGERY)}, as for prune_channels.")
+
+
+def check_ltp_options(
+    targeted: bool,
+    lam: float | None,
+    mode: str,
+    temperature: float,
+    temperature_start: float,
+    threshold_lr: float | None,
+    gate: str | None,
+) -> None:
+    """Raise ValueError for options of `LTPCallback` that are out of their range, or do not go together."""
+    if lam is not None and lam < 0:
+        raise ValueError(f"lam={lam} must not be negative: it is the price of keeping weights.")
+    if mode not in ("normalized", "paper"):
+        raise ValueError(f"mode={mode!r} must be 'normalized' or 'paper'.")
+    if not 0 < temperature <= temperature_start and mode != "paper":
+        raise ValueError(
+            f"temperature={temperature} must be positive and at most temperature_start={temperature_start}."
+        )
+    if mode == "normalized" and lam is not None and targeted:
+        raise ValueError(
+            f"lam={lam} and a target decide the same thing: the price follows from the target. Give one of them."
+        )
+    if mode == "paper" and (threshold_lr is None or lam is None):
+        raise ValueError(
+            f"mode='paper' needs lam and threshold_lr (got {lam} and {threshold_lr}): the paper's raw λ and η_τ "
+            "depend on the network; 1e-6 and 1e-5·lr are a start for a CIFAR ResNet-20."
+        )
+    steered = targeted and mode == "normalized"
+    if gate not in (None, "sigmoid", *FADING) or (gate in FADING and not steered):
+        raise ValueError(
+            f"gate={gate!r} must be None, 'sigmoid' or, with a target in mode 'normalized', 'fading' or 'held'."
+        )
 
 
 def options_of(base: type, given: Mapping[str, Any]) -> dict[str, Any]:

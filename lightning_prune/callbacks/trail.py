@@ -67,10 +67,12 @@ def zero_below_thresholds(module: nn.Module, checkpoint: Mapping[str, Any]) -> n
         if isinstance(state, dict) and "thresholds" in state and "names" in state:
             params = dict(module.named_parameters())
             form = FORMS.get(state.get("form", "step"))
-            for name, tau in zip(state["names"], state["thresholds"].cpu(), strict=True):
+            thresholds = state["thresholds"].cpu()
+            factors = state.get("factors", torch.ones_like(thresholds)).cpu()
+            for name, tau, factor in zip(state["names"], thresholds, factors, strict=True):
                 w = params[name]
                 pruned = w.float().square() <= tau
-                w.copy_(w if form is None else form(w, tau)).masked_fill_(pruned, 0)
+                w.copy_(w if form is None else form(w, tau) * factor).masked_fill_(pruned, 0)
     return module
 
 

@@ -11,6 +11,7 @@ from lightning_prune.functional.ltp import at_least_float32
 
 FADING = 0.25  # ours, measured: `docs/methods/weights.md`
 _LEAST = 1e-30  # of w²
+_MOST = 1e3  # of what holds a norm: of a layer that has faded all over nothing would be left to hold
 
 
 def fading(w: Tensor, tau: Tensor) -> Tensor:
@@ -25,6 +26,15 @@ def fading(w: Tensor, tau: Tensor) -> Tensor:
     """
     x = at_least_float32(w)
     return (x * (1 - (tau / x.square().clamp_min(_LEAST)) ** FADING).clamp_min(0)).to(w.dtype)
+
+
+def holding(w_squares: Tensor, faded_squares: Tensor) -> Tensor:
+    """The factor that gives a layer the norm back that fading took, ``√(Σ w² / Σ faded²)``, in [1, 1000].
+
+    Args:
+        w_squares, faded_squares: Σ of squares of each layer's weights, and of the same faded, [layers].
+    """
+    return (w_squares / faded_squares).nan_to_num(1.0).sqrt().clamp(1, _MOST)  # 0/0: a layer of zeros
 
 
 def soft_threshold(w: Tensor, alpha: Tensor) -> Tensor:
@@ -61,5 +71,8 @@ def _rescaled(w: Tensor, tau: Tensor) -> Tensor:
     return (soft_threshold(x, alpha) * rescaling(x, alpha)).to(w.dtype)
 
 
-# What a network computes with in place of weights ``w``, at a threshold on ``w²`` (0-dim); a "step" changes no weight.
-FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"fading": fading, "soft": _soft, "rescaled": _rescaled}
+# What a network computes with in place of weights ``w``, at a threshold on ``w²`` (0-dim), "held" but for its factor; a
+# "step" changes no weight.
+FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "fading": fading, "held": fading, "soft": _soft, "rescaled": _rescaled,
+}  # fmt: skip

@@ -1,7 +1,7 @@
 """The mask on a layer's weight: which weights, the gates, and the class swap that puts them in place."""
 
 from lightning_prune.masks.attach import attach, detach, is_attached
-from lightning_prune.masks.gates import FadingGate, FixedGate, Gate, HardGate, MaskGate, ShrinkGate, SoftGate
+from lightning_prune.masks.gates import FadingGate, FixedGate, Gate, HardGate, HeldGate, MaskGate, ShrinkGate, SoftGate
 from lightning_prune.masks.gathered import in_shards
 from lightning_prune.masks.targets import Target, find_targets, prunable_weights
 from lightning_prune.masks.units import WeightUnits
@@ -11,6 +11,7 @@ __all__ = [
     "FixedGate",
     "Gate",
     "HardGate",
+    "HeldGate",
     "MaskGate",
     "ShrinkGate",
     "SoftGate",

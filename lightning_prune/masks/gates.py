@@ -17,6 +17,7 @@ from lightning_prune.functional.ltp import at_least_float32
 from lightning_prune.functional.shrink import FORMS
 from lightning_prune.masks import ltp as kernels
 from lightning_prune.masks.fading import faded, faded_step_
+from lightning_prune.masks.ltp import TASK
 
 _MARGIN = 1e-3  # share of its magnitude that the smallest kept weight is left with
 
@@ -222,6 +223,32 @@ class FadingGate(HardGate):
     def step_(self, w: Tensor, grad: Tensor, count: bool) -> Tensor:
         masked = self._cached(w)  # the forward's own, unless it was compiled
         return faded_step_(w, grad, masked, self._gone, self.tau, self.fuse, self.feedback)
+
+
+class HeldGate(FadingGate):
+    """The same with the layer's norm held, ``v = k·w·relu(1 − (τ/w²)^¼)``, where no BatchNorm makes up for it.
+
+    ``k`` (``factor``: 0-dim tensor, read live) is a constant to ``τ``, and left out for ``w``: a kept weight gets
+    ``dL/dv``. With ``k`` times that, steps of ``v`` by gradient descent are ``k²`` times as large, and diverge.
+    """
+
+    form = "held"
+
+    def __init__(self, tau: Tensor, factor: Tensor, feedback: float = 0.0, fuse: bool = False) -> None:
+        super().__init__(tau, feedback, fuse)
+        self.factor = factor
+
+    def mask(self, w: Tensor, out: Tensor | None) -> Tensor:
+        return super().mask(w, out).mul_(self.factor)
+
+    def step_(self, w: Tensor, grad: Tensor, count: bool) -> Tensor:
+        faded = self._cached(w) / self.factor
+        stats = faded_step_(w, grad, faded, self._gone, self.tau, self.fuse, self.feedback)
+        stats[TASK] *= self.factor
+        return stats
+
+    def fold(self, w: Tensor, least: Tensor) -> Tensor:
+        return super().fold(w, least) * self.factor
 
 
 class ShrinkGate(HardGate):

@@ -173,10 +173,10 @@ def _soft_step_whole_(
     return stats
 
 
-def chunked_sum(w: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
-    """``of(w).sum()`` in float32 or better, a scalar, without a temporary of the layer's size on the CPU."""
+def chunked_sum(w: Tensor, of: Callable[..., Tensor], *values: Tensor) -> Tensor:
+    """``of(w, *values).sum()`` in float32 or better, a scalar, without a temporary of the layer's size on the CPU."""
     chunks = chunks_of(w) or [(at_least_float32(w.detach()),)]
-    return torch.stack([of(x).sum() for (x,) in chunks]).sum()
+    return torch.stack([of(x, *values).sum() for (x,) in chunks]).sum()
 
 
 def zeros_step_(w: Tensor, grad: Tensor) -> None:

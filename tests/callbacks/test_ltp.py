@@ -107,21 +107,24 @@ def test_learned_thresholds_differ_and_the_kept_share_tracks_its_path(accumulate
     ("options", "normed", "form"),
     [
         ({}, True, "fading"),
-        ({}, False, "step"),
-        ({"gate": "sigmoid"}, True, "step"),
+        ({}, False, "held"),
+        ({"gate": "held"}, True, "held"),
+        ({"gate": "sigmoid"}, False, "step"),
         ({"gate": "fading"}, False, "fading"),
         ({"lam": 0.1}, True, "step"),
         ({"mode": "paper", "lam": 1e-6, "threshold_lr": 1e-6}, True, "step"),
     ],
 )
-def test_weights_fade_where_a_batchnorm_makes_up_for_it(options: Any, normed: bool, form: str, tmp_path: Path) -> None:
+def test_weights_fade_and_keep_their_norm_where_no_batchnorm_makes_up_for_it(
+    options: Any, normed: bool, form: str, tmp_path: Path
+) -> None:
     module = Toy()
     if not normed:
         module.net = nn.Sequential(*(m for m in module.net if not isinstance(m, nn.BatchNorm2d)))
     callback = LTPCallback(sparsify=1, **options)
     trainer(tmp_path, [callback], max_epochs=2).fit(module, **loaders())
     assert callback.form == form
-    assert callback.feedback == (0 if form == "fading" or "mode" in options else 1)
+    assert callback.feedback == (0 if form != "step" or "mode" in options else 1)
     given = LTPCallback(sparsify=1, feedback=0.5, **options)
     trainer(tmp_path, [given], max_epochs=2).fit(module, **loaders())
     assert given.feedback == 0.5
@@ -131,10 +134,35 @@ def test_a_batchnorm_that_is_held_makes_up_for_nothing(tmp_path: Path) -> None:
     module = Toy().eval()
     callback = LTPCallback(sparsify=1)
     trainer(tmp_path, [callback], max_epochs=2).fit(module, **loaders())
-    assert callback.form == "step"
+    assert callback.form == "held"
 
 
-@pytest.mark.parametrize("bad", [{"gate": "soft"}, {"gate": "fading", "lam": 1.0}])
+def test_what_is_held_is_the_norm_of_each_layer_and_the_prune_keeps_it(tmp_path: Path) -> None:
+    found: list[list[float]] = []
+
+    class Measured(LTPCallback):
+        def learn(self, stats: torch.Tensor, active: torch.Tensor) -> None:
+            super().learn(stats, active)
+            weights = [t.param.detach() for t in self.units.targets]
+            masked = [self._gates[t.name](w) for t, w in zip(self.units.targets, weights, strict=True)]
+            self._expire()
+            found.append([float(v.norm() / w.norm()) for v, w in zip(masked, weights, strict=True)])
+            self.norms = [float(w.norm()) for w in weights]
+
+        def remove(self, *args: Any) -> bool:
+            self.factors_at_prune = self.factors().tolist()
+            removed = super().remove(*args)
+            self.norms_after = [float(t.param.detach().norm()) for t in self.units.targets]
+            return removed
+
+    callback = Measured(target_sparsity=0.8, gate="held", sparsify=0.7)
+    trainer(tmp_path, [callback], max_epochs=10).fit(Toy(), **loaders())
+    assert torch.tensor(found).sub(1).abs().max() < 1e-4
+    assert min(callback.factors_at_prune) > 1.2
+    assert callback.norms_after == pytest.approx(callback.norms, rel=0.05)  # the budget cuts nearly as the gates do
+
+
+@pytest.mark.parametrize("bad", [{"gate": "soft"}, {"gate": "fading", "lam": 1.0}, {"gate": "held", "lam": 1.0}])
 def test_a_wrong_gate_is_named(bad: Any) -> None:
     with pytest.raises(ValueError, match=f"gate='{bad['gate']}' must be None, 'sigmoid' or, with a target"):
         LTPCallback(**bad)

@@ -38,6 +38,7 @@ from tests.toy import Toy, network
 METHODS: dict[str, Any] = {
     "ltp": LTPCallback(target_sparsity=0.8),
     "ltp, fading": LTPCallback(target_sparsity=0.8, gate="fading"),
+    "ltp, held": LTPCallback(target_sparsity=0.8, gate="held"),
     "ltp, a price": LTPCallback(lam=1e-3),
     "ltp, as in the paper": LTPCallback(mode="paper", lam=1e-6, threshold_lr=1e-6),
     "ltp, macs": LTPCallback(target_macs=0.4),

@@ -80,10 +80,14 @@ def whole(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 Faded = partial(LTPCallback, gate="fading")
+Held = partial(LTPCallback, gate="held")
 
 
 class Watch(LTPCallback):
     """Notes whether the shards hold masked weights while the network runs."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(gate="sigmoid", **options)
 
     def before_step(self, units: Any, step: Any) -> None:
         seen = [local(t.param).clone() for t in units.targets]
@@ -97,7 +101,8 @@ class Watch(LTPCallback):
 def everything(folder: Path) -> dict[str, Any]:
     """What two processes do, one after the other in one pair of them."""
     told: dict[str, Any] = {}
-    for name, make in (("ltp", Watch), ("ltp fading", Faded), ("magnitude", MagnitudeCallback)):
+    methods = (("ltp sigmoid", Watch), ("ltp fading", Faded), ("ltp held", Held), ("magnitude", MagnitudeCallback))
+    for name, make in methods:
         callback, module = make(**PHASES), Sharded()
         run = fit(folder, callback, module)
         told[name] = {"learned": callback.final_thresholds.tolist(), "zeros": callback.zeros_at_prune}
@@ -148,7 +153,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", ["ltp", "ltp fading", "magnitude"])
+@pytest.mark.parametrize("method", ["ltp sigmoid", "ltp fading", "ltp held", "magnitude"])
 def test_sharded_weights_are_pruned_as_whole_ones(method: str, results: Path, tmp_path: Path) -> None:
     callback, module = (METHODS | {"ltp fading": Faded})[method](**PHASES), Plain()
     fit(tmp_path, callback, module)
@@ -175,7 +180,7 @@ def test_what_stands_in_the_shards_and_what_is_refused(results: Path) -> None:
     for name in ("LTPCallback", "MagnitudeCallback"):
         assert re.search("target_macs counts .* give target_sparsity, or train with DDP. 0 batches seen", told[name])
     assert told["zero scales"] == [list(range(EMPTY)), list(range(FED))]
-    assert told["report"] == sum(told["ltp"]["zeros"])
+    assert told["report"] == sum(told["ltp sigmoid"]["zeros"])
 
 
 def test_a_checkpoint_of_shards_goes_on_in_one_process(results: Path, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lightning_prune.callbacks.families.zeros import _smallest
 from lightning_prune.functional.order.kth import Shards
-from lightning_prune.functional.shrink import FORMS, fading, soft_threshold
-from lightning_prune.masks import FadingGate, Target
+from lightning_prune.functional.shrink import FORMS, fading, holding, soft_threshold
+from lightning_prune.masks import FadingGate, HeldGate, Target
 from lightning_prune.masks import fading as kernels
 from lightning_prune.masks.chunks import chunk_size
 from lightning_prune.masks.ltp import BAND, HARD_KEPT, IN_BAND, KEPT, TASK
@@ -138,6 +138,35 @@ def test_what_is_kept_is_folded_and_never_zero(cut: float) -> None:
     assert torch.equal(folded[kept].sign(), w[kept].sign())
     if cut > TAU**0.5:
         torch.testing.assert_close(folded[kept], gate(w)[kept])
+
+
+@pytest.mark.parametrize("feedback", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fuse", [False, True])
+def test_a_held_layer_keeps_its_norm_and_passes_gradients_on(fuse: bool, dtype: torch.dtype, feedback: float) -> None:
+    w, g, tau = problem(SHAPES[1], dtype, torch.channels_last)
+    k = holding(w.double().square().sum(), fading(w.double(), tau.double()).square().sum())
+    assert k > 1.3
+    x, before, tau64 = w.double(), g.double().clone(), tau.double().clone().requires_grad_()
+    rtol = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 2e-2}[dtype]
+    gate = HeldGate(tau, k.to(tau.dtype), feedback, fuse)
+    v = gate(w)
+    torch.testing.assert_close(v.double().norm(), x.norm(), rtol=rtol, atol=0)
+    held = k * fading(x, tau64)
+    torch.testing.assert_close(v.double(), held.detach(), rtol=rtol, atol=1e-7)
+    (slope,) = torch.autograd.grad((before * held).sum(), tau64)  # k is a constant
+    stats = gate.step_(w, g, count=True).double()
+    torch.testing.assert_close(stats[TASK], -slope, rtol=rtol, atol=1e-3)
+    passed = torch.where(v != 0, 1.0, feedback)
+    torch.testing.assert_close(g.double(), before * passed, rtol=rtol, atol=1e-8)
+    assert stats[KEPT] == torch.count_nonzero(v)
+    kept = w.double().abs() > 0.08
+    torch.testing.assert_close(gate.fold(w, w[kept].abs().min())[kept], v[kept])
+
+
+def test_what_holds_a_norm_is_finite_for_layers_of_zeros_and_those_that_have_faded() -> None:
+    squares, faded = torch.tensor([4.0, 4.0, 0.0, 4.0]), torch.tensor([1.0, 4.0, 0.0, 0.0])
+    assert holding(squares, faded).tolist() == [2.0, 1.0, 1.0, 1000.0]
 
 
 def test_the_smallest_kept_weight_is_looked_for_in_all_shards() -> None:

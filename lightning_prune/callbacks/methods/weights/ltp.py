@@ -11,12 +11,13 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_prune.callbacks.methods.weights.thresholds import ThresholdPruning, share_of_gradient
-from lightning_prune.callbacks.options import changed, options_of
+from lightning_prune.callbacks.options import FADING, changed, check_ltp_options, options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.functional import ltp, path
 from lightning_prune.functional.adam import adam_step_
 from lightning_prune.functional.schedules import Shape, anneal, cubic_path, settling
-from lightning_prune.masks import FadingGate, Gate, SoftGate
+from lightning_prune.functional.shrink import fading, holding
+from lightning_prune.masks import FadingGate, Gate, HeldGate, SoftGate
 from lightning_prune.masks.ltp import BAND, KEPT, TASK
 from lightning_prune.masks.units import WeightUnits
 from lightning_prune.support.batchnorm import normalises_batches
@@ -40,6 +41,7 @@ class LTPCallback(ThresholdPruning):
     With a target, a common factor on all thresholds keeps the share that a cubic path to it asks for, and meets it to
     the weight; what is learned is each layer's part (`functional.path`), at the price λ that balances the layers. The
     network then uses ``w·relu(1 − (τ/w²)^¼)``, so that a weight fades before it goes; the prune makes that the weight.
+    Where it has no BatchNorm that is multiplied by what holds each layer's norm.
     Without one, ``lam`` decides, as in the paper. Path, prior, fading and feedback are ours; mode "paper" has none.
 
     Args:
@@ -56,7 +58,8 @@ class LTPCallback(ThresholdPruning):
         threshold_lr: step of ``log u`` with a target, of ``u`` without one; None: so that a layer can move by a factor
             of e, or three times the way to a sparsity of 0.9, over the phase's steps. In mode "paper" the raw learning
             rate of τ, required there.
-        gate: "fading", or "sigmoid"; None: fading with a target, mode "normalized" and a BatchNorm in train mode.
+        gate: "fading", "held" (the same with each layer's norm held) or "sigmoid"; None: with a target and in mode
+            "normalized", fading with a BatchNorm in train mode and held without, else the sigmoid.
         feedback: ρ, the share of their gradient that weights below the threshold get, in [0, 1]; they can come back if
             the network needs them. An output whose gradient is far larger than those of its layer's others then gets
             less of it (`masks.rows`). None: 0 where weights fade and in mode "paper" [eq. 14], else 1.
@@ -97,7 +100,7 @@ class LTPCallback(ThresholdPruning):
         temperature_schedule: Shape = "exponential",
         weights_in_band: float = 16.0,
         threshold_lr: float | None = None,
-        gate: Literal["fading", "sigmoid"] | None = None,
+        gate: Literal["fading", "held", "sigmoid"] | None = None,
         feedback: float | None = None,
         fuse: bool = False,
         target_compression: float | None = None,
@@ -120,53 +123,35 @@ class LTPCallback(ThresholdPruning):
         if (target_sparsity, target_compression, target_macs, lam) == (None, None, None, None):
             target_sparsity = 0.9
         super().__init__(**options_of(ThresholdPruning, locals()))
-        if lam is not None and lam < 0:
-            raise ValueError(f"lam={lam} must not be negative: it is the price of keeping weights.")
-        if mode not in ("normalized", "paper"):
-            raise ValueError(f"mode={mode!r} must be 'normalized' or 'paper'.")
-        if not 0 < temperature <= temperature_start and mode != "paper":
-            raise ValueError(
-                f"temperature={temperature} must be positive and at most temperature_start={temperature_start}."
-            )
-        if mode == "normalized" and lam is not None and self.target.given:
-            raise ValueError(
-                f"lam={lam} and a target decide the same thing: the price follows from the target. Give one of them."
-            )
-        if mode == "paper" and (threshold_lr is None or lam is None):
-            raise ValueError(
-                f"mode='paper' needs lam and threshold_lr (got {lam} and {threshold_lr}): the paper's raw λ and η_τ "
-                "depend on the network; 1e-6 and 1e-5·lr are a start for a CIFAR ResNet-20."
-            )
+        check_ltp_options(self.target.given, lam, mode, temperature, temperature_start, threshold_lr, gate)
         self.lam, self.mode, self.threshold_lr, self.fuse = lam, mode, threshold_lr, fuse
         self.temperature, self.temperature_start = temperature, temperature_start
         self.temperature_schedule, self.weights_in_band = temperature_schedule, weights_in_band
-        if gate not in (None, "sigmoid", "fading") or (gate == "fading" and not self.steered):
-            raise ValueError(f"gate={gate!r} must be None, 'sigmoid' or, with a target in mode 'normalized', 'fading'.")
         self.gate, self._asked = gate, feedback
-        self._shape(gate == "fading")
+        self._shape(gate or "sigmoid")
 
     @property
     def steered(self) -> bool:
         """Whether the kept share follows a path to a target, and the price from it."""
         return self.mode == "normalized" and self.target.given
 
-    def _shape(self, fading: bool) -> None:
-        """Take the gate that fades, or the sigmoid, and the feedback that goes with it."""
-        self.form = "fading" if fading else "step"
-        self.feedback = share_of_gradient(self._asked, 0.0 if fading or self.mode == "paper" else 1.0)
+    def _shape(self, gate: str) -> None:
+        """Take a gate, and the feedback that goes with it."""
+        self.form = gate if gate in FADING else "step"
+        self.feedback = share_of_gradient(self._asked, 0.0 if gate in FADING or self.mode == "paper" else 1.0)
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        if self.gate is None and batch is not None:  # else a checkpoint has said it
-            self._shape(self.steered and normalises_batches(pl_module))
+        if self.gate is None and batch is not None and self.steered:  # without a batch, a checkpoint has said it
+            self._shape("fading" if normalises_batches(pl_module) else "held")
         super().begin(trainer, pl_module, batch)
         unused = changed(self, LTPCallback, _COOLING)
-        if self.form == "fading" and unused:
+        if self.form in FADING and unused:
             self.monitor.warn_once("cooling", f"{unused}: not used, as weights fade. gate='sigmoid' has a temperature.")
 
     def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
         super().restore(pl_module, state)
         if state["stage"] == "soft":
-            self._shape(state.get("form") == "fading")
+            self._shape(state.get("form", "step"))
 
     def start(self, units: WeightUnits) -> None:
         super().start(units)
@@ -189,7 +174,7 @@ class LTPCallback(ThresholdPruning):
         self._scale.clamp_(min=1e-12)
         self._variance = self._variances().clamp_min(torch.finfo(torch.float32).tiny)
         self._u, self._mean, self._square, self._count = (torch.zeros(n, device=device) for _ in range(4))
-        self._cap = torch.full((n,), torch.inf, device=device)
+        self._cap, self._factor = torch.full((n,), torch.inf, device=device), torch.ones(n, device=device)
         self._slope, self._shift, self._tau = torch.ones(n, device=device), *torch.zeros(2, n, device=device)
         self._price = torch.tensor(self.lam or 0.0, device=device)
         self._correction = torch.zeros((), device=device)
@@ -198,16 +183,24 @@ class LTPCallback(ThresholdPruning):
         self._cool()
 
     def gates(self, units: WeightUnits) -> dict[str, Gate]:
+        more = self.feedback, self.fuse
         if self.form == "fading":
-            return {n: FadingGate(tau, self.feedback, self.fuse) for n, tau in zip(units.names, self._tau, strict=True)}
+            return {name: FadingGate(tau, *more) for name, tau in zip(units.names, self._tau, strict=True)}
+        if self.form == "held":
+            held = zip(units.names, self._tau, self._factor, strict=True)
+            return {name: HeldGate(tau, factor, *more) for name, tau, factor in held}
         parts = zip(units.names, self._slope, self._shift, strict=True)
         return {name: SoftGate(slope, shift, self.fuse, self.feedback) for name, slope, shift in parts}
 
     def thresholds(self) -> Tensor:
         return self._u * self._scale
 
+    def factors(self) -> Tensor | None:
+        return self._factor if self.form == "held" else None
+
     def tensors(self) -> dict[str, Tensor]:
-        return super().tensors() | {
+        held = {"factor": self._factor} if self.form == "held" else {}
+        return super().tensors() | held | {
             "u": self._u, "scale": self._scale, "mean": self._mean, "square": self._square, "count": self._count,
             "variance": self._variance, "cap": self._cap, "price": self._price, "own": self._own,
             "correction": self._correction, "slope": self._slope, "shift": self._shift, "tau": self._tau,
@@ -279,7 +272,10 @@ class LTPCallback(ThresholdPruning):
     def _cool(self) -> None:
         """Set the gates from thresholds and temperatures."""
         self._tau.copy_(self.thresholds())
-        if self.form == "fading":
+        if self.form == "held":
+            faded = self.units.sums(lambda w, tau: fading(w, tau).square(), self._tau)
+            self._factor.copy_(holding(self.units.sums(torch.square), faded))
+        if self.form in FADING:
             return
         t0 = torch.full_like(self._t0_floor, self._t0())
         if self.mode != "paper":

@@ -73,6 +73,10 @@ class ThresholdPruning(WeightPruning):
         """The thresholds on ``w²``, [layers], ≥ 0."""
         raise NotImplementedError
 
+    def factors(self) -> Tensor | None:
+        """What each layer's kept weights are multiplied by besides, [layers]; None: nothing."""
+        return None
+
     def learn(self, stats: Tensor, active: Tensor) -> None:
         """Move the thresholds, once per optimizer step.
 
@@ -175,4 +179,5 @@ class ThresholdPruning(WeightPruning):
 
     def state(self) -> dict[str, Any]:
         own = {"thresholds": self.thresholds().clone(), "form": self.form} if self.stage == "soft" else {}
-        return super().state() | own
+        factors = self.factors() if own else None
+        return super().state() | own | ({} if factors is None else {"factors": factors.clone()})
