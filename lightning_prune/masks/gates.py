@@ -16,8 +16,7 @@ from torch import Tensor
 from lightning_prune.functional.ltp import at_least_float32
 from lightning_prune.functional.shrink import FORMS
 from lightning_prune.masks import ltp as kernels
-from lightning_prune.masks.fading import faded, faded_step_
-from lightning_prune.masks.ltp import TASK
+from lightning_prune.masks.fading import faded, faded_step_, held, squares
 
 _MARGIN = 1e-3  # share of its magnitude that the smallest kept weight is left with
 
@@ -237,15 +236,18 @@ class HeldGate(FadingGate):
     def __init__(self, tau: Tensor, factor: Tensor, feedback: float = 0.0, fuse: bool = False) -> None:
         super().__init__(tau, feedback, fuse)
         self.factor = factor
+        self._squares: Tensor | None = None
 
     def mask(self, w: Tensor, out: Tensor | None) -> Tensor:
-        return super().mask(w, out).mul_(self.factor)
+        masked, self._gone, self._squares = held(w, self.tau, self.factor, out, self.fuse)
+        return masked
 
     def step_(self, w: Tensor, grad: Tensor, count: bool) -> Tensor:
-        faded = self._cached(w) / self.factor
-        stats = faded_step_(w, grad, faded, self._gone, self.tau, self.fuse, self.feedback)
-        stats[TASK] *= self.factor
-        return stats
+        """Of the sums there are two more, Σ w² and Σ faded², from which ``k`` follows."""
+        masked = self._cached(w)
+        both = squares(w, masked / self.factor) if self._squares is None else self._squares
+        stats = faded_step_(w, grad, masked, self._gone, self.tau, self.fuse, self.feedback, self.factor)
+        return torch.cat([stats, both.to(stats)])
 
     def fold(self, w: Tensor, least: Tensor) -> Tensor:
         return super().fold(w, least) * self.factor

@@ -28,6 +28,7 @@ Sums = tuple[float, float]
 # What a gradient step sums over a layer, in this order.
 STATS = ("task", "band", "kept", "hard_kept", "in_band")
 TASK, BAND, KEPT, HARD_KEPT, IN_BAND = range(len(STATS))
+SQUARE, FADED = len(STATS), len(STATS) + 1  # and where norms are held Σ w² and Σ faded²
 _BAND = torch.sigmoid(torch.tensor(4.0)).item() - 0.5  # |w² − τ| < 4T, seen from the gate
 
 
@@ -173,10 +174,10 @@ def _soft_step_whole_(
     return stats
 
 
-def chunked_sum(w: Tensor, of: Callable[..., Tensor], *values: Tensor) -> Tensor:
-    """``of(w, *values).sum()`` in float32 or better, a scalar, without a temporary of the layer's size on the CPU."""
+def chunked_sum(w: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """``of(w).sum()`` in float32 or better, a scalar, without a temporary of the layer's size on the CPU."""
     chunks = chunks_of(w) or [(at_least_float32(w.detach()),)]
-    return torch.stack([of(x, *values).sum() for (x,) in chunks]).sum()
+    return torch.stack([of(x).sum() for (x,) in chunks]).sum()
 
 
 def zeros_step_(w: Tensor, grad: Tensor) -> None:

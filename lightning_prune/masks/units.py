@@ -64,10 +64,9 @@ class WeightUnits:
         """Each layer's weights now, in float32 or wider, detached; of layers in shards, this process's shards."""
         return [at_least_float32(local(t.param)) for t in self.targets]
 
-    def sums(self, of: Callable[..., Tensor], *values: Tensor) -> Tensor:
-        """Σ of(w, *values) of each whole layer, float32 [layers]; of ``values``, [layers] each, it is given its own."""
-        each = zip(self.targets, *values, strict=True)
-        own = torch.stack([chunked_sum(local(t.param), of, *its) for t, *its in each])
+    def sums(self, of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Σ of(w) of each whole layer, float32 [layers]."""
+        own = torch.stack([chunked_sum(local(t.param), of) for t in self.targets])
         return self.shards.total(own).float()
 
     def values(self) -> Tensor:

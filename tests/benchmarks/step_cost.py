@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="networks to run")
     parser.add_argument("--method", default="ltp", choices=list(METHODS))
     parser.add_argument("--fuse", action="store_true", help="the masks compiled")
-    parser.add_argument("--gate", choices=["fading", "sigmoid"], help="of LTP")
+    parser.add_argument("--gate", choices=["fading", "held", "sigmoid"], help="of LTP")
     parser.add_argument("--memory", nargs=2, metavar=("NAME", "SIZE"))
     args = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -42,12 +42,13 @@ COLLECTIVES = (
 )  # fmt: skip
 METHODS: dict[str, Callable[..., Any]] = {
     "LTP": lambda: LTPCallback(target_sparsity=0.8, sparsify=2, recalibrate_batches=2),
+    "LTP, held": lambda: LTPCallback(target_sparsity=0.8, gate="held", sparsify=2, recalibrate_batches=2),
     "Magnitude": lambda: MagnitudeCallback(target_sparsity=0.8, sparsify=2, recalibrate_batches=2),
     "MRTS": lambda: MRTSCallback(target_macs=0.5, warmup=0, sparsify=2, recalibrate_batches=2),
     "FPGM": lambda: FPGMCallback(target_macs=0.5, warmup=0, sparsify=2, recalibrate_batches=2),
     "Taylor": lambda: ScorePruningCallback("taylor", target_macs=0.5, warmup=0, sparsify=2, recalibrate_batches=2),
 }
-SHARDED = ("LTP", "Magnitude")
+SHARDED = ("LTP", "LTP, held", "Magnitude")
 Sent = dict[str, float]
 
 
@@ -116,7 +117,7 @@ def measure(name: str, processes: int, sharded: bool, folder: Path) -> Sent:
         meter.watch(callback, "select", "selections")
     if name in SHARDED:
         meter.watch(callback, "start", "thresholds")
-        meter.watch(callback, "_refresh" if name == "LTP" else "learn", "thresholds")
+        meter.watch(callback, "_refresh" if name.startswith("LTP") else "learn", "thresholds")
     meter.watch(callback, "remove", "removal")
     meter.watch(callback, "_calibrated", "BatchNorm statistics")
     strategy: Any = ModelParallelStrategy(processes, 1) if sharded else "ddp" if processes > 1 else "auto"

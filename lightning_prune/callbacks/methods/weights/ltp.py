@@ -16,9 +16,9 @@ from lightning_prune.callbacks.phases import Duration
 from lightning_prune.functional import ltp, path
 from lightning_prune.functional.adam import adam_step_
 from lightning_prune.functional.schedules import Shape, anneal, cubic_path, settling
-from lightning_prune.functional.shrink import fading, holding
+from lightning_prune.functional.shrink import holding
 from lightning_prune.masks import FadingGate, Gate, HeldGate, SoftGate
-from lightning_prune.masks.ltp import BAND, KEPT, TASK
+from lightning_prune.masks.ltp import BAND, FADED, KEPT, SQUARE, STATS, TASK
 from lightning_prune.masks.units import WeightUnits
 from lightning_prune.support.batchnorm import normalises_batches
 
@@ -137,7 +137,7 @@ class LTPCallback(ThresholdPruning):
 
     def _shape(self, gate: str) -> None:
         """Take a gate, and the feedback that goes with it."""
-        self.form = gate if gate in FADING else "step"
+        self.form, self.sums = gate if gate in FADING else "step", len(STATS) + 2 * (gate == "held")
         self.feedback = share_of_gradient(self._asked, 0.0 if gate in FADING or self.mode == "paper" else 1.0)
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
@@ -209,6 +209,8 @@ class LTPCallback(ThresholdPruning):
 
     def learn(self, stats: Tensor, active: Tensor) -> None:
         stats = stats.float()
+        if self.form == "held":
+            self._factor.copy_(holding(stats[:, SQUARE], stats[:, FADED]))
         if int(self._steps) % max(1, self.sparsify_steps // _REFRESHES) == 0:
             self._refresh()
         if self.steered:
@@ -272,9 +274,6 @@ class LTPCallback(ThresholdPruning):
     def _cool(self) -> None:
         """Set the gates from thresholds and temperatures."""
         self._tau.copy_(self.thresholds())
-        if self.form == "held":
-            faded = self.units.sums(lambda w, tau: fading(w, tau).square(), self._tau)
-            self._factor.copy_(holding(self.units.sums(torch.square), faded))
         if self.form in FADING:
             return
         t0 = torch.full_like(self._t0_floor, self._t0())

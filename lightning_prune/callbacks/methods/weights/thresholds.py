@@ -40,7 +40,8 @@ class ThresholdPruning(WeightPruning):
     """Base of the methods with a threshold a layer. A subclass gives gates, ``thresholds`` and ``learn``.
 
     Attributes:
-        stats: the last sums of each layer, [layers, len(STATS)]; float64 on the CPU.
+        stats: the last sums of each layer, [layers, sums]; float64 on the CPU.
+        sums: how many a gate's step gives: those named by `STATS`, and what a method adds.
         final_thresholds: those of the hard prune; None before it.
         feedback: ρ, the share of their gradient that pruned weights get.
         form: what the gates make of weights that they keep, of `functional.shrink.FORMS`; "step": nothing.
@@ -48,11 +49,12 @@ class ThresholdPruning(WeightPruning):
 
     feedback = 0.0
     form = "step"
+    sums = len(STATS)
 
     def reset(self) -> None:
         super().reset()
         self._quick = QuickStatistics()  # weights that shrink, shrink what their layers put out
-        self.stats = torch.zeros(0, len(STATS))
+        self.stats = torch.zeros(0, self.sums)
         self.final_thresholds: Tensor | None = None
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
@@ -81,7 +83,7 @@ class ThresholdPruning(WeightPruning):
         """Move the thresholds, once per optimizer step.
 
         Args:
-            stats: float64 [layers, len(STATS)], the sums over each layer as of its last step.
+            stats: float64 [layers, sums], the sums over each layer as of its last step.
             active: bool [layers], those that got a finite gradient in this step.
         """
         raise NotImplementedError
@@ -89,7 +91,7 @@ class ThresholdPruning(WeightPruning):
     def start(self, units: WeightUnits) -> None:
         device = units.targets[0].param.device
         wide = torch.float64 if device.type == "cpu" else torch.float32
-        self.stats = torch.zeros(len(units.targets), len(STATS), dtype=wide, device=device)
+        self.stats = torch.zeros(len(units.targets), self.sums, dtype=wide, device=device)
         self.stats[:, KEPT] = torch.tensor([float(t.numel) for t in units.targets])
 
     def tensors(self) -> dict[str, Tensor]:
