@@ -47,6 +47,7 @@ WEIGHTS: dict[str, Make] = {
     "oneshot": oneshot,
 }
 RIVALS: dict[str, Make] = {  # what LTP is measured against: `test_rivals` runs them through the core of the promises
+    "ltp held": partial(LTPCallback, gate="held"),
     "ltp sigmoid": partial(LTPCallback, gate="sigmoid"),
     "str": STRCallback,
     "st3": ST3Callback,
