@@ -54,11 +54,11 @@ def held(
     if chunks is None:
         v, both = compiled(_held_whole, fuse)(w, tau, factor)
         return out.copy_(v), None, both
-    root, k, gone, before, after = _root(tau).item(), factor.item(), 0.0, 0.0, 0.0
+    root, c, gone, before, after = _root(tau).item(), factor.item(), 0.0, 0.0, 0.0
     for x, v in chunks:
         gone += _fade_chunk_(x, v, root)
         before, after = before + torch.dot(x, x).item(), after + torch.dot(v, v).item()
-        v.mul_(k)
+        v.mul_(c)
     return out, gone, torch.tensor((before, after), dtype=torch.float64)
 
 
@@ -81,10 +81,10 @@ def faded_step_(
         tau: threshold on w², 0-dim, ≥ 0.
         fuse: compile the passes.
         feedback: ρ; 0: pruned weights get no gradient, 1: straight through.
-        factor: k, what `held` multiplied by, 0-dim.
+        factor: what `held` multiplied by, c, 0-dim; none: 1.
 
     Returns:
-        shape [5], ordered as `masks.ltp.STATS`: Σ k·s·g·w, Σ s (s = (1 − m)/4τ of the kept: dm/dτ is −s), and three
+        shape [5], ordered as `masks.ltp.STATS`: Σ c·s·g·w, Σ s (s = (1 − m)/4τ of the kept: dm/dτ is −s), and three
         times #(w² > τ): how many are kept, none of them softly, and all pull on the threshold.
     """
     chunks = None if gone is None or feedback else chunks_of(w, grad, masked, whole=fuse)
@@ -92,14 +92,14 @@ def faded_step_(
         stats: Tensor = compiled(_step_whole_, fuse)(w.detach(), grad, masked, tau, feedback, factor)
         return stats
     assert gone is not None
-    k = 1.0 if factor is None else factor.item()
+    c = 1.0 if factor is None else factor.item()
     if fuse:
         [(_, g, v)] = chunks
         task, kept = compiled(_step_, True)(g, v, _root(tau).to(g.dtype)).tolist()
     else:
-        task, kept = _step_chunks_(chunks, 1 / k)
+        task, kept = _step_chunks_(chunks, 1 / c)
     rate = FADING / float(tau) if tau > 0 else 0.0
-    return torch.tensor((task * rate * k, (gone - (w.numel() - kept)) * rate, *[kept] * 3), dtype=torch.float64)
+    return torch.tensor((task * rate * c, (gone - (w.numel() - kept)) * rate, *[kept] * 3), dtype=torch.float64)
 
 
 def _root(tau: Tensor) -> Tensor:

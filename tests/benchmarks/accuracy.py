@@ -25,7 +25,7 @@ from tests.benchmarks.bench.table import compare, overall
 
 NETWORKS = (
     "resnet20-14px", "mobilenetv2-32px", "efficientnet_b0-32px", "mixnet_s-32px", "efficientnet_b0-64px",
-    "mixnet_s-64px", "lite0-pretrained",
+    "mixnet_s-64px", "lite0-pretrained", "vit-16px", "convnext-16px",
 )  # fmt: skip
 COMPRESSIONS = (3, 5, 10, 20, 50)
 METHODS = ("LTP", "magnitude", "magnitude, feedback", "one-shot", "STR", "ST-3", "Taylor")
