@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_prune.support.near import did_you_mean
 
-FADING = ("fading", "held")  # gates of `LTPCallback` without a jump
+WITHOUT_JUMP = ("fading", "held")  # gates of `LTPCallback` without a jump
 _SURGERY = {"form", "groups", "attention", "allow_inexact", "norms"}
 
 
@@ -54,7 +54,7 @@ def check_ltp_options(
             "depend on the network; 1e-6 and 1e-5·lr are a start for a CIFAR ResNet-20."
         )
     steered = targeted and mode == "normalized"
-    if gate not in (None, "sigmoid", *FADING) or (gate in FADING and not steered):
+    if gate not in (None, "sigmoid", *WITHOUT_JUMP) or (gate in WITHOUT_JUMP and not steered):
         raise ValueError(
             f"gate={gate!r} must be None, 'sigmoid' or, with a target in mode 'normalized', 'fading' or 'held'."
         )

@@ -68,7 +68,7 @@ def zero_below_thresholds(module: nn.Module, checkpoint: Mapping[str, Any]) -> n
             params = dict(module.named_parameters())
             form = FORMS.get(state.get("form", "step"))
             thresholds = state["thresholds"].cpu()
-            factors = state.get("factors", torch.ones_like(thresholds)).cpu()
+            factors = state.get("tensors", {}).get("factor", torch.ones_like(thresholds)).cpu()  # of held norms
             for name, tau, factor in zip(state["names"], thresholds, factors, strict=True):
                 w = params[name]
                 pruned = w.float().square() <= tau

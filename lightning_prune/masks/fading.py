@@ -87,7 +87,8 @@ def faded_step_(
         shape [5], ordered as `masks.ltp.STATS`: Σ c·s·g·w, Σ s (s = (1 − m)/4τ of the kept: dm/dτ is −s), and three
         times #(w² > τ): how many are kept, none of them softly, and all pull on the threshold.
     """
-    chunks = None if gone is None or feedback else chunks_of(w, grad, masked, whole=fuse)
+    whole = gone is None or feedback or (fuse and factor is not None)  # the compiled pass knows of no factor
+    chunks = None if whole else chunks_of(w, grad, masked, whole=fuse)
     if chunks is None:
         stats: Tensor = compiled(_step_whole_, fuse)(w.detach(), grad, masked, tau, feedback, factor)
         return stats

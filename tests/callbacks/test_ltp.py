@@ -109,6 +109,7 @@ def test_learned_thresholds_differ_and_the_kept_share_tracks_its_path(accumulate
         ({}, True, "fading"),
         ({}, False, "held"),
         ({"gate": "held"}, True, "held"),
+        ({"gate": "sigmoid"}, True, "step"),
         ({"gate": "sigmoid"}, False, "step"),
         ({"gate": "fading"}, False, "fading"),
         ({"lam": 0.1}, True, "step"),
@@ -149,7 +150,7 @@ def test_what_is_held_is_the_norm_of_each_layer_and_the_prune_keeps_it(tmp_path:
             super().before_step(units, step)
 
         def remove(self, *args: Any) -> bool:
-            self.factors_at_prune = self.factors().tolist()
+            self.factors_at_prune = self._factor.tolist()
             removed = super().remove(*args)
             self.norms_after = [float(t.param.detach().norm()) for t in self.units.targets]
             return removed

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_prune.callbacks.methods.weights.thresholds import ThresholdPruning, share_of_gradient
-from lightning_prune.callbacks.options import FADING, changed, check_ltp_options, options_of
+from lightning_prune.callbacks.options import WITHOUT_JUMP, changed, check_ltp_options, options_of
 from lightning_prune.callbacks.phases import Duration
 from lightning_prune.functional import ltp, path
 from lightning_prune.functional.adam import adam_step_
@@ -137,15 +137,17 @@ class LTPCallback(ThresholdPruning):
 
     def _shape(self, gate: str) -> None:
         """Take a gate, and the feedback that goes with it."""
-        self.form, self.sums = gate if gate in FADING else "step", len(STATS) + 2 * (gate == "held")
-        self.feedback = share_of_gradient(self._asked, 0.0 if gate in FADING or self.mode == "paper" else 1.0)
+        fades = gate in WITHOUT_JUMP
+        self.form = gate if fades else "step"
+        self.feedback = share_of_gradient(self._asked, 0.0 if fades or self.mode == "paper" else 1.0)
+        self.sums = len(STATS) + (2 if gate == "held" else 0)
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         if self.gate is None and batch is not None and self.steered:  # without a batch, a checkpoint has said it
             self._shape("fading" if normalises_batches(pl_module) else "held")
         super().begin(trainer, pl_module, batch)
         unused = changed(self, LTPCallback, _COOLING)
-        if self.form in FADING and unused:
+        if self.form in WITHOUT_JUMP and unused:
             self.monitor.warn_once("cooling", f"{unused}: not used, as weights fade. gate='sigmoid' has a temperature.")
 
     def restore(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
@@ -194,9 +196,6 @@ class LTPCallback(ThresholdPruning):
 
     def thresholds(self) -> Tensor:
         return self._u * self._scale
-
-    def factors(self) -> Tensor | None:
-        return self._factor if self.form == "held" else None
 
     def tensors(self) -> dict[str, Tensor]:
         held = {"factor": self._factor} if self.form == "held" else {}
@@ -274,7 +273,7 @@ class LTPCallback(ThresholdPruning):
     def _cool(self) -> None:
         """Set the gates from thresholds and temperatures."""
         self._tau.copy_(self.thresholds())
-        if self.form in FADING:
+        if self.form in WITHOUT_JUMP:
             return
         t0 = torch.full_like(self._t0_floor, self._t0())
         if self.mode != "paper":

@@ -75,10 +75,6 @@ class ThresholdPruning(WeightPruning):
         """The thresholds on ``w²``, [layers], ≥ 0."""
         raise NotImplementedError
 
-    def factors(self) -> Tensor | None:
-        """What each layer's kept weights are multiplied by besides, [layers]; None: nothing."""
-        return None
-
     def learn(self, stats: Tensor, active: Tensor) -> None:
         """Move the thresholds, once per optimizer step.
 
@@ -181,5 +177,4 @@ class ThresholdPruning(WeightPruning):
 
     def state(self) -> dict[str, Any]:
         own = {"thresholds": self.thresholds().clone(), "form": self.form} if self.stage == "soft" else {}
-        factors = self.factors() if own else None
-        return super().state() | own | ({} if factors is None else {"factors": factors.clone()})
+        return super().state() | own
